@@ -1,0 +1,2 @@
+//! The `sagacity` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The Shop harness and the end-to-end scenarios.

@@ -1,0 +1,1 @@
+//! What every main needs: telemetry, health, signals, pools, supervision, gRPC.

@@ -1,0 +1,1 @@
+//! Private PostgreSQL and nats-server processes for this machine.

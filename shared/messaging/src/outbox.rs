@@ -1,0 +1,143 @@
+//! The transactional outbox: the only way to say something.
+//!
+//! A row is committed together with the state that it speaks of, and published later by the relay. The row keeps the
+//! stream sequence it got, so that what the broker forgets can be found and published again.
+
+use std::sync::Arc;
+
+use contracts::{CorrelationId, Event, EventId, OrderId};
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+
+/// Why an event came to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// The customer's request that all this began with.
+    pub correlation_id: CorrelationId,
+    /// The event or command that caused it.
+    pub causation_id: EventId,
+    /// W3C trace context to continue.
+    pub traceparent: Option<String>,
+}
+
+/// An event that is about to be said.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// Its id, UUIDv7.
+    pub event_id: EventId,
+    /// The order that it is about.
+    pub order_id: OrderId,
+    /// The fact.
+    pub event: Event,
+    /// Why.
+    pub cause: &'a Cause,
+}
+
+impl<'a> Outgoing<'a> {
+    /// An event with a new id.
+    #[must_use]
+    pub fn new(order_id: OrderId, event: Event, cause: &'a Cause) -> Self {
+        Self { event_id: EventId::new(), order_id, event, cause }
+    }
+}
+
+/// Wakes the relay of this process after a commit, so that events leave at once. The relay also polls, therefore a
+/// forgotten or lost wake-up costs time only. (`NOTIFY` in the transaction would cost four fifths of the throughput.)
+#[derive(Clone, Debug, Default)]
+pub struct Wake(Arc<Notify>);
+
+impl Wake {
+    /// Call after the commit.
+    pub fn wake(&self) {
+        self.0.notify_one();
+    }
+
+    pub(crate) async fn woken(&self) {
+        self.0.notified().await;
+    }
+}
+
+/// Appends events in the caller's transaction, all with one statement, in the order given.
+///
+/// # Errors
+/// Those of the database.
+pub async fn append(tx: &mut PgConnection, events: &[Outgoing<'_>]) -> sqlx::Result<()> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<_> = events.iter().map(|outgoing| outgoing.event_id.0).collect();
+    let subjects: Vec<_> = events.iter().map(|outgoing| outgoing.event.subject().as_str()).collect();
+    let orders: Vec<_> = events.iter().map(|outgoing| outgoing.order_id.0).collect();
+    let payloads: Vec<_> = events.iter().map(|outgoing| outgoing.event.encode()).collect();
+    let correlations: Vec<_> = events.iter().map(|outgoing| outgoing.cause.correlation_id.0).collect();
+    let causes: Vec<_> = events.iter().map(|outgoing| outgoing.cause.causation_id.0).collect();
+    let traces: Vec<_> = events.iter().map(|outgoing| outgoing.cause.traceparent.as_deref()).collect();
+    sqlx::query!(
+        r#"-- outbox_append
+        INSERT INTO outbox (event_id, subject, order_id, payload, correlation_id, causation_id, traceparent)
+        SELECT event_id, subject, order_id, payload, correlation_id, causation_id, traceparent
+        FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bytea[], $5::uuid[], $6::uuid[], $7::text[])
+            WITH ORDINALITY
+            AS e (event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, nth)
+        ORDER BY nth"#,
+        &ids,
+        &subjects as &[&str],
+        &orders,
+        &payloads,
+        &correlations,
+        &causes,
+        &traces as &[Option<&str>],
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// An event as the outbox keeps it.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// The event.
+    pub event_id: EventId,
+    /// Its subject.
+    pub subject: String,
+    /// The order that it is about.
+    pub order_id: OrderId,
+    /// The protobuf message.
+    pub payload: Vec<u8>,
+    /// Why it came to be.
+    pub cause: Cause,
+    /// When it was recorded.
+    pub recorded_at: OffsetDateTime,
+    /// Where the stream put it; `None` while it has not been published.
+    pub stream_sequence: Option<i64>,
+}
+
+/// All events of an order that this outbox still holds, oldest first.
+///
+/// # Errors
+/// Those of the database.
+pub async fn history(pool: &PgPool, order_id: OrderId) -> sqlx::Result<Vec<Recorded>> {
+    let rows = sqlx::query!(
+        r#"-- outbox_history
+        SELECT event_id, subject, payload, correlation_id, causation_id, traceparent, recorded_at, stream_sequence
+        FROM outbox WHERE order_id = $1 ORDER BY position"#,
+        order_id.0
+    )
+    .fetch_all(pool)
+    .await?;
+    let recorded = rows.into_iter().map(|row| Recorded {
+        event_id: EventId(row.event_id),
+        subject: row.subject,
+        order_id,
+        payload: row.payload,
+        cause: Cause {
+            correlation_id: CorrelationId(row.correlation_id),
+            causation_id: EventId(row.causation_id),
+            traceparent: row.traceparent,
+        },
+        recorded_at: row.recorded_at,
+        stream_sequence: row.stream_sequence,
+    });
+    Ok(recorded.collect())
+}

@@ -1,0 +1,41 @@
+//! One trace from the customer's request through all services: spans of handlers continue the publisher's trace.
+
+use std::collections::HashMap;
+
+use contracts::{Envelope, header};
+use opentelemetry::{global, trace::TraceContextExt};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+/// A span for handling one event, child of the span that recorded the event, and the trace context to hand on.
+/// Without OpenTelemetry the publisher's context is handed on unchanged: still the same trace id.
+pub(crate) fn handling(envelope: &Envelope) -> (Span, Option<String>) {
+    let traceparent = envelope.traceparent.clone();
+    let span = tracing::info_span!(
+        "handle",
+        otel.name = %envelope.subject,
+        otel.kind = "consumer",
+        order.id = %envelope.order_id,
+        event.id = %envelope.event_id,
+        event.r#type = envelope.subject.as_str(),
+        correlation.id = %envelope.correlation_id,
+        trace.id = trace_id(traceparent.as_deref()),
+    );
+    let Some(parent) = &traceparent else { return (span, traceparent) };
+    let carrier = HashMap::from([(header::TRACEPARENT.to_owned(), parent.clone())]);
+    let context = global::get_text_map_propagator(|propagator| propagator.extract(&carrier));
+    if span.set_parent(context).is_err() {
+        return (span, traceparent);
+    }
+    let mut handed_on = HashMap::new();
+    let context = span.context();
+    if context.span().span_context().is_valid() {
+        global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut handed_on));
+    }
+    (span, handed_on.remove(header::TRACEPARENT).or(traceparent))
+}
+
+/// The trace id of a `traceparent` (W3C Trace Context, section 3.2): its second part.
+pub(crate) fn trace_id(traceparent: Option<&str>) -> &str {
+    traceparent.and_then(|text| text.split('-').nth(1)).unwrap_or_default()
+}
