@@ -22,7 +22,8 @@ CREATE TABLE outbox (
     causation_id    uuid        NOT NULL,
     -- W3C trace context of whoever wrote the row.
     traceparent     text,
-    recorded_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- ce-time, by the clock of the process that wrote the row; only ever compared with itself.
+    recorded_at     timestamptz NOT NULL,
     -- Null until the broker has acknowledged the event.
     sent_at         timestamptz,
     -- Where the broker's stream put it; lets the tail of the stream be checked against the outbox.

@@ -87,6 +87,7 @@ impl<H: Handler> Batches<H> {
         }
         tx.commit().await.context("commit")?;
         self.node.wake.wake();
+        self.handler.committed();
         for (place, outcome) in places.into_iter().zip(applied) {
             outcomes[place] = outcome;
         }

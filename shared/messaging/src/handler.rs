@@ -76,4 +76,7 @@ pub trait Handler: Send + Sync + 'static {
         tx: &mut PgConnection,
         batch: &[Delivery<Self::Inbound>],
     ) -> impl Future<Output = anyhow::Result<Vec<Outcome>>> + Send;
+
+    /// Called after each commit, for services that have work of their own to wake.
+    fn committed(&self) {}
 }

@@ -13,6 +13,7 @@ mod broker;
 mod consumer;
 mod database;
 mod dead_letter;
+mod event_log;
 pub mod handler;
 pub mod inbox;
 mod metrics;
@@ -26,6 +27,7 @@ mod trace;
 
 pub use broker::{Broker, BrokerError};
 pub use dead_letter::header as dead_letter_header;
+pub use event_log::EventLog;
 pub use handler::{Delivery, Handler, Outcome};
 pub use node::{Node, run};
 pub use progress::Progress;

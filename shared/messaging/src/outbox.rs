@@ -30,16 +30,25 @@ pub struct Outgoing<'a> {
     pub order_id: OrderId,
     /// The fact.
     pub event: Event,
+    /// When it happened; see [`now`].
+    pub recorded_at: OffsetDateTime,
     /// Why.
     pub cause: &'a Cause,
 }
 
 impl<'a> Outgoing<'a> {
-    /// An event with a new id.
+    /// An event with a new id that happened now.
     #[must_use]
     pub fn new(order_id: OrderId, event: Event, cause: &'a Cause) -> Self {
-        Self { event_id: EventId::new(), order_id, event, cause }
+        Self { event_id: EventId::new(), order_id, event, recorded_at: now(), cause }
     }
+}
+
+/// The current time as PostgreSQL keeps it, in whole microseconds, so that what is read back is equal.
+#[must_use]
+pub fn now() -> OffsetDateTime {
+    let now = OffsetDateTime::now_utc();
+    now.replace_microsecond(now.microsecond()).unwrap_or(now)
 }
 
 /// Wakes the relay of this process after a commit, so that events leave at once. The relay also polls, therefore a
@@ -72,14 +81,17 @@ pub async fn append(tx: &mut PgConnection, events: &[Outgoing<'_>]) -> sqlx::Res
     let payloads: Vec<_> = events.iter().map(|outgoing| outgoing.event.encode()).collect();
     let correlations: Vec<_> = events.iter().map(|outgoing| outgoing.cause.correlation_id.0).collect();
     let causes: Vec<_> = events.iter().map(|outgoing| outgoing.cause.causation_id.0).collect();
+    let times: Vec<_> = events.iter().map(|outgoing| outgoing.recorded_at).collect();
     let traces: Vec<_> = events.iter().map(|outgoing| outgoing.cause.traceparent.as_deref()).collect();
     sqlx::query!(
         r#"-- outbox_append
-        INSERT INTO outbox (event_id, subject, order_id, payload, correlation_id, causation_id, traceparent)
-        SELECT event_id, subject, order_id, payload, correlation_id, causation_id, traceparent
-        FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bytea[], $5::uuid[], $6::uuid[], $7::text[])
+        INSERT INTO outbox
+            (event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, recorded_at)
+        SELECT event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, recorded_at
+        FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bytea[], $5::uuid[], $6::uuid[], $7::text[],
+                    $8::timestamptz[])
             WITH ORDINALITY
-            AS e (event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, nth)
+            AS e (event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, recorded_at, nth)
         ORDER BY nth"#,
         &ids,
         &subjects as &[&str],
@@ -88,6 +100,7 @@ pub async fn append(tx: &mut PgConnection, events: &[Outgoing<'_>]) -> sqlx::Res
         &correlations,
         &causes,
         &traces as &[Option<&str>],
+        &times,
     )
     .execute(tx)
     .await?;

@@ -1,0 +1,212 @@
+//! All SQL of the order service. Set-based: one statement for any number of orders.
+
+use contracts::{CustomerId, Money, OrderId};
+use sqlx::{PgConnection, PgPool, types::Json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::domain::{CancelReason, Line, Order, Status};
+
+struct Row {
+    order_id: Uuid,
+    customer_id: Uuid,
+    status: String,
+    cancel_reason: Option<String>,
+    paid: bool,
+    refunded: bool,
+    lines: Json<Vec<Line>>,
+    total_amount: i64,
+    total_currency: String,
+    payment_method: String,
+    deadline: OffsetDateTime,
+    created_at: OffsetDateTime,
+    updated_at: OffsetDateTime,
+    version: i32,
+}
+
+/// Locks orders in key order, so that batches cannot deadlock. Those that do not exist are left out.
+pub(crate) async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<Vec<Order>> {
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    let rows = sqlx::query_as!(
+        Row,
+        r#"-- orders_lock
+        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<Line>>",
+               total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
+        FROM orders WHERE order_id = ANY($1) ORDER BY order_id FOR UPDATE"#,
+        &ids
+    )
+    .fetch_all(tx)
+    .await?;
+    rows.into_iter().map(Row::read).collect()
+}
+
+/// Locks up to `limit` orders that are in flight after their deadline and that nobody else has locked.
+pub(crate) async fn lock_overdue(tx: &mut PgConnection, now: OffsetDateTime, limit: i64) -> sqlx::Result<Vec<Order>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"-- orders_lock_overdue
+        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<Line>>",
+               total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
+        FROM orders WHERE status IN ('pending', 'paid') AND deadline <= $1
+        ORDER BY deadline LIMIT $2 FOR UPDATE SKIP LOCKED"#,
+        now,
+        limit
+    )
+    .fetch_all(tx)
+    .await?;
+    rows.into_iter().map(Row::read).collect()
+}
+
+/// One order of a customer; `None` also when it belongs to another.
+pub(crate) async fn find(pool: &PgPool, customer_id: CustomerId, id: OrderId) -> sqlx::Result<Option<Order>> {
+    let row = sqlx::query_as!(
+        Row,
+        r#"-- order_find
+        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<Line>>",
+               total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
+        FROM orders WHERE order_id = $1 AND customer_id = $2"#,
+        id.0,
+        customer_id.0
+    )
+    .fetch_optional(pool)
+    .await?;
+    row.map(Row::read).transpose()
+}
+
+/// A customer's orders, newest first, older than `before`.
+pub(crate) async fn list(
+    pool: &PgPool,
+    customer_id: CustomerId,
+    before: Option<OrderId>,
+    limit: i64,
+) -> sqlx::Result<Vec<Order>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"-- orders_list
+        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<Line>>",
+               total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
+        FROM orders WHERE customer_id = $1 AND order_id < $2 ORDER BY order_id DESC LIMIT $3"#,
+        customer_id.0,
+        before.map_or(Uuid::max(), |before| before.0),
+        limit
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter().map(Row::read).collect()
+}
+
+/// Inserts new orders.
+pub(crate) async fn insert(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Result<()> {
+    let ids: Vec<_> = orders.iter().map(|order| order.id.0).collect();
+    let customers: Vec<_> = orders.iter().map(|order| order.customer_id.0).collect();
+    let lines: Vec<_> = orders.iter().map(|order| Json(&order.lines)).collect();
+    let amounts: Vec<_> = orders.iter().map(|order| order.total.amount).collect();
+    let currencies: Vec<_> = orders.iter().map(|order| order.total.currency.as_str()).collect();
+    let methods: Vec<_> = orders.iter().map(|order| order.payment_method.as_str()).collect();
+    let deadlines: Vec<_> = orders.iter().map(|order| order.deadline).collect();
+    let times: Vec<_> = orders.iter().map(|order| order.created_at).collect();
+    sqlx::query!(
+        r#"-- orders_insert
+        INSERT INTO orders (order_id, customer_id, status, paid, refunded, lines, total_amount, total_currency,
+                            payment_method, deadline, created_at, updated_at, version)
+        SELECT order_id, customer_id, 'pending', false, false, lines, amount, currency, method, deadline, at, at, 1
+        FROM unnest($1::uuid[], $2::uuid[], $3::jsonb[], $4::bigint[], $5::text[], $6::text[], $7::timestamptz[],
+                    $8::timestamptz[])
+            AS o (order_id, customer_id, lines, amount, currency, method, deadline, at)"#,
+        &ids,
+        &customers,
+        &lines as &[Json<&Vec<Line>>],
+        &amounts,
+        &currencies as &[&str],
+        &methods as &[&str],
+        &deadlines,
+        &times
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Writes what may change of locked orders.
+pub(crate) async fn update(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Result<()> {
+    let ids: Vec<_> = orders.iter().map(|order| order.id.0).collect();
+    let statuses: Vec<_> = orders.iter().map(|order| status_text(order.status)).collect();
+    let reasons: Vec<_> = orders.iter().map(|order| reason_text(order.status)).collect();
+    let paid: Vec<_> = orders.iter().map(|order| order.paid).collect();
+    let refunded: Vec<_> = orders.iter().map(|order| order.refunded).collect();
+    let times: Vec<_> = orders.iter().map(|order| order.updated_at).collect();
+    let versions: Vec<_> = orders.iter().map(|order| order.version).collect();
+    sqlx::query!(
+        r#"-- orders_update
+        UPDATE orders SET status = o.status, cancel_reason = o.reason, paid = o.paid, refunded = o.refunded,
+                          updated_at = o.at, version = o.version
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::boolean[], $5::boolean[], $6::timestamptz[], $7::integer[])
+            AS o (order_id, status, reason, paid, refunded, at, version)
+        WHERE orders.order_id = o.order_id"#,
+        &ids,
+        &statuses as &[&str],
+        &reasons as &[Option<&str>],
+        &paid,
+        &refunded,
+        &times,
+        &versions
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+impl Row {
+    fn read(self) -> sqlx::Result<Order> {
+        Ok(Order {
+            id: OrderId(self.order_id),
+            customer_id: CustomerId(self.customer_id),
+            status: read_status(&self.status, self.cancel_reason.as_deref())?,
+            paid: self.paid,
+            refunded: self.refunded,
+            lines: self.lines.0,
+            total: Money { amount: self.total_amount, currency: self.total_currency },
+            payment_method: self.payment_method,
+            deadline: self.deadline,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            version: self.version,
+        })
+    }
+}
+
+const fn status_text(status: Status) -> &'static str {
+    match status {
+        Status::Pending => "pending",
+        Status::Paid => "paid",
+        Status::Confirmed => "confirmed",
+        Status::Cancelled(_) => "cancelled",
+    }
+}
+
+const fn reason_text(status: Status) -> Option<&'static str> {
+    match status {
+        Status::Cancelled(reason) => Some(reason.as_str()),
+        Status::Pending | Status::Paid | Status::Confirmed => None,
+    }
+}
+
+fn read_status(status: &str, reason: Option<&str>) -> sqlx::Result<Status> {
+    use CancelReason::{CustomerRequest, OutOfStock, PaymentFailed, TimedOut};
+    match (status, reason) {
+        ("pending", None) => Ok(Status::Pending),
+        ("paid", None) => Ok(Status::Paid),
+        ("confirmed", None) => Ok(Status::Confirmed),
+        ("cancelled", Some(text)) => [PaymentFailed, OutOfStock, TimedOut, CustomerRequest]
+            .into_iter()
+            .find(|reason| reason.as_str() == text)
+            .map(Status::Cancelled)
+            .ok_or_else(|| unreadable(status, reason)),
+        _ => Err(unreadable(status, reason)),
+    }
+}
+
+/// The table's constraints exclude this; a row that has it was written by something else.
+fn unreadable(status: &str, reason: Option<&str>) -> sqlx::Error {
+    sqlx::Error::Decode(format!("an order cannot be {status:?} with reason {reason:?}").into())
+}

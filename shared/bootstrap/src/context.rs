@@ -1,0 +1,147 @@
+//! What travels with a request from the edge through every call: correlation, trace, deadline.
+
+use std::time::{Duration, Instant};
+
+use contracts::{CorrelationId, EventId};
+use tonic::{
+    Request,
+    metadata::{MetadataMap, MetadataValue},
+};
+use uuid::Uuid;
+
+/// Metadata key and HTTP header of the correlation id.
+pub const CORRELATION_ID: &str = "x-correlation-id";
+/// Metadata key and HTTP header of the W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+
+/// What travels with a request.
+#[derive(Clone, Debug)]
+pub struct RequestContext {
+    /// One per request of a customer.
+    pub correlation_id: CorrelationId,
+    /// This request as a command: the cause of the events that it leads to.
+    pub command_id: EventId,
+    /// W3C trace context to continue.
+    pub traceparent: String,
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+}
+
+impl RequestContext {
+    /// Of a request at the edge: what the client sent is taken if it is well-formed, else made.
+    #[must_use]
+    pub fn at_edge(correlation_id: Option<&str>, traceparent: Option<&str>, budget: Duration) -> Self {
+        Self {
+            correlation_id: correlation_id.and_then(|text| text.parse().ok()).unwrap_or_else(CorrelationId::new),
+            command_id: EventId::new(),
+            traceparent: traceparent.filter(|text| is_traceparent(text)).map_or_else(new_traceparent, str::to_owned),
+            deadline: Instant::now().checked_add(budget),
+        }
+    }
+
+    /// Of a call that another service makes.
+    #[must_use]
+    pub fn from_metadata(metadata: &MetadataMap) -> Self {
+        let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
+        let budget = text("grpc-timeout").and_then(parse_timeout).unwrap_or(DEFAULT_BUDGET);
+        Self::at_edge(text(CORRELATION_ID), text(TRACEPARENT), budget)
+    }
+
+    /// Hands correlation, trace and the remaining time on to a call, which may take `most` at the most.
+    pub fn apply<T>(&self, request: &mut Request<T>, most: Duration) {
+        let remaining = self.deadline.map_or(most, |deadline| deadline.saturating_duration_since(Instant::now()));
+        request.set_timeout(remaining.min(most));
+        let mut correlation = Uuid::encode_buffer();
+        let correlation: &str = self.correlation_id.0.as_hyphenated().encode_lower(&mut correlation);
+        if let Ok(value) = MetadataValue::try_from(correlation) {
+            request.metadata_mut().insert(CORRELATION_ID, value);
+        }
+        if let Ok(value) = MetadataValue::try_from(self.traceparent.as_str()) {
+            request.metadata_mut().insert(TRACEPARENT, value);
+        }
+    }
+
+    /// The trace's id, 32 hexadecimal digits.
+    #[must_use]
+    pub fn trace_id(&self) -> &str {
+        trace_id(&self.traceparent)
+    }
+}
+
+const DEFAULT_BUDGET: Duration = Duration::from_secs(10);
+
+/// The trace id of a `traceparent`: its second part.
+#[must_use]
+pub fn trace_id(traceparent: &str) -> &str {
+    traceparent.split('-').nth(1).unwrap_or_default()
+}
+
+/// Whether a text is a `traceparent` of version 00 (W3C Trace Context, section 3.2.2).
+fn is_traceparent(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let hex = |part: &str, length| part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let zero = |part: &str| part.bytes().all(|byte| byte == b'0');
+    match parts[..] {
+        ["00", trace, span, flags] => hex(trace, 32) && hex(span, 16) && hex(flags, 2) && !zero(trace) && !zero(span),
+        _ => false,
+    }
+}
+
+/// A new trace; sampled, so that whoever exports decides by itself.
+fn new_traceparent() -> String {
+    let (_, span) = Uuid::new_v4().as_u64_pair();
+    format!("00-{}-{span:016x}-01", Uuid::new_v4().simple())
+}
+
+/// Reads `grpc-timeout` (gRPC over HTTP/2, "Timeout"): up to eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = if digits.len() <= 8 { digits.parse().ok()? } else { return None };
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn a_wellformed_context_is_kept_and_anything_else_is_replaced() {
+        let id = CorrelationId::new();
+        let kept = RequestContext::at_edge(Some(&id.to_string()), Some(TRACE), Duration::from_secs(1));
+        assert_eq!((kept.correlation_id, kept.traceparent.as_str()), (id, TRACE));
+        for wrong in ["", "00-x-y-z", "00-00000000000000000000000000000000-b7ad6b7169203331-01", &TRACE.to_uppercase()]
+        {
+            let replaced = RequestContext::at_edge(Some("no uuid\r\n"), Some(wrong), Duration::from_secs(1));
+            assert!(is_traceparent(&replaced.traceparent) && replaced.traceparent != wrong, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_call_gets_the_smaller_of_its_own_and_the_remaining_time() {
+        let context = RequestContext::at_edge(None, Some(TRACE), Duration::from_millis(100));
+        let mut request = Request::new(());
+        context.apply(&mut request, Duration::from_secs(60));
+        let handed_on = RequestContext::from_metadata(request.metadata());
+        assert!(handed_on.deadline.unwrap() <= Instant::now() + Duration::from_millis(100));
+        assert_eq!(handed_on.correlation_id, context.correlation_id);
+        assert_eq!(handed_on.trace_id(), "0af7651916cd43dd8448eb211c80319c");
+    }
+
+    #[test]
+    fn grpc_timeouts_are_read() {
+        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
+        for wrong in ["", "m", "1", "123456789S", "-1S", "5ü"] {
+            assert_eq!(parse_timeout(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! A process from its first line to its exit code.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+pub use prometheus::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Listeners, settings::Addresses, telemetry};
+
+/// Settings of a service: they at least say where it listens.
+pub trait Settings: Parser {
+    /// Where it listens.
+    fn addresses(&self) -> Addresses;
+}
+
+/// Runs a service: settings, telemetry, listeners, signals, `run`. Exit code 0 after SIGTERM or Ctrl-C, 2 for a wrong
+/// setting, 1 for anything else, with the chain of causes in the log, once.
+pub fn main<S, F>(service: &'static str, run: impl FnOnce(S, Listeners, Registry, CancellationToken) -> F) -> ExitCode
+where
+    S: Settings,
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let settings = S::parse();
+    match runtime().and_then(|runtime| runtime.block_on(start(service, settings, run))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Telemetry may be what failed.
+            eprintln!("{service}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    // The number of threads follows TOKIO_WORKER_THREADS, else the cores.
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+}
+
+async fn start<S, F>(
+    service: &'static str,
+    settings: S,
+    run: impl FnOnce(S, Listeners, Registry, CancellationToken) -> F,
+) -> anyhow::Result<()>
+where
+    S: Settings,
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let telemetry = telemetry::init(service)?;
+    let shutdown = on_signal()?;
+    let result = async {
+        let listeners = Listeners::bind(settings.addresses()).await?;
+        run(settings, listeners, telemetry.registry.clone(), shutdown).await
+    }
+    .await;
+    match &result {
+        Ok(()) => tracing::info!(service, "stopped"),
+        Err(error) => tracing::error!(service, error = format!("{error:#}"), "stopping"),
+    }
+    result
+}
+
+/// A token that SIGTERM and Ctrl-C cancel.
+fn on_signal() -> anyhow::Result<CancellationToken> {
+    let shutdown = CancellationToken::new();
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let token = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+        token.cancel();
+    });
+    Ok(shutdown)
+}

@@ -1,0 +1,91 @@
+//! Logs, traces and metrics.
+//!
+//! Logs are pretty on a terminal and JSON otherwise. Metrics are always collected and shown at `/metrics`. Traces and
+//! metrics go out by OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; else no span is recorded for export.
+
+use std::io::IsTerminal as _;
+
+use anyhow::Context as _;
+use opentelemetry::{global, trace::TracerProvider as _};
+use opentelemetry_otlp::{MetricExporter, SpanExporter};
+use opentelemetry_sdk::{
+    Resource, metrics::SdkMeterProvider, propagation::TraceContextPropagator, trace::SdkTracerProvider,
+};
+use prometheus::Registry;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+
+/// Flushes what has not been exported yet; keep it until the end of `main`.
+#[derive(Debug)]
+pub struct Telemetry {
+    tracer: Option<SdkTracerProvider>,
+    meter: SdkMeterProvider,
+    /// What `/metrics` shows.
+    pub registry: Registry,
+}
+
+/// Sets up telemetry for this process. Call once, inside the runtime.
+///
+/// # Errors
+/// When `LOG_FORMAT`, `RUST_LOG` or the exporter's settings are wrong.
+pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
+    let export = std::env::var_os(ENDPOINT).is_some_and(|endpoint| !endpoint.is_empty());
+    let resource = Resource::builder().with_service_name(service).build();
+    let tracer = export.then(|| tracer(resource.clone())).transpose()?;
+    let layer = tracer.as_ref().map(|provider| {
+        global::set_text_map_propagator(TraceContextPropagator::new());
+        tracing_opentelemetry::layer().with_tracer(provider.tracer("sagacity"))
+    });
+    let filter = EnvFilter::try_new(std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
+        .context("RUST_LOG: expected a filter like info or info,order=debug")?;
+    let logs = if json()? {
+        tracing_subscriber::fmt::layer().json().flatten_event(true).with_target(false).boxed()
+    } else {
+        tracing_subscriber::fmt::layer().with_target(false).with_ansi(colour()).boxed()
+    };
+    tracing_subscriber::registry().with(filter).with(layer).with(logs).try_init().context("set up logging")?;
+    let registry = Registry::new();
+    let meter = meter(&registry, export, resource)?;
+    global::set_meter_provider(meter.clone());
+    Ok(Telemetry { tracer, meter, registry })
+}
+
+fn json() -> anyhow::Result<bool> {
+    match std::env::var("LOG_FORMAT").as_deref() {
+        Ok("json") => Ok(true),
+        Ok("pretty") => Ok(false),
+        Ok("auto" | "") | Err(_) => Ok(!std::io::stdout().is_terminal()),
+        Ok(other) => anyhow::bail!("LOG_FORMAT is {other:?}: expected auto, pretty or json"),
+    }
+}
+
+/// <https://no-color.org>; `CLICOLOR_FORCE` for a parent that passes our output on to its terminal.
+fn colour() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    !set("NO_COLOR") && (set("CLICOLOR_FORCE") || std::io::stdout().is_terminal())
+}
+
+fn tracer(resource: Resource) -> anyhow::Result<SdkTracerProvider> {
+    let exporter = SpanExporter::builder().with_tonic().build().context(ENDPOINT)?;
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}
+
+fn meter(registry: &Registry, export: bool, resource: Resource) -> anyhow::Result<SdkMeterProvider> {
+    let prometheus = opentelemetry_prometheus::exporter().with_registry(registry.clone()).build()?;
+    let mut builder = SdkMeterProvider::builder().with_reader(prometheus).with_resource(resource);
+    if export {
+        builder = builder.with_periodic_exporter(MetricExporter::builder().with_tonic().build().context(ENDPOINT)?);
+    }
+    Ok(builder.build())
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        // Nobody is left to tell when the collector is away at the end.
+        if let Some(tracer) = &self.tracer {
+            let _unsent = tracer.shutdown();
+        }
+        let _unsent = self.meter.shutdown();
+    }
+}
