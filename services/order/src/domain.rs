@@ -3,20 +3,8 @@
 //! [`decide`] says what happens, [`evolve`] what that makes of the order. Events from other services come in any
 //! order and any number; whatever the order, the same facts lead to the same end (see the property test below).
 
-use contracts::{CustomerId, Money, OrderId};
-use serde::{Deserialize, Serialize};
+use contracts::{CustomerId, Money, OrderId, OrderLine};
 use time::OffsetDateTime;
-
-/// One line of an order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
-    /// Stock keeping unit.
-    pub sku: String,
-    /// Units, 1 to 999.
-    pub quantity: u32,
-    /// Price of one unit when the order was accepted.
-    pub unit_price: Money,
-}
 
 /// Where an order stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +51,7 @@ pub struct Order {
     /// Its customer.
     pub customer_id: CustomerId,
     /// What was ordered.
-    pub lines: Vec<Line>,
+    pub lines: Vec<OrderLine>,
     /// Sum over all lines.
     pub total: Money,
     /// The provider's payment method.
@@ -124,7 +112,7 @@ pub enum Event {
 pub struct Created {
     pub id: OrderId,
     pub customer_id: CustomerId,
-    pub lines: Vec<Line>,
+    pub lines: Vec<OrderLine>,
     pub total: Money,
     pub payment_method: String,
     pub deadline: OffsetDateTime,

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use bootstrap::RequestContext;
-use contracts::{CustomerId, Money, OrderId};
+use contracts::{CustomerId, Money, OrderId, OrderLine};
 use messaging::{
     Node,
     outbox::{self, Cause},
@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     decisions::{Decisions, Undecided},
-    domain::{self, Command, Created, Line, Order, Refund},
+    domain::{self, Command, Created, Order, Refund},
     intake::{self, Answer, Intake, Refused},
     log,
     prices::Prices,
@@ -106,7 +106,7 @@ impl OrderService for Grpc {
 
 impl Grpc {
     /// Checks lines and puts prices on them.
-    async fn priced(&self, lines: Vec<RequestedLine>, context: &RequestContext) -> Result<Vec<Line>, Status> {
+    async fn priced(&self, lines: Vec<RequestedLine>, context: &RequestContext) -> Result<Vec<OrderLine>, Status> {
         check_lines(&lines)?;
         let skus: Vec<&str> = lines.iter().map(|line| line.sku.as_str()).collect();
         let prices =
@@ -115,7 +115,7 @@ impl Grpc {
                 Status::unavailable("prices cannot be had now; a retry with the same key is safe")
             })?;
         let priced = lines.into_iter().zip(prices).enumerate().map(|(nth, (line, price))| match price {
-            Some(unit_price) => Ok(Line { sku: line.sku, quantity: line.quantity, unit_price }),
+            Some(unit_price) => Ok(OrderLine { sku: line.sku, quantity: line.quantity, unit_price }),
             None => Err(Status::invalid_argument(format!("items[{nth}].sku: there is no product {:?}", line.sku))),
         });
         priced.collect()
@@ -154,7 +154,7 @@ fn check_lines(lines: &[RequestedLine]) -> Result<(), Status> {
     Ok(())
 }
 
-fn total(lines: &[Line]) -> Result<Money, Status> {
+fn total(lines: &[OrderLine]) -> Result<Money, Status> {
     let wrong = |error: contracts::MoneyError| Status::invalid_argument(format!("items: {error}"));
     let mut sums = lines.iter().map(|line| line.unit_price.times(line.quantity));
     let first = sums.next().ok_or_else(|| Status::invalid_argument("items: expected 1 to 100 lines"))?;
@@ -209,7 +209,7 @@ fn into_wire(order: &Order) -> wire::Order {
         status: status.into(),
         cancel_reason: reason.into(),
         refund: refund.into(),
-        lines: order.lines.iter().map(log::line).collect(),
+        lines: order.lines.iter().cloned().map(Into::into).collect(),
         total: Some(order.total.clone().into()),
         created_at: Some(log::timestamp(order.created_at)),
         updated_at: Some(log::timestamp(order.updated_at)),

@@ -1,11 +1,11 @@
 //! Orders' events as contracts and back: the outbox is the event log, so what is published is what is folded.
 
-use contracts::{DecodeError, Event as Contract, Money, MoneyError, Subject, parse_field};
+use contracts::{DecodeError, Event as Contract, Money, MoneyError, OrderLine, Subject, parse_field};
 use prost_types::Timestamp;
-use proto::{common::v1 as common, order::v1 as wire};
+use proto::order::v1 as wire;
 use time::OffsetDateTime;
 
-use crate::domain::{CancelReason, Created, Event, Line, Order};
+use crate::domain::{CancelReason, Created, Event, Order};
 
 /// The contract of an event that happened to `order`.
 pub(crate) fn publish(order: &Order, event: &Event) -> Contract {
@@ -31,19 +31,10 @@ fn created(order: &Order) -> wire::OrderCreated {
     wire::OrderCreated {
         order_id: order.id.to_string(),
         customer_id: order.customer_id.to_string(),
-        lines: order.lines.iter().map(line).collect(),
+        lines: order.lines.iter().cloned().map(Into::into).collect(),
         total: Some(order.total.clone().into()),
         payment_method: order.payment_method.clone(),
         deadline: Some(timestamp(order.deadline)),
-    }
-}
-
-/// A line as contracts spell it.
-pub(crate) fn line(line: &Line) -> common::OrderLine {
-    common::OrderLine {
-        sku: line.sku.clone(),
-        quantity: line.quantity,
-        unit_price: Some(line.unit_price.clone().into()),
     }
 }
 
@@ -87,7 +78,7 @@ fn read_created(event: wire::OrderCreated) -> Result<Created, DecodeError> {
     let deadline = event.deadline.ok_or_else(|| missing("deadline"))?;
     let deadline = std::time::SystemTime::try_from(deadline)
         .map_err(|error| DecodeError::Field { field: "deadline", reason: error.to_string() })?;
-    let lines: Result<Vec<Line>, MoneyError> = event.lines.into_iter().map(read_line).collect();
+    let lines: Result<Vec<OrderLine>, MoneyError> = event.lines.into_iter().map(OrderLine::try_from).collect();
     Ok(Created {
         id: parse_field("order_id", &event.order_id)?,
         customer_id: parse_field("customer_id", &event.customer_id)?,
@@ -96,10 +87,6 @@ fn read_created(event: wire::OrderCreated) -> Result<Created, DecodeError> {
         payment_method: event.payment_method,
         deadline: deadline.into(),
     })
-}
-
-fn read_line(line: common::OrderLine) -> Result<Line, MoneyError> {
-    Ok(Line { sku: line.sku, quantity: line.quantity, unit_price: line.unit_price.try_into()? })
 }
 
 fn read_reason(reason: wire::CancelReason) -> Result<CancelReason, DecodeError> {

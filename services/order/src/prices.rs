@@ -48,7 +48,9 @@ impl Prices {
             apply(&mut request);
             let fetched = self.inventory.clone().get_prices(request).await?.into_inner().prices;
             self.remember(fetched.into_iter().filter_map(|price| Some((price.sku, price.price?.try_into().ok()?))));
-            prices = self.remembered(skus);
+            for (price, fetched) in prices.iter_mut().zip(self.remembered(skus)) {
+                *price = price.take().or(fetched);
+            }
         }
         Ok(prices)
     }

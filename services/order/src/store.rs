@@ -1,11 +1,11 @@
 //! All SQL of the order service. Set-based: one statement for any number of orders.
 
-use contracts::{CustomerId, Money, OrderId};
+use contracts::{CustomerId, Money, OrderId, OrderLine};
 use sqlx::{PgConnection, PgPool, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::domain::{CancelReason, Line, Order, Status};
+use crate::domain::{CancelReason, Order, Status};
 
 struct Row {
     order_id: Uuid,
@@ -14,7 +14,7 @@ struct Row {
     cancel_reason: Option<String>,
     paid: bool,
     refunded: bool,
-    lines: Json<Vec<Line>>,
+    lines: Json<Vec<OrderLine>>,
     total_amount: i64,
     total_currency: String,
     payment_method: String,
@@ -30,7 +30,7 @@ pub(crate) async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result
     let rows = sqlx::query_as!(
         Row,
         r#"-- orders_lock
-        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<Line>>",
+        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<OrderLine>>",
                total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
         FROM orders WHERE order_id = ANY($1) ORDER BY order_id FOR UPDATE"#,
         &ids
@@ -45,7 +45,7 @@ pub(crate) async fn lock_overdue(tx: &mut PgConnection, now: OffsetDateTime, lim
     let rows = sqlx::query_as!(
         Row,
         r#"-- orders_lock_overdue
-        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<Line>>",
+        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<OrderLine>>",
                total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
         FROM orders WHERE status IN ('pending', 'paid') AND deadline <= $1
         ORDER BY deadline LIMIT $2 FOR UPDATE SKIP LOCKED"#,
@@ -62,7 +62,7 @@ pub(crate) async fn find(pool: &PgPool, customer_id: CustomerId, id: OrderId) ->
     let row = sqlx::query_as!(
         Row,
         r#"-- order_find
-        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<Line>>",
+        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<OrderLine>>",
                total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
         FROM orders WHERE order_id = $1 AND customer_id = $2"#,
         id.0,
@@ -83,7 +83,7 @@ pub(crate) async fn list(
     let rows = sqlx::query_as!(
         Row,
         r#"-- orders_list
-        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<Line>>",
+        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<OrderLine>>",
                total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
         FROM orders WHERE customer_id = $1 AND order_id < $2 ORDER BY order_id DESC LIMIT $3"#,
         customer_id.0,
@@ -115,7 +115,7 @@ pub(crate) async fn insert(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Re
             AS o (order_id, customer_id, lines, amount, currency, method, deadline, at)"#,
         &ids,
         &customers,
-        &lines as &[Json<&Vec<Line>>],
+        &lines as &[Json<&Vec<OrderLine>>],
         &amounts,
         &currencies as &[&str],
         &methods as &[&str],

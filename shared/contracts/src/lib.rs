@@ -7,9 +7,11 @@ pub mod choreography;
 mod envelope;
 mod event;
 mod ids;
+mod line;
 mod money;
 
 pub use envelope::{Envelope, EnvelopeError, header};
 pub use event::{DecodeError, Event, Inbound, Subject, parse_field};
 pub use ids::{CorrelationId, CustomerId, EventId, NotificationId, OrderId, PaymentId};
+pub use line::OrderLine;
 pub use money::{Money, MoneyError};

@@ -26,10 +26,7 @@ impl EventLog {
 
 #[tonic::async_trait]
 impl EventLogService for EventLog {
-    async fn list_events(
-        &self,
-        request: Request<ListEventsRequest>,
-    ) -> Result<Response<ListEventsResponse>, Status> {
+    async fn list_events(&self, request: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
         let order_id: OrderId = request
             .get_ref()
             .order_id

@@ -23,7 +23,7 @@ fn accepted() -> Order {
     let created = Created {
         id: OrderId::new(),
         customer_id: CustomerId::new(),
-        lines: vec![Line { sku: "SKU-0001".into(), quantity: 1, unit_price: price.clone() }],
+        lines: vec![OrderLine { sku: "SKU-0001".into(), quantity: 1, unit_price: price.clone() }],
         total: price,
         payment_method: "tok_visa".into(),
         deadline: at(60),
