@@ -1,12 +1,18 @@
 //! What travels with a request from the edge through every call: correlation, trace, deadline.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use contracts::{CorrelationId, EventId};
+use opentelemetry::{global, trace::TraceContextExt as _};
 use tonic::{
     Request,
     metadata::{MetadataMap, MetadataValue},
 };
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use uuid::Uuid;
 
 /// Metadata key and HTTP header of the correlation id.
@@ -39,12 +45,29 @@ impl RequestContext {
         }
     }
 
-    /// Of a call that another service makes.
+    /// Of a call that another service makes; continues in the span of the call.
     #[must_use]
     pub fn from_metadata(metadata: &MetadataMap) -> Self {
         let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
         let budget = text("grpc-timeout").and_then(parse_timeout).unwrap_or(DEFAULT_BUDGET);
-        Self::at_edge(text(CORRELATION_ID), text(TRACEPARENT), budget)
+        let mut context = Self::at_edge(text(CORRELATION_ID), text(TRACEPARENT), budget);
+        context.hand_on(&Span::current().context());
+        context
+    }
+
+    /// Makes `span` a child of the caller's span and the parent of all that follows. Without OpenTelemetry the caller's
+    /// trace context is handed on unchanged: still the same trace id.
+    pub fn continue_in(&mut self, span: &Span) {
+        set_parent(span, &self.traceparent);
+        self.hand_on(&span.context());
+    }
+
+    fn hand_on(&mut self, context: &opentelemetry::Context) {
+        if context.span().span_context().is_valid() {
+            let mut carrier = HashMap::new();
+            global::get_text_map_propagator(|propagator| propagator.inject_context(context, &mut carrier));
+            self.traceparent = carrier.remove(TRACEPARENT).unwrap_or_else(|| std::mem::take(&mut self.traceparent));
+        }
     }
 
     /// Hands correlation, trace and the remaining time on to a call, which may take `most` at the most.
@@ -66,6 +89,28 @@ impl RequestContext {
     pub fn trace_id(&self) -> &str {
         trace_id(&self.traceparent)
     }
+}
+
+/// The span of a gRPC call, child of the caller's.
+pub(crate) fn call_span(request: &http::Request<()>) -> Span {
+    let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (path, traceparent) = (request.uri().path(), text(TRACEPARENT));
+    let span = tracing::info_span!(
+        "grpc",
+        otel.name = path.trim_start_matches('/'),
+        otel.kind = "server",
+        correlation.id = text(CORRELATION_ID),
+        trace.id = trace_id(traceparent)
+    );
+    set_parent(&span, traceparent);
+    span
+}
+
+fn set_parent(span: &Span, traceparent: &str) {
+    let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
+    let parent = global::get_text_map_propagator(|propagator| propagator.extract(&carrier));
+    // Fails when nothing is exported, and then there is nothing to link.
+    let _linked = span.set_parent(parent);
 }
 
 const DEFAULT_BUDGET: Duration = Duration::from_secs(10);

@@ -11,6 +11,8 @@ use tonic::{
     transport::{Channel, Endpoint, Server},
 };
 
+use crate::context;
+
 /// How long calls in flight may go on after shutdown has begun; an idle client must not hold us up for longer.
 const GRACE: Duration = Duration::from_secs(5);
 /// No call may take longer, whatever its caller allows.
@@ -31,6 +33,7 @@ pub async fn serve(listener: TcpListener, routes: Routes, shutdown: Cancellation
         })
     });
     let server = Server::builder()
+        .trace_fn(context::call_span)
         .timeout(LONGEST_CALL)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))

@@ -1,0 +1,68 @@
+//! The outermost layer: correlation, trace and time budget of each request, its span, its metrics.
+
+use std::time::Instant;
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderValue, header},
+    middleware::Next,
+    response::Response,
+};
+use bootstrap::{
+    RequestContext,
+    context::{CORRELATION_ID, TRACEPARENT},
+};
+use opentelemetry::{KeyValue, global, metrics::Histogram};
+use tracing::Instrument as _;
+
+use crate::{problem::Problem, shop::WHOLE};
+
+/// Boundaries in seconds.
+const BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// Makes the histogram of request durations (OpenTelemetry semantic conventions, HTTP metrics).
+pub(crate) fn durations() -> Histogram<f64> {
+    let meter = global::meter("gateway");
+    meter.f64_histogram("http.server.request.duration").with_unit("s").with_boundaries(BUCKETS.to_vec()).build()
+}
+
+/// Gives each request what travels with it, and answers with its correlation id.
+pub(crate) async fn travel(State(durations): State<Histogram<f64>>, mut request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let headers = request.headers();
+    let mut context = RequestContext::at_edge(text(headers, CORRELATION_ID), text(headers, TRACEPARENT), WHOLE);
+    let span = tracing::info_span!("http", otel.name = format!("{method} {route}"), otel.kind = "server",
+        correlation.id = %context.correlation_id, trace.id = context.trace_id());
+    context.continue_in(&span);
+    let correlation = context.correlation_id.to_string();
+    request.extensions_mut().insert(context);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let status = response.status();
+    if status.is_server_error() {
+        tracing::warn!(parent: &span, %method, route, %status, "answered with a server error");
+    }
+    durations.record(
+        began.elapsed().as_secs_f64(),
+        &[
+            KeyValue::new("http.request.method", method.to_string()),
+            KeyValue::new("http.route", route),
+            KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
+        ],
+    );
+    if let Ok(correlation) = HeaderValue::try_from(correlation) {
+        response.headers_mut().insert(CORRELATION_ID, correlation);
+    }
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// What a panic in a handler becomes; the panic hook has logged it.
+pub(crate) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    axum::response::IntoResponse::into_response(Problem::internal())
+}
