@@ -20,7 +20,6 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Only for live order streams; everything else works without
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented by its type")]
     pub broker: BrokerSettings,
     /// Address of the order service
     #[arg(long, env = "ORDER_URL", default_value = "http://127.0.0.1:50051", value_parser = service_url)]

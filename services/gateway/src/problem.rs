@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 /// An RFC 9457 problem document, `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// What kind of problem it is; stable, for programs.
     #[schema(example = "urn:sagacity:problem:invalid-request")]
     r#type: String,
@@ -38,27 +38,27 @@ impl Problem {
 
     /// Something in the request is wrong: 400.
     #[must_use]
-    pub fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
+    pub(crate) fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
         let problem = Self::new(StatusCode::BAD_REQUEST, "invalid-request", "The request is invalid", detail);
         Self { field: Some(field.into()), ..problem }
     }
 
     /// 404.
     #[must_use]
-    pub fn not_found(detail: impl Into<String>) -> Self {
+    pub(crate) fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not-found", "There is no such thing", detail)
     }
 
     /// 405.
     #[must_use]
-    pub fn method_not_allowed() -> Self {
+    pub(crate) fn method_not_allowed() -> Self {
         let detail = "This resource does not know the method; the header Allow lists those that it knows.";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
     }
 
     /// 413.
     #[must_use]
-    pub fn too_large(limit: usize) -> Self {
+    pub(crate) fn too_large(limit: usize) -> Self {
         let detail = format!("The body is larger than {limit} bytes.");
         let problem = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The request is too large", detail);
         Self { field: Some("body".to_owned()), ..problem }
@@ -66,7 +66,7 @@ impl Problem {
 
     /// 415.
     #[must_use]
-    pub fn media_type() -> Self {
+    pub(crate) fn media_type() -> Self {
         let detail = "Expected the header Content-Type: application/json.";
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         let problem = Self::new(status, "unsupported-media-type", "Unsupported media type", detail);
@@ -75,14 +75,14 @@ impl Problem {
 
     /// 500; the log has the details.
     #[must_use]
-    pub fn internal() -> Self {
+    pub(crate) fn internal() -> Self {
         let detail = "Something went wrong here; the log has the details under the correlation id of this answer.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", detail)
     }
 
     /// The HTTP status.
     #[must_use]
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 }

@@ -23,39 +23,39 @@ use crate::{
 
 /// Every event of an order, oldest first.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Timeline {
+pub(crate) struct Timeline {
     /// The order.
-    pub order_id: String,
+    pub(crate) order_id: String,
     /// Its events.
-    pub events: Vec<TimelineEvent>,
+    pub(crate) events: Vec<TimelineEvent>,
     /// Services whose events cannot be had now.
-    pub unavailable: Vec<&'static str>,
+    pub(crate) unavailable: Vec<&'static str>,
 }
 
 /// One event of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct TimelineEvent {
+pub(crate) struct TimelineEvent {
     /// The event, UUIDv7.
-    pub id: String,
+    pub(crate) id: String,
     /// What happened: `order.created.v1` and so on.
-    pub r#type: String,
+    pub(crate) r#type: String,
     /// Who says so.
-    pub service: &'static str,
+    pub(crate) service: &'static str,
     /// When it was recorded, by the clock of that service.
     #[serde(with = "time::serde::rfc3339::option")]
-    pub recorded_at: Option<OffsetDateTime>,
+    pub(crate) recorded_at: Option<OffsetDateTime>,
     /// Milliseconds since the order's first event.
-    pub offset_ms: i64,
+    pub(crate) offset_ms: i64,
     /// The event or command that caused it.
-    pub causation_id: String,
+    pub(crate) causation_id: String,
     /// What kind of event caused it; null for a command.
-    pub cause: Option<String>,
+    pub(crate) cause: Option<String>,
     /// The customer's request that it began with.
-    pub correlation_id: String,
+    pub(crate) correlation_id: String,
     /// The trace that it belongs to.
-    pub trace_id: String,
+    pub(crate) trace_id: String,
     /// Where the stream of the service put it; null while it has not been published.
-    pub stream_sequence: Option<u64>,
+    pub(crate) stream_sequence: Option<u64>,
 }
 
 /// Every event of the order with cause, time and trace id.

@@ -10,150 +10,150 @@ use utoipa::ToSchema;
 
 /// An amount in the minor unit of its currency: 19.99 EUR is 1999.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Money {
+pub(crate) struct Money {
     /// Minor units (cents).
     #[schema(example = 1999)]
-    pub amount: i64,
+    pub(crate) amount: i64,
     /// ISO 4217 code.
     #[schema(example = "EUR")]
-    pub currency: String,
+    pub(crate) currency: String,
 }
 
 /// An order to be placed.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct NewOrder {
+pub(crate) struct NewOrder {
     /// 1 to 100 lines, each with another product.
-    pub items: Vec<NewItem>,
+    pub(crate) items: Vec<NewItem>,
     /// A payment method of the provider; for tests `tok_visa`, `tok_mastercard`, `tok_chargeDeclined` or
     /// `tok_chargeDeclinedInsufficientFunds`.
     #[schema(example = "tok_visa")]
-    pub payment_method: String,
+    pub(crate) payment_method: String,
 }
 
 /// One line of an order to be placed.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct NewItem {
+pub(crate) struct NewItem {
     /// Stock keeping unit.
     #[schema(example = "SKU-0001")]
-    pub sku: String,
+    pub(crate) sku: String,
     /// Units, 1 to 999.
     #[schema(minimum = 1, maximum = 999)]
-    pub quantity: u32,
+    pub(crate) quantity: u32,
 }
 
 /// An order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Order {
+pub(crate) struct Order {
     /// The order, UUIDv7.
-    pub id: String,
+    pub(crate) id: String,
     /// `pending`, `paid`, `confirmed` or `cancelled`.
-    pub status: &'static str,
+    pub(crate) status: &'static str,
     /// Why it was cancelled: `payment_failed`, `out_of_stock`, `timed_out` or `customer_request`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'static str>,
+    pub(crate) reason: Option<&'static str>,
     /// What became of the money of a cancelled order: `none`, `pending` or `done`.
-    pub refund: &'static str,
+    pub(crate) refund: &'static str,
     /// Its lines.
-    pub items: Vec<Item>,
+    pub(crate) items: Vec<Item>,
     /// Sum over all lines.
-    pub total: Option<Money>,
+    pub(crate) total: Option<Money>,
     /// When it was accepted.
     #[serde(with = "time::serde::rfc3339::option")]
-    pub created_at: Option<OffsetDateTime>,
+    pub(crate) created_at: Option<OffsetDateTime>,
     /// When it last changed.
     #[serde(with = "time::serde::rfc3339::option")]
-    pub updated_at: Option<OffsetDateTime>,
+    pub(crate) updated_at: Option<OffsetDateTime>,
     /// Cancelled unless confirmed before.
     #[serde(with = "time::serde::rfc3339::option")]
-    pub deadline: Option<OffsetDateTime>,
+    pub(crate) deadline: Option<OffsetDateTime>,
 }
 
 /// One line of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Item {
+pub(crate) struct Item {
     /// Stock keeping unit.
-    pub sku: String,
+    pub(crate) sku: String,
     /// Units.
-    pub quantity: u32,
+    pub(crate) quantity: u32,
     /// Price of one unit when the order was accepted.
-    pub unit_price: Option<Money>,
+    pub(crate) unit_price: Option<Money>,
 }
 
 /// An order with what the other services know of it.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ComposedOrder {
+pub(crate) struct ComposedOrder {
     /// The order itself.
     #[serde(flatten)]
-    pub order: Order,
+    pub(crate) order: Order,
     /// Its payment; null before there is one.
-    pub payment: Option<Payment>,
+    pub(crate) payment: Option<Payment>,
     /// Its reservation: `reserved`, `rejected` or `released`; null before there is one.
-    pub reservation: Option<&'static str>,
+    pub(crate) reservation: Option<&'static str>,
     /// What the customer was told.
-    pub notifications: Vec<Notification>,
+    pub(crate) notifications: Vec<Notification>,
     /// Parts that cannot be had now: `payment`, `reservation`, `notifications`.
-    pub unavailable: Vec<&'static str>,
+    pub(crate) unavailable: Vec<&'static str>,
 }
 
 /// The payment of an order.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Payment {
+pub(crate) struct Payment {
     /// The payment, UUIDv7.
-    pub id: String,
+    pub(crate) id: String,
     /// `pending`, `completed`, `failed`, `voided`, `refunding` or `refunded`.
-    pub status: &'static str,
+    pub(crate) status: &'static str,
     /// What is or was to be paid; null when the order was cancelled before payment heard of it.
-    pub amount: Option<Money>,
+    pub(crate) amount: Option<Money>,
     /// Why it was declined.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub failure_code: Option<String>,
+    pub(crate) failure_code: Option<String>,
 }
 
 /// Something the customer was told.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Notification {
+pub(crate) struct Notification {
     /// The notification, UUIDv7.
-    pub id: String,
+    pub(crate) id: String,
     /// `order_confirmed`, `order_cancelled` or `payment_refunded`.
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// When.
     #[serde(with = "time::serde::rfc3339::option")]
-    pub created_at: Option<OffsetDateTime>,
+    pub(crate) created_at: Option<OffsetDateTime>,
 }
 
 /// A page of the customer's orders, newest first.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct OrderPage {
+pub(crate) struct OrderPage {
     /// The orders.
-    pub orders: Vec<Order>,
+    pub(crate) orders: Vec<Order>,
     /// `cursor` of the next page; null on the last.
-    pub next_cursor: Option<String>,
+    pub(crate) next_cursor: Option<String>,
 }
 
 /// A product.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Product {
+pub(crate) struct Product {
     /// Stock keeping unit.
-    pub sku: String,
+    pub(crate) sku: String,
     /// What it is called.
-    pub name: String,
+    pub(crate) name: String,
     /// What kind of thing it is.
-    pub category: String,
+    pub(crate) category: String,
     /// Of one unit.
-    pub price: Option<Money>,
+    pub(crate) price: Option<Money>,
     /// Units that can be ordered now.
-    pub available: u64,
+    pub(crate) available: u64,
 }
 
 /// A page of products, by SKU.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ProductPage {
+pub(crate) struct ProductPage {
     /// The products.
-    pub products: Vec<Product>,
+    pub(crate) products: Vec<Product>,
     /// `cursor` of the next page; null on the last.
-    pub next_cursor: Option<String>,
+    pub(crate) next_cursor: Option<String>,
 }
 
 impl From<common::Money> for Money {

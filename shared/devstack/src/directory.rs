@@ -1,0 +1,40 @@
+//! Temporary directories, in shared memory where there is some.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use uuid::Uuid;
+
+use crate::Reaper;
+
+/// A directory that goes away with us.
+#[derive(Debug)]
+pub struct TemporaryDirectory(PathBuf);
+
+impl TemporaryDirectory {
+    /// Below `/dev/shm`, else below the system's directory for temporary files.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(reaper: &Reaper) -> anyhow::Result<Self> {
+        let shared_memory = Path::new("/dev/shm");
+        let parent = if shared_memory.is_dir() { shared_memory.to_owned() } else { std::env::temp_dir() };
+        let path = parent.join(format!("sagacity-{}", Uuid::now_v7().simple()));
+        std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+        reaper.remove_at_end(&path);
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryDirectory {
+    fn drop(&mut self) {
+        // The reaper tries again at the end.
+        let _later = std::fs::remove_dir_all(&self.0);
+    }
+}

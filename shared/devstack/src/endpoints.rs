@@ -1,0 +1,58 @@
+//! Where the parts of a running system are.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+
+/// The processes of the system, in the order in which they start.
+pub const SERVICES: [&str; 6] = ["psp-sandbox", "inventory", "payment", "notification", "order", "gateway"];
+
+/// Addresses of a running system; `up` writes them to a file for the other commands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Endpoints {
+    /// `http://host:port` of the gateway.
+    pub gateway: String,
+    /// `http://host:port` of psp-sandbox.
+    pub provider: String,
+    /// `nats://host:port`.
+    pub nats: String,
+    /// Database address by service: order, payment, inventory, notification.
+    pub databases: BTreeMap<String, String>,
+    /// `http://host:port` of the admin listeners, by process.
+    pub admin: BTreeMap<String, String>,
+    /// Process ids, by process, when they run on this machine.
+    pub pids: BTreeMap<String, u32>,
+}
+
+impl Endpoints {
+    const FILE: &str = "stack.json";
+
+    /// Writes them into the state directory.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn write(&self, state: &Path) -> anyhow::Result<()> {
+        let path = state.join(Self::FILE);
+        let half = state.join(format!("{}.new", Self::FILE));
+        std::fs::write(&half, serde_json::to_vec_pretty(self)?).with_context(|| format!("write {}", half.display()))?;
+        std::fs::rename(&half, &path).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Reads what the last `up` wrote.
+    ///
+    /// # Errors
+    /// When nothing runs there.
+    pub fn read(state: &Path) -> anyhow::Result<Self> {
+        let path = state.join(Self::FILE);
+        let text = std::fs::read(&path).with_context(|| {
+            format!("nothing runs here ({} is not there): start it with `cargo sagacity up`", path.display())
+        })?;
+        serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// Says that nothing runs any more.
+    pub fn remove(state: &Path) {
+        let _gone = std::fs::remove_file(state.join(Self::FILE));
+    }
+}

@@ -1,0 +1,120 @@
+//! Servers that all tests of one test binary share; the reaper ends them with it.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use sqlx::{PgPool, migrate::Migrator};
+use tokio::{process::Command, sync::OnceCell};
+use uuid::Uuid;
+
+use crate::{
+    Durability, Logs, NatsServer, Options, Ports, Postgres, Reaper, Stack, TemporaryDirectory, free_port, postgres,
+    tools,
+};
+
+struct Shared {
+    reaper: Reaper,
+    directory: TemporaryDirectory,
+    postgres: Postgres,
+}
+
+static SHARED: OnceCell<Shared> = OnceCell::const_new();
+
+async fn shared() -> anyhow::Result<&'static Shared> {
+    SHARED
+        .get_or_try_init(async || {
+            let reaper = Reaper::new()?;
+            let directory = TemporaryDirectory::new(&reaper)?;
+            let place = directory.path().join("postgres");
+            let postgres =
+                Postgres::start(&place, free_port()?, Durability::Ephemeral, &logs("shared"), &reaper).await?;
+            Ok(Shared { reaper, directory, postgres })
+        })
+        .await
+}
+
+/// Where the logs of a test's processes go.
+fn logs(name: &str) -> Logs {
+    Logs::Directory(tools::target_directory().join("test-logs").join(format!("{}-{name}", std::process::id())))
+}
+
+/// A new database for one test, migrated, and its address.
+///
+/// # Errors
+/// When there is no PostgreSQL.
+pub async fn database(migrators: &[Migrator]) -> anyhow::Result<(PgPool, String)> {
+    let shared = shared().await?;
+    let name = format!("test_{}", Uuid::now_v7().simple());
+    postgres::provide(&shared.postgres.admin_url(), "test", &name).await?;
+    let url = shared.postgres.url("test", &name);
+    let pool = PgPool::connect(&url).await?;
+    for migrator in migrators {
+        migrator.run(&pool).await?;
+    }
+    Ok((pool, url))
+}
+
+/// A broker for one test. To keep its streams over a restart use [`NatsServer::crash_and_restart`] with
+/// [`broker_environment`].
+///
+/// # Errors
+/// When there is no nats-server.
+pub async fn broker() -> anyhow::Result<NatsServer> {
+    let shared = shared().await?;
+    let directory = shared.directory.path().join(format!("nats-{}", Uuid::now_v7().simple()));
+    NatsServer::start(&directory, free_port()?, &logs("broker"), &shared.reaper).await
+}
+
+/// What is needed to restart a broker of a test.
+///
+/// # Errors
+/// When the shared servers cannot be started.
+pub async fn broker_environment() -> anyhow::Result<(Logs, Reaper)> {
+    Ok((logs("broker"), shared().await?.reaper.clone()))
+}
+
+/// The whole system for one test, with its own broker and databases. `settings` are (service, name, value).
+///
+/// # Errors
+/// Says which part could not be started.
+pub async fn stack(name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Result<Stack> {
+    let shared = shared().await?;
+    let programs = programs().await?;
+    let id = Uuid::now_v7().simple().to_string();
+    let options = Options {
+        state: shared.directory.path().join(&id),
+        programs,
+        ports: Ports::free()?,
+        durability: Durability::Ephemeral,
+        database: Some(shared.postgres.admin_url()),
+        database_prefix: format!("{id}_"),
+        nats: None,
+        settings: settings
+            .iter()
+            .map(|(of, name, value)| (of.to_string(), name.to_string(), value.to_string()))
+            .collect(),
+        logs: logs(name),
+    };
+    Stack::start(options, shared.reaper.clone()).await
+}
+
+static PROGRAMS: OnceCell<PathBuf> = OnceCell::const_new();
+
+/// Builds the services' programs in the profile of the running test, which cargo does not do by itself for tests of
+/// another crate, and says where they are.
+async fn programs() -> anyhow::Result<PathBuf> {
+    let build = async || {
+        // .../target/debug/deps/scenarios-0123456789abcdef
+        let test = std::env::current_exe()?;
+        let programs = test.parent().and_then(|deps| deps.parent()).context("a test lies in target/<profile>/deps")?;
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--workspace", "--bins", "--locked"]);
+        if programs.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().await.context("run cargo build")?;
+        anyhow::ensure!(built.status.success(), "cargo build: {}", String::from_utf8_lossy(&built.stderr));
+        Ok(programs.to_owned())
+    };
+    PROGRAMS.get_or_try_init(build).await.cloned()
+}
