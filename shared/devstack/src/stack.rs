@@ -32,8 +32,10 @@ pub struct Options {
     pub nats: Option<String>,
     /// More settings for single services: (service, name, value).
     pub settings: Vec<(String, String, String)>,
-    /// Where logs go.
+    /// Where the services' logs go.
     pub logs: Logs,
+    /// Where the logs of PostgreSQL and nats-server go.
+    pub server_logs: Logs,
 }
 
 /// The running system.
@@ -67,14 +69,14 @@ impl Stack {
             None => {
                 let directory = postgres::reachable(&options.state)?;
                 let (port, durability) = (options.ports.postgres, options.durability);
-                Some(Postgres::start(&directory, port, durability, &options.logs, &reaper).await?)
+                Some(Postgres::start(&directory, port, durability, &options.server_logs, &reaper).await?)
             }
         };
         let nats = match &options.nats {
             Some(_) => None,
             None => {
                 let directory = options.state.join("nats");
-                Some(NatsServer::start(&directory, options.ports.nats, &options.logs, &reaper).await?)
+                Some(NatsServer::start(&directory, options.ports.nats, &options.server_logs, &reaper).await?)
             }
         };
         let endpoints = endpoints(&options, postgres.as_ref(), nats.as_ref()).await?;
@@ -156,7 +158,7 @@ impl Stack {
     /// When it does not come back, or is not ours.
     pub async fn restart_broker(&mut self) -> anyhow::Result<()> {
         let nats = self.nats.take().context("the broker is not ours")?;
-        self.nats = Some(nats.crash_and_restart(&self.options.logs, &self.reaper).await?);
+        self.nats = Some(nats.crash_and_restart(&self.options.server_logs, &self.reaper).await?);
         Ok(())
     }
 

@@ -94,6 +94,7 @@ pub async fn stack(name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Resul
             .map(|(of, name, value)| (of.to_string(), name.to_string(), value.to_string()))
             .collect(),
         logs: logs(name),
+        server_logs: logs(name),
     };
     Stack::start(options, shared.reaper.clone()).await
 }

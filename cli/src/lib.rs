@@ -1,0 +1,9 @@
+//! The `sagacity` command as a library, so that e2e uses the same client and the same auditor.
+
+pub mod audit;
+pub mod client;
+pub mod load;
+pub mod measure;
+pub mod order;
+pub mod timeline;
+pub mod up;
