@@ -1,6 +1,10 @@
 //! The `sagacity` command.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand};
 use cli::{
@@ -61,7 +65,7 @@ async fn main() -> ExitCode {
 async fn run(sagacity: Sagacity) -> anyhow::Result<ExitCode> {
     let state = match sagacity.state {
         Some(state) => std::path::absolute(state)?,
-        None => std::path::absolute(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.sagacity"))?,
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(".sagacity"),
     };
     let endpoints = || Endpoints::read(&state);
     let holds = match sagacity.command {

@@ -16,7 +16,7 @@ mod timeline;
 mod views;
 
 use anyhow::Context as _;
-use axum::{Json, Router, extract::DefaultBodyLimit, middleware, routing::get};
+use axum::{Router, extract::DefaultBodyLimit, middleware};
 use bootstrap::{Listeners, Readiness, Supervisor, admin, process::Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -46,9 +46,7 @@ fn router(shop: shop::Shop) -> Router {
         .routes(routes!(products::list))
         .routes(routes!(products::look))
         .split_for_parts();
-    let json = document.clone();
-    api.route("/openapi.json", get(async move || Json(json)))
-        .merge(SwaggerUi::new("/docs").external_url_unchecked("/openapi.json", serde_json::json!(document)))
+    api.merge(SwaggerUi::new("/docs").url("/openapi.json", document))
         .fallback(async || problem::Problem::not_found("There is nothing at this path; /docs shows what there is."))
         .method_not_allowed_fallback(async || problem::Problem::method_not_allowed())
         .layer(CatchPanicLayer::custom(edge::panicked))

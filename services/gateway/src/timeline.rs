@@ -75,7 +75,16 @@ pub(crate) async fn look(
 }
 
 /// The order's events as far as they can be had.
+///
+/// The logs are not read at the same instant: an effect may be there whose cause was written just after its log was
+/// read. Whoever reads once more finds the cause, because it was there before its effect.
 pub(crate) async fn timeline(shop: &Shop, context: &RequestContext, id: OrderId) -> Timeline {
+    let first = read(shop, context, id).await;
+    let complete = first.events.iter().skip(1).all(|event| event.cause.is_some());
+    if complete { first } else { read(shop, context, id).await }
+}
+
+async fn read(shop: &Shop, context: &RequestContext, id: OrderId) -> Timeline {
     let asked = shop.logs.iter().map(async |(service, log)| {
         let request = ask(context, PART, ListEventsRequest { order_id: id.to_string() });
         (*service, log.clone().list_events(request).await)

@@ -10,10 +10,10 @@ use sqlx::postgres::PgConnectOptions;
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseSettings {
     /// PostgreSQL address, for example postgres://order:secret@127.0.0.1:5432/order
-    #[arg(long = "database-url", env = "DATABASE_URL", hide_env_values = true)]
+    #[arg(id = "database-url", long, env = "DATABASE_URL", value_name = "DATABASE_URL", hide_env_values = true)]
     pub url: DatabaseUrl,
     /// Connections in the pool; few are faster than many: twice the cores is plenty
-    #[arg(long = "database-pool-size", env = "DATABASE_POOL_SIZE", default_value_t = 8,
+    #[arg(id = "database-pool-size", long, env = "DATABASE_POOL_SIZE", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(2..=100))]
     pub pool_size: u32,
 }
@@ -22,7 +22,7 @@ pub struct DatabaseSettings {
 #[derive(Args, Clone, Debug)]
 pub struct BrokerSettings {
     /// NATS address; the server must be 2.12 or later with JetStream
-    #[arg(long = "nats-url", env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_parser = nats_url)]
+    #[arg(id = "nats-url", long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_parser = nats_url)]
     pub url: String,
 }
 

@@ -14,6 +14,8 @@ use opentelemetry_sdk::{
 use prometheus::Registry;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
+/// What OpenTelemetry says about itself is of interest only when it is wrong.
+const DEFAULT_FILTER: &str = "info,opentelemetry=warn,opentelemetry_sdk=warn";
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// Flushes what has not been exported yet; keep it until the end of `main`.
@@ -37,7 +39,7 @@ pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
         global::set_text_map_propagator(TraceContextPropagator::new());
         tracing_opentelemetry::layer().with_tracer(provider.tracer("sagacity"))
     });
-    let filter = EnvFilter::try_new(std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
+    let filter = EnvFilter::try_new(std::env::var("RUST_LOG").unwrap_or_else(|_| DEFAULT_FILTER.to_owned()))
         .context("RUST_LOG: expected a filter like info or info,order=debug")?;
     let logs = if json()? {
         tracing_subscriber::fmt::layer().json().flatten_event(true).with_target(false).boxed()

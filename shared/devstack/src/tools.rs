@@ -98,7 +98,8 @@ fn fetch(package: &str, version: &str) -> anyhow::Result<PathBuf> {
 /// Cargo's target directory of this workspace.
 #[must_use]
 pub fn target_directory() -> PathBuf {
-    let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
+    let ours = || workspace.join("target");
     let directory = std::env::var_os("CARGO_TARGET_DIR").map_or_else(ours, PathBuf::from);
     std::path::absolute(&directory).unwrap_or(directory)
 }
