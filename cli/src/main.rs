@@ -74,7 +74,8 @@ async fn run(sagacity: Sagacity) -> anyhow::Result<ExitCode> {
         Command::Load(load) => load.run(&endpoints()?).await,
         Command::Timeline(timeline) => timeline.run(&endpoints()?).await.map(|()| true),
         Command::Verify { settle, dead_letters, json } => {
-            let expectations = Expectations { settle: Duration::from_secs(settle), dead_letters };
+            let expectations =
+                Expectations { settle: Duration::from_secs(settle), dead_letters, ..Expectations::default() };
             let report = audit::audit(&endpoints()?, expectations).await?;
             match json {
                 true => println!("{}", serde_json::to_string_pretty(&report)?),

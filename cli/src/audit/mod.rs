@@ -17,11 +17,13 @@ pub struct Expectations {
     pub settle: Duration,
     /// How many dead letters there should be.
     pub dead_letters: usize,
+    /// How often each event should be in its stream; more than once only where a test has put it there again.
+    pub copies: usize,
 }
 
 impl Default for Expectations {
     fn default() -> Self {
-        Self { settle: Duration::from_secs(60), dead_letters: 0 }
+        Self { settle: Duration::from_secs(60), dead_letters: 0, copies: 1 }
     }
 }
 
@@ -76,7 +78,7 @@ pub async fn audit(endpoints: &Endpoints, expectations: Expectations) -> anyhow:
     let sources = facts::Sources::open(endpoints).await?;
     let unsettled = settle::settle(&sources, expectations.settle).await?;
     let facts = sources.read().await?;
-    let mut invariants = rules::check(&facts, expectations.dead_letters);
+    let mut invariants = rules::check(&facts, &expectations);
     invariants.insert(
         0,
         Invariant { name: "settled", rule: "nothing is in flight any more", checked: 1, breaches: unsettled },

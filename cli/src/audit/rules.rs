@@ -9,11 +9,11 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    Invariant,
+    Expectations, Invariant,
     facts::{Facts, Order, Recorded},
 };
 
-pub(super) fn check(facts: &Facts, dead_letters: usize) -> Vec<Invariant> {
+pub(super) fn check(facts: &Facts, expectations: &Expectations) -> Vec<Invariant> {
     let mut histories: HashMap<Uuid, Vec<&Recorded>> = HashMap::new();
     for event in &facts.events {
         histories.entry(event.order_id).or_default().push(event);
@@ -23,7 +23,7 @@ pub(super) fn check(facts: &Facts, dead_letters: usize) -> Vec<Invariant> {
         log(facts, &histories),
         money(facts),
         stock(facts),
-        messages(facts, dead_letters),
+        messages(facts, expectations),
         customer(facts, &histories),
     ]
 }
@@ -252,7 +252,7 @@ fn stock(facts: &Facts) -> Invariant {
     Invariant { name: "stock", rule, checked: facts.stock.len() + facts.reservations.len(), breaches }
 }
 
-fn messages(facts: &Facts, dead_letters: usize) -> Invariant {
+fn messages(facts: &Facts, expectations: &Expectations) -> Invariant {
     let mut breaches = Vec::new();
     let mut checked = 0;
     for (service, outbox) in &facts.outboxes {
@@ -262,7 +262,7 @@ fn messages(facts: &Facts, dead_letters: usize) -> Invariant {
         for row in outbox {
             checked += 1;
             let times = strangers.remove(&row.event_id).unwrap_or_default();
-            if !row.sent || (times != 1 && row.kept) {
+            if !row.sent || (times != expectations.copies && row.kept) {
                 breaches.push(format!(
                     "{} {} of {service}: sent {}, {times} times in the stream",
                     row.subject, row.event_id, row.sent
@@ -271,8 +271,8 @@ fn messages(facts: &Facts, dead_letters: usize) -> Invariant {
         }
         breaches.extend(strangers.keys().map(|id| format!("{id} is in the stream of {service}, not in its outbox")));
     }
-    if facts.dead_letters.len() != dead_letters {
-        breaches.push(format!("{} dead letters, expected {dead_letters}", facts.dead_letters.len()));
+    if facts.dead_letters.len() != expectations.dead_letters {
+        breaches.push(format!("{} dead letters, expected {}", facts.dead_letters.len(), expectations.dead_letters));
         breaches.extend(facts.dead_letters.iter().take(3).cloned());
     }
     let rule = "every outbox row is in its stream exactly once; no dead letters";

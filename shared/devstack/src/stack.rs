@@ -96,6 +96,12 @@ impl Stack {
         &self.endpoints
     }
 
+    /// Where the services' logs go.
+    #[must_use]
+    pub fn logs(&self) -> &Logs {
+        &self.options.logs
+    }
+
     /// Starts one service without waiting for it.
     ///
     /// # Errors

@@ -32,6 +32,9 @@ pub(super) struct Sandbox {
     pub(super) faults: Faults,
 }
 
+/// Set on an answer that was given before.
+const REPLAYED: &str = "idempotent-replayed";
+
 type Parameters = BTreeMap<String, String>;
 
 pub(super) fn routes(sandbox: Sandbox) -> Router {
@@ -64,7 +67,9 @@ async fn create_intent(
         return error(500, json!({ "type": "api_error", "message": "An error that was asked for." }));
     }
     let response = once(&sandbox, &headers, &parameters, |_| charge(&token, &parameters)).await;
-    tokio::time::sleep(Duration::from_millis(fault.stall_after_charge_ms)).await;
+    if !response.headers().contains_key(REPLAYED) {
+        tokio::time::sleep(Duration::from_millis(fault.stall_after_charge_ms)).await;
+    }
     response
 }
 
@@ -261,7 +266,7 @@ impl Answer {
         let request_id = [("request-id", format!("req_{}", Uuid::now_v7().simple()))];
         let mut response = (status, request_id, Json(self.body)).into_response();
         if replayed {
-            response.headers_mut().insert("idempotent-replayed", header::HeaderValue::from_static("true"));
+            response.headers_mut().insert(REPLAYED, header::HeaderValue::from_static("true"));
         }
         response
     }
