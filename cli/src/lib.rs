@@ -5,5 +5,6 @@ pub mod client;
 pub mod load;
 pub mod measure;
 pub mod order;
+pub mod sqlx;
 pub mod timeline;
 pub mod up;

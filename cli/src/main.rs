@@ -11,6 +11,7 @@ use cli::{
     audit::{self, Expectations},
     load::Load,
     order::Order,
+    sqlx::Sqlx,
     timeline::Timeline,
     up::Up,
 };
@@ -49,6 +50,8 @@ enum Command {
     },
     /// Prints the events of an order with cause, time offset and trace id
     Timeline(Timeline),
+    /// For developers: writes or checks the data that queries are checked with at build time
+    Sqlx(Sqlx),
 }
 
 #[tokio::main]
@@ -73,6 +76,7 @@ async fn run(sagacity: Sagacity) -> anyhow::Result<ExitCode> {
         Command::Order(order) => order.run(&endpoints()?).await.map(|()| true),
         Command::Load(load) => load.run(&endpoints()?).await,
         Command::Timeline(timeline) => timeline.run(&endpoints()?).await.map(|()| true),
+        Command::Sqlx(sqlx) => sqlx.run().await.map(|()| true),
         Command::Verify { settle, dead_letters, json } => {
             let expectations =
                 Expectations { settle: Duration::from_secs(settle), dead_letters, ..Expectations::default() };

@@ -60,7 +60,7 @@ pub(crate) async fn bad_input_is_refused_by_name() -> Result {
     for (what, body, field) in [
         ("malformed JSON", "{\"items\": [".to_owned(), "items"),
         ("trailing text", format!("{} x", order(json!([item("SKU-0001", json!(1))]))), "body"),
-        ("no object", "[]".to_owned(), "items"),
+        ("no object", "[]".to_owned(), "body"),
         ("a wrong type", order(json!([item("SKU-0001", json!("two"))])), "items[0].quantity"),
         ("a negative quantity", order(json!([item("SKU-0001", json!(-1))])), "items[0].quantity"),
         ("a quantity of zero", order(json!([item("SKU-0001", json!(0))])), "items[0].quantity"),
@@ -109,7 +109,15 @@ pub(crate) async fn bad_input_is_refused_by_name() -> Result {
             400,
             Some("idempotency-key"),
         ),
-        ("a key too long", json_place().header("idempotency-key", "k".repeat(256)).body(fine.clone()), 201, None),
+        (
+            "a key too long",
+            post("/api/v1/orders")
+                .header("content-type", "application/json")
+                .header("idempotency-key", "k".repeat(256))
+                .body(fine.clone()),
+            400,
+            Some("idempotency-key"),
+        ),
         ("no customer", nobody.get(format!("{gateway}/api/v1/orders")), 400, Some("x-customer-id")),
         (
             "a malformed customer",
@@ -129,14 +137,13 @@ pub(crate) async fn bad_input_is_refused_by_name() -> Result {
         ("an unknown parameter", shop.customer.request("GET", "/api/v1/orders?page=2"), 400, Some("query")),
         ("an unknown product", shop.customer.request("GET", "/api/v1/products/SKU-9999"), 404, None),
     ] {
-        // Two headers of one name: the first counts, which is the short key.
         let answer = request.send().await?;
         ensure!(answer.headers().contains_key("x-correlation-id"), "{what}");
         let (found, problem): (_, Value) = (answer.status().as_u16(), answer.json().await?);
         ensure!(found == status && problem["field"].as_str() == field, "{what}: {found} {problem}");
     }
     let list = shop.customer.get("/api/v1/orders").await?;
-    ensure!(list["orders"].as_array().is_some_and(|orders| orders.len() == 1), "half an order: {list}");
+    ensure!(list["orders"] == json!([]), "half an order: {list}");
     close(shop).await
 }
 
