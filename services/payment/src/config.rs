@@ -24,7 +24,7 @@ pub struct Config {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented by its type")]
     pub broker: BrokerSettings,
-    /// Address of the payment service provider: psp-sandbox, or https://api.stripe.com
+    /// Address of the payment service provider: psp-sandbox, or that of Stripe
     #[arg(long, env = "PROVIDER_URL", default_value = "http://127.0.0.1:12111", value_parser = service_url)]
     pub provider_url: String,
     /// Secret key of the provider; the sandbox takes any that starts with sk_test_

@@ -1,8 +1,14 @@
 //! Ports: the default ones, free ones, and who is in the way.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
+};
 
-use anyhow::Context as _;
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 
 /// The ports of a stack; each process also has an admin port.
@@ -86,13 +92,23 @@ impl Ports {
     }
 }
 
-/// Below the range that the system hands out by itself, so that nobody gets it by chance before we use it.
+/// A port that nobody listens on and that was not handed out before: two stacks of one test binary never share one,
+/// not even while a service is down. Below the range that the system hands out by itself.
 ///
 /// # Errors
 /// When none can be found.
 pub fn free_port() -> anyhow::Result<u16> {
-    let tries = std::iter::repeat_with(|| rand::random_range(20_000..32_000)).take(1000);
-    tries.into_iter().find(|port| is_free(*port)).context("no free port between 20000 and 32000")
+    const RANGE: std::ops::Range<u16> = 20_000..32_000;
+    static FIRST: LazyLock<u16> = LazyLock::new(|| rand::random_range(0..RANGE.len() as u16));
+    static HANDED_OUT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let nth = HANDED_OUT.fetch_add(1, Ordering::Relaxed);
+        ensure!(nth < RANGE.len() as u16, "no free port between 20000 and 32000");
+        let port = RANGE.start + (*FIRST + nth) % RANGE.len() as u16;
+        if is_free(port) {
+            return Ok(port);
+        }
+    }
 }
 
 /// Whether nobody listens on a port of this machine.
