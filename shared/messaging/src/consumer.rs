@@ -16,7 +16,7 @@ use contracts::{choreography::Service, header};
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Handler, Outcome, batch::Batches, dead_letter, handler::MAX_ATTEMPTS, node::backoff, topology};
+use crate::{Handler, Outcome, batch::Batches, dead_letter, node::backoff, topology};
 
 /// Most events in one transaction.
 const BATCH: usize = 256;
@@ -116,7 +116,7 @@ impl<H: Handler> Consumer<H> {
     async fn retry(&mut self, message: &Message, sequence: u64, error: anyhow::Error) -> anyhow::Result<()> {
         let attempt = self.attempts.get(&sequence).copied().unwrap_or(0) + 1;
         self.attempts.insert(sequence, attempt);
-        if attempt >= MAX_ATTEMPTS {
+        if attempt >= self.batches.node.max_attempts {
             return self.bury(message, sequence, error.context(format!("gave up after {attempt} attempts"))).await;
         }
         let node = &self.batches.node;

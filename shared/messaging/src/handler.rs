@@ -46,16 +46,13 @@ pub enum Outcome {
     Duplicate,
     /// It changes nothing, for example because the order was cancelled before; acknowledged.
     Ignored(&'static str),
-    /// Could not be applied now; delivered again with back-off, and a dead letter after [`MAX_ATTEMPTS`].
+    /// Could not be applied now; delivered again with back-off, and a dead letter after
+    /// [`Node::max_attempts`](crate::Node::max_attempts).
     /// The handler must not have written anything for this event.
     Retry(anyhow::Error),
     /// Cannot be applied ever; a dead letter at once. The handler must not have written anything for this event.
     Poison(anyhow::Error),
 }
-
-/// How often an event is tried before it becomes a dead letter. With the back-off between attempts that is about
-/// a minute and a half.
-pub const MAX_ATTEMPTS: u32 = 8;
 
 /// The reactions of one service, all inbound events together.
 pub trait Handler: Send + Sync + 'static {

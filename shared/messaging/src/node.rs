@@ -32,8 +32,13 @@ pub struct Node {
     pub progress: Progress,
     /// How long published events stay in the outbox; `None` keeps them for ever.
     pub keep_outbox: Option<Duration>,
+    /// How often an event is tried before it becomes a dead letter.
+    pub max_attempts: u32,
     pub(crate) metrics: Metrics,
 }
+
+/// With the back-off between attempts that is about a minute.
+const MAX_ATTEMPTS: u32 = 8;
 
 impl Node {
     /// A participant that keeps its outbox for as long as the streams keep events.
@@ -46,6 +51,7 @@ impl Node {
             wake: Wake::default(),
             progress: Progress::default(),
             keep_outbox: Some(topology::STREAM_MAX_AGE),
+            max_attempts: MAX_ATTEMPTS,
             metrics: Metrics::new(service),
         }
     }
