@@ -221,3 +221,31 @@ pub(crate) async fn documentation_is_served() -> Result {
     }
     close(shop).await
 }
+
+/// A missing or wrong setting stops the process at once, with the setting's name and what is expected.
+pub(crate) async fn wrong_settings_are_named() -> Result {
+    let programs = devstack::test::programs().await?;
+    let database = ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none");
+    for (program, settings, expected) in [
+        ("order", vec![], "DATABASE_URL"),
+        ("order", vec![("DATABASE_URL", "mysql://x")], "expected postgres://user:password@host:port/database"),
+        ("order", vec![database, ("NATS_URL", "localhost")], "expected nats://host:port"),
+        ("order", vec![database, ("INVENTORY_URL", "inventory")], "expected http://host:port"),
+        ("order", vec![database, ("ORDER_DEADLINE_SECONDS", "0")], "--deadline-seconds"),
+        ("payment", vec![database], "PROVIDER_API_KEY"),
+        ("payment", vec![database, ("PROVIDER_API_KEY", "secret")], "expected a secret key of the provider"),
+        ("inventory", vec![database, ("INITIAL_STOCK", "-1")], "--initial-stock"),
+        ("notification", vec![database, ("LISTEN", "everywhere")], "--listen"),
+        ("gateway", vec![("ORDER_URL", "ftp://order")], "expected http://host:port"),
+        ("psp-sandbox", vec![], "DATA_DIR"),
+    ] {
+        let mut command = tokio::process::Command::new(programs.join(program));
+        let output = command.env_clear().envs(settings.iter().copied()).kill_on_drop(true).output();
+        let output = tokio::time::timeout(std::time::Duration::from_secs(10), output).await??;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(2), "{program} {settings:?} went on: {said}");
+        ensure!(said.contains(expected), "{program} {settings:?}: expected {expected:?} in {said}");
+        ensure!(!said.contains("\"secret\""), "{program} shows a secret");
+    }
+    Ok(BTreeSet::new())
+}

@@ -239,7 +239,7 @@ pub(crate) async fn order_log_can_be_rebuilt() -> Result {
     }
     let mut database = shop.database("order").await?;
     let rebuild = async |arguments: &[&str]| {
-        let order = devstack::tools::target_directory().join(profile()).join("order");
+        let order = devstack::test::programs().await?.join("order");
         let mut command = Command::new(order);
         command.args(["--database-url", &shop.endpoints().databases["order"], "rebuild"]).args(arguments);
         anyhow::Ok(command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).status().await?)
@@ -250,8 +250,4 @@ pub(crate) async fn order_log_can_be_rebuilt() -> Result {
     ensure!(!rebuild(&[]).await?.success(), "the difference is found");
     ensure!(rebuild(&["--write"]).await?.success() && rebuild(&[]).await?.success(), "and mended");
     close(shop).await
-}
-
-fn profile() -> &'static str {
-    if cfg!(debug_assertions) { "debug" } else { "release" }
 }

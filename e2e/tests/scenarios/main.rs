@@ -42,7 +42,8 @@ fn main() -> ExitCode {
         stories: confirmed, declined, out_of_stock_is_refunded, deadline_passes, late_capture_is_refunded,
             cancelled_before_payment, cancelled_during_payment, cancelled_after_confirmation, two_orders_for_the_last_unit;
         api: same_key_twice, same_key_from_fifty_clients, bad_input_is_refused_by_name, lists_and_strangers,
-            composed_order_degrades, documentation_is_served;
+            composed_order_degrades, documentation_is_served,
+            wrong_settings_are_named;
         faults: every_event_twice, every_event_in_a_wrong_order, rubbish_becomes_dead_letters,
             each_service_killed, broker_restarted, provider_out_of_order, order_log_can_be_rebuilt;
         outbox: naive_publish_loses_what_the_outbox_keeps;

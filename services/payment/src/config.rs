@@ -28,7 +28,7 @@ pub struct Config {
     #[arg(long, env = "PROVIDER_URL", default_value = "http://127.0.0.1:12111", value_parser = service_url)]
     pub provider_url: String,
     /// Secret key of the provider; the sandbox takes any that starts with sk_test_
-    #[arg(long, env = "PROVIDER_API_KEY", hide_env_values = true, value_parser = api_key)]
+    #[arg(long, env = "PROVIDER_API_KEY", value_name = "PROVIDER_API_KEY", hide_env_values = true, value_parser = api_key)]
     pub provider_api_key: ApiKey,
 }
 

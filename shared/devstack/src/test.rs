@@ -103,7 +103,10 @@ static PROGRAMS: OnceCell<PathBuf> = OnceCell::const_new();
 
 /// Builds the services' programs in the profile of the running test, which cargo does not do by itself for tests of
 /// another crate, and says where they are.
-async fn programs() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// When they do not build.
+pub async fn programs() -> anyhow::Result<PathBuf> {
     let build = async || {
         // .../target/debug/deps/scenarios-0123456789abcdef
         let test = std::env::current_exe()?;

@@ -34,7 +34,7 @@ pub struct SandboxConfig {
     #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9085")]
     pub admin_listen: SocketAddr,
     /// Directory of the durable memory; made if missing
-    #[arg(long, env = "DATA_DIR")]
+    #[arg(long, env = "DATA_DIR", value_name = "DATA_DIR")]
     pub data_dir: PathBuf,
 }
 
