@@ -107,13 +107,9 @@ impl Relay {
         for row in rows {
             pending.push((row.position, self.send(row).await));
         }
-        let acks = pending.into_iter().map(async |(position, sent)| {
-            let ack = sent?.await.context("no acknowledgement from the broker")?;
-            anyhow::Ok((position, ack.sequence as i64))
-        });
         let mut sent = Vec::new();
         let mut failure = None;
-        for outcome in join_all(acks).await {
+        for outcome in join_all(pending.into_iter().map(acknowledged)).await {
             match outcome {
                 Ok(acknowledged) => sent.push(acknowledged),
                 Err(error) => failure = failure.or(Some(error)),
@@ -137,6 +133,12 @@ impl Relay {
         let publish = self.broker.jetstream.publish_with_headers(row.subject, headers, row.payload.into());
         publish.await.with_context(|| format!("publish event {}", envelope.event_id))
     }
+}
+
+/// Waits for the broker's word on a publish: its row and where the stream has it.
+async fn acknowledged((position, sent): (i64, anyhow::Result<PublishAckFuture>)) -> anyhow::Result<(i64, i64)> {
+    let ack = sent?.await.context("no acknowledgement from the broker")?;
+    Ok((position, ack.sequence as i64))
 }
 
 async fn claim(tx: &mut PgConnection) -> sqlx::Result<Vec<Row>> {
