@@ -46,11 +46,16 @@ impl Prices {
             let mut request = Request::new(GetPricesRequest { skus: missing });
             request.set_timeout(DEADLINE);
             apply(&mut request);
-            let fetched = self.inventory.clone().get_prices(request).await?.into_inner().prices;
-            self.remember(fetched.into_iter().filter_map(|price| Some((price.sku, price.price?.try_into().ok()?))));
-            for (price, fetched) in prices.iter_mut().zip(self.remembered(skus)) {
-                *price = price.take().or(fetched);
+            let answer = self.inventory.clone().get_prices(request).await?.into_inner();
+            let fetched: HashMap<String, Money> = answer
+                .prices
+                .into_iter()
+                .filter_map(|price| Some((price.sku, price.price?.try_into().ok()?)))
+                .collect();
+            for (price, sku) in prices.iter_mut().zip(skus) {
+                *price = price.take().or_else(|| fetched.get(*sku).cloned());
             }
+            self.remember(fetched);
         }
         Ok(prices)
     }
@@ -62,12 +67,12 @@ impl Prices {
         skus.iter().map(fresh).collect()
     }
 
-    fn remember(&self, prices: impl Iterator<Item = (String, Money)>) {
+    fn remember(&self, prices: HashMap<String, Money>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() > CAPACITY {
             known.clear();
         }
         let now = Instant::now();
-        known.extend(prices.map(|(sku, price)| (sku, (price, now))));
+        known.extend(prices.into_iter().map(|(sku, price)| (sku, (price, now))));
     }
 }

@@ -3,51 +3,34 @@
 
 use std::{path::Path, time::Duration};
 
-use devstack::{Reaper, TemporaryDirectory, free_port};
+use devstack::{Reaper, TemporaryDirectory, test::Program};
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
-use tokio::process::{Child, Command};
 
 struct Sandbox {
-    child: Child,
-    url: String,
+    program: Program,
     client: Client,
 }
 
 impl Sandbox {
     async fn start(memory: &Path) -> Self {
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        let (port, admin) = (free_port().unwrap(), free_port().unwrap());
-        let child = Command::new(env!("CARGO_BIN_EXE_psp-sandbox"))
-            .env("LISTEN", format!("127.0.0.1:{port}"))
-            .env("ADMIN_LISTEN", format!("127.0.0.1:{admin}"))
-            .env("DATA_DIR", memory)
-            .env("RUST_LOG", "error")
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let client = Client::new();
-        let ready = async {
-            while client.get(format!("http://127.0.0.1:{admin}/readyz")).send().await.is_err() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), ready).await.unwrap();
-        Self { child, url: format!("http://127.0.0.1:{port}"), client }
+        let settings = [("DATA_DIR", memory.to_str().unwrap())];
+        let program = Program::start(env!("CARGO_BIN_EXE_psp-sandbox"), &settings).await.unwrap();
+        Self { program, client: Client::new() }
     }
 
     /// Kills the process where it stands and starts it again on the same memory.
-    async fn crash(mut self, memory: &Path) -> Self {
-        self.child.kill().await.unwrap();
+    async fn crash(self, memory: &Path) -> Self {
+        self.program.kill().await.unwrap();
         Self::start(memory).await
     }
 
     fn get(&self, path: &str) -> RequestBuilder {
-        self.client.get(format!("{}{path}", self.url)).bearer_auth("sk_test_x")
+        self.client.get(format!("{}{path}", self.program.url)).bearer_auth("sk_test_x")
     }
 
     fn post(&self, path: &str, key: &str, form: &[(&str, &str)]) -> RequestBuilder {
-        let request = self.client.post(format!("{}{path}", self.url)).bearer_auth("sk_test_x");
+        let request = self.client.post(format!("{}{path}", self.program.url)).bearer_auth("sk_test_x");
         request.header("idempotency-key", key).form(form)
     }
 
@@ -138,7 +121,7 @@ async fn what_is_wrong_is_named_and_charges_nothing() {
         (sandbox.charge("c", "1", "tok_unheard_of"), 400, Some("payment_method_data[card][token]")),
         (sandbox.post("/v1/refunds", "d", &[("payment_intent", "pi_none")]), 400, Some("payment_intent")),
         (sandbox.get("/v1/payment_intents/pi_none"), 404, None),
-        (sandbox.client.get(format!("{}/v1/refunds/re_none", sandbox.url)).bearer_auth("sk_live_x"), 401, None),
+        (sandbox.client.get(format!("{}/v1/refunds/re_none", sandbox.program.url)).bearer_auth("sk_live_x"), 401, None),
     ] {
         let (found, _, body) = said(request).await;
         assert_eq!((found, body["error"]["param"].as_str()), (status, param), "{body}");
@@ -152,7 +135,7 @@ async fn a_client_that_gives_up_waiting_finds_its_charge_made() {
     let memory = memory();
     let sandbox = Sandbox::start(memory.path()).await;
     let fault = json!({ "stall_after_charge_ms": 60_000 });
-    let set = sandbox.client.put(format!("{}/sandbox/faults/tok_visa", sandbox.url)).json(&fault).send();
+    let set = sandbox.client.put(format!("{}/sandbox/faults/tok_visa", sandbox.program.url)).json(&fault).send();
     set.await.unwrap().error_for_status().unwrap();
     let given_up = sandbox.charge("stalled", "100", "tok_visa").timeout(Duration::from_millis(300)).send().await;
     assert!(given_up.unwrap_err().is_timeout());

@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -16,6 +16,8 @@ use tokio::{
 };
 
 use crate::Reaper;
+
+const READY: Duration = Duration::from_secs(60);
 
 /// Where the output of processes goes.
 #[derive(Clone, Debug)]
@@ -90,6 +92,30 @@ impl Process {
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits until it says at `admin`/readyz that it is ready.
+    ///
+    /// # Errors
+    /// When it ends instead or takes longer than a minute, with what it said last.
+    pub(crate) async fn until_ready(&mut self, admin: &str) -> anyhow::Result<()> {
+        // Once per process; whoever was first is fine.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build()?;
+        let until = Instant::now() + READY;
+        let mut last = "nothing".to_owned();
+        while Instant::now() < until {
+            if let Some(status) = self.ended() {
+                bail!("{} ended with {status}; its log says why", self.name);
+            }
+            match client.get(format!("{admin}/readyz")).send().await {
+                Ok(answer) if answer.status().is_success() => return Ok(()),
+                Ok(answer) => last = answer.text().await.unwrap_or_default(),
+                Err(error) => last = error.to_string(),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        bail!("{} was not ready within {READY:?}; last it said {last}", self.name)
     }
 
     /// Asks it to end with `signal` and waits; kills it after 20 seconds.

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -48,8 +47,6 @@ pub struct Stack {
     running: BTreeMap<&'static str, Process>,
     endpoints: Endpoints,
 }
-
-const READY: Duration = Duration::from_secs(60);
 
 impl Stack {
     /// Starts everything and waits until it is ready.
@@ -118,22 +115,8 @@ impl Stack {
     /// # Errors
     /// When it ends instead or takes too long, with what it said last.
     pub async fn wait_until_ready(&mut self, service: &str) -> anyhow::Result<()> {
-        let url = format!("{}/readyz", self.endpoints.admin.get(service).context("no such service")?);
-        let client = http_client()?;
-        let until = Instant::now() + READY;
-        let mut last = "nothing".to_owned();
-        while Instant::now() < until {
-            if let Some(status) = self.running.get_mut(service).and_then(Process::ended) {
-                bail!("{service} ended with {status}; its log says why");
-            }
-            match client.get(&url).send().await {
-                Ok(answer) if answer.status().is_success() => return Ok(()),
-                Ok(answer) => last = answer.text().await.unwrap_or_default(),
-                Err(error) => last = error.to_string(),
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        bail!("{service} was not ready within {READY:?}; last it said {last}")
+        let admin = self.endpoints.admin.get(service).context("no such service")?;
+        self.running.get_mut(service).with_context(|| format!("{service} does not run"))?.until_ready(admin).await
     }
 
     /// Kills a service with SIGKILL.
@@ -260,12 +243,6 @@ async fn endpoints(
         admin: SERVICES.iter().filter_map(port_of).collect(),
         pids,
     })
-}
-
-fn http_client() -> anyhow::Result<reqwest::Client> {
-    // Once per process; whoever was first is fine.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
-    Ok(reqwest::Client::builder().timeout(Duration::from_secs(2)).build()?)
 }
 
 /// Removes everything that a private system keeps in `state`.

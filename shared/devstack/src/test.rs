@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use rustix::process::Signal;
 use sqlx::{PgPool, migrate::Migrator};
 use tokio::{process::Command, sync::OnceCell};
 use uuid::Uuid;
 
 use crate::{
-    Durability, Logs, NatsServer, Options, Ports, Postgres, Reaper, Stack, TemporaryDirectory, free_port, postgres,
-    tools,
+    Durability, Logs, NatsServer, Options, Ports, Postgres, Process, Reaper, Stack, TemporaryDirectory, free_port,
+    postgres, process::Spec, tools,
 };
 
 struct Shared {
@@ -97,6 +98,54 @@ pub async fn stack(name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Resul
         server_logs: logs(name),
     };
     Stack::start(options, shared.reaper.clone()).await
+}
+
+/// One service as a process of its own, for the tests of its crate.
+#[derive(Debug)]
+pub struct Program {
+    process: Process,
+    /// Where it listens.
+    pub url: String,
+    /// Where its health and metrics are.
+    pub admin: String,
+}
+
+impl Program {
+    /// Starts `program` (`env!("CARGO_BIN_EXE_...")`) with these settings and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it ends instead; its log says why.
+    pub async fn start(program: &str, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let program = PathBuf::from(program);
+        let name = program.file_name().and_then(|name| name.to_str()).context("a program has a name")?.to_owned();
+        let (port, admin) = (free_port()?, free_port()?);
+        let mut environment: Vec<(String, String)> =
+            settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        environment.push(("LISTEN".to_owned(), format!("127.0.0.1:{port}")));
+        environment.push(("ADMIN_LISTEN".to_owned(), format!("127.0.0.1:{admin}")));
+        let logs = logs(&name);
+        let spec = Spec { name, program, environment, last_signal: "TERM", ..Spec::default() };
+        let (url, admin) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{admin}"));
+        let mut process = Process::start(&spec, &logs, &Reaper::new()?)?;
+        process.until_ready(&admin).await?;
+        Ok(Self { process, url, admin })
+    }
+
+    /// Kills it with SIGKILL.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub async fn kill(self) -> anyhow::Result<()> {
+        self.process.kill().await
+    }
+
+    /// Asks it to end and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end well.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.process.stop(Signal::TERM).await
+    }
 }
 
 static PROGRAMS: OnceCell<PathBuf> = OnceCell::const_new();
