@@ -1,8 +1,9 @@
 //! The HTTP API: idempotency, bad input, lists, parts that are away.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use devstack::{Reaper, TemporaryDirectory};
 use e2e::{Pair, Shop};
 use futures::future::try_join_all;
 use serde_json::{Value, json};
@@ -40,7 +41,7 @@ pub(crate) async fn same_key_from_fifty_clients() -> Result {
             let answer = shop.customer.try_place(&[("SKU-0002", 1)], "tok_visa", "fifty").await?;
             match answer.status().as_u16() {
                 201 => return anyhow::Ok(answer.json::<Value>().await?["id"].clone()),
-                409 => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+                409 => tokio::time::sleep(Duration::from_millis(10)).await,
                 other => anyhow::bail!("{other}: {}", answer.text().await?),
             }
         }
@@ -222,6 +223,36 @@ pub(crate) async fn documentation_is_served() -> Result {
     close(shop).await
 }
 
+/// The browser that this machine has, if any.
+pub(crate) fn browser() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
+    std::env::split_paths(&path)
+        .flat_map(|directory| names.map(|name| directory.join(name)))
+        .find(|path| path.is_file())
+}
+
+/// The page shows every call in a browser that cannot reach anything but the gateway.
+pub(crate) async fn documentation_in_a_browser() -> Result {
+    let shop = Shop::open("browser", &[]).await?;
+    let profile = TemporaryDirectory::new(&Reaper::new()?)?;
+    let browser = tokio::process::Command::new(browser().context("no browser on the PATH")?)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-quic"])
+        .args(["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=30000"])
+        .args(["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("{}/docs/", shop.endpoints().gateway))
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(60), browser).await.context("the browser hangs")??;
+    let page = String::from_utf8_lossy(&output.stdout);
+    let document = shop.customer.get("/openapi.json").await?;
+    for path in document["paths"].as_object().context("the document has paths")?.keys() {
+        ensure!(page.contains(&format!("data-path=\"{path}\"")), "{path} is not shown: {page}");
+    }
+    close(shop).await
+}
+
 /// A missing or wrong setting stops the process at once, with the setting's name and what is expected.
 pub(crate) async fn wrong_settings_are_named() -> Result {
     let programs = devstack::test::programs().await?;
@@ -241,7 +272,7 @@ pub(crate) async fn wrong_settings_are_named() -> Result {
     ] {
         let mut command = tokio::process::Command::new(programs.join(program));
         let output = command.env_clear().envs(settings.iter().copied()).kill_on_drop(true).output();
-        let output = tokio::time::timeout(std::time::Duration::from_secs(10), output).await??;
+        let output = tokio::time::timeout(Duration::from_secs(10), output).await??;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(2), "{program} {settings:?} went on: {said}");
         ensure!(said.contains(expected), "{program} {settings:?}: expected {expected:?} in {said}");

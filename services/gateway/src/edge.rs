@@ -34,7 +34,7 @@ pub(crate) async fn travel(State(durations): State<Histogram<f64>>, mut request:
     let headers = request.headers();
     let mut context = RequestContext::at_edge(text(headers, CORRELATION_ID), text(headers, TRACEPARENT), WHOLE);
     let span = tracing::info_span!("http", otel.name = format!("{method} {route}"), otel.kind = "server",
-        correlation.id = %context.correlation_id, trace.id = context.trace_id());
+        correlation.id = %context.correlation_id, trace.id = tracing::field::Empty);
     context.continue_in(&span);
     let correlation = context.correlation_id.to_string();
     request.extensions_mut().insert(context);

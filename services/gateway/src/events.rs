@@ -101,7 +101,7 @@ impl Story {
     /// Reads what is new; waits when there is nothing.
     async fn look(&mut self) {
         // Asked before the events are read: when the order is over, all its events are there.
-        let context = RequestContext { deadline: None, ..self.context.clone() };
+        let context = self.context.clone().without_deadline();
         let over = self.is_over(&context).await;
         let mut events = timeline(&self.shop, &context, self.id).await.events;
         if let Some(place) = self.last.take().and_then(|last| events.iter().position(|event| event.id == last)) {

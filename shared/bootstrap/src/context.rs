@@ -31,18 +31,28 @@ pub struct RequestContext {
     pub traceparent: String,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
+    /// The trace begins here: there is no caller's span to continue.
+    begins_trace: bool,
 }
 
 impl RequestContext {
     /// Of a request at the edge: what the client sent is taken if it is well-formed, else made.
     #[must_use]
     pub fn at_edge(correlation_id: Option<&str>, traceparent: Option<&str>, budget: Duration) -> Self {
+        let traceparent = traceparent.filter(|text| is_traceparent(text));
         Self {
             correlation_id: correlation_id.and_then(|text| text.parse().ok()).unwrap_or_else(CorrelationId::new),
             command_id: EventId::new(),
-            traceparent: traceparent.filter(|text| is_traceparent(text)).map_or_else(new_traceparent, str::to_owned),
+            begins_trace: traceparent.is_none(),
+            traceparent: traceparent.map_or_else(new_traceparent, str::to_owned),
             deadline: Instant::now().checked_add(budget),
         }
+    }
+
+    /// The same request, by a caller who goes on waiting: each call gets its own time.
+    #[must_use]
+    pub fn without_deadline(self) -> Self {
+        Self { deadline: None, ..self }
     }
 
     /// Of a call that another service makes; continues in the span of the call.
@@ -55,11 +65,14 @@ impl RequestContext {
         context
     }
 
-    /// Makes `span` a child of the caller's span and the parent of all that follows. Without OpenTelemetry the caller's
-    /// trace context is handed on unchanged: still the same trace id.
+    /// Makes `span` a child of the caller's span, if there is one, and the parent of all that follows; its field
+    /// `trace.id` is filled in. Without OpenTelemetry the trace context is handed on unchanged: still the same trace id.
     pub fn continue_in(&mut self, span: &Span) {
-        set_parent(span, &self.traceparent);
+        if !self.begins_trace {
+            set_parent(span, &self.traceparent);
+        }
         self.hand_on(&span.context());
+        span.record("trace.id", self.trace_id());
     }
 
     fn hand_on(&mut self, context: &opentelemetry::Context) {

@@ -8,7 +8,11 @@ pub use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Listeners, settings::Addresses, telemetry};
+use crate::{
+    Listeners,
+    settings::Addresses,
+    telemetry::{self, Telemetry},
+};
 
 /// Settings of a service: they at least say where it listens.
 pub trait Settings: Parser {
@@ -16,7 +20,7 @@ pub trait Settings: Parser {
     fn addresses(&self) -> Addresses;
 }
 
-/// Runs a service: settings, telemetry, listeners, signals, `run`. Exit code 0 after SIGTERM or Ctrl-C, 2 for a wrong
+/// Runs a service: settings, telemetry, signals, listeners, `run`. Exit code 0 after SIGTERM or Ctrl-C, 2 for a wrong
 /// setting, 1 for anything else, with the chain of causes in the log, once.
 pub fn main<S, F>(service: &'static str, run: impl FnOnce(S, Listeners, Registry, CancellationToken) -> F) -> ExitCode
 where
@@ -24,10 +28,14 @@ where
     F: Future<Output = anyhow::Result<()>>,
 {
     let settings = S::parse();
-    match runtime().and_then(|runtime| runtime.block_on(start(service, settings, run))) {
-        Ok(()) => ExitCode::SUCCESS,
+    let started = runtime().and_then(|runtime| {
+        let _guard = runtime.enter();
+        Ok((telemetry::init(service)?, runtime))
+    });
+    match started {
+        Ok((telemetry, runtime)) => runtime.block_on(serve(service, settings, telemetry, run)),
         Err(error) => {
-            // Telemetry may be what failed.
+            // There is no log yet.
             eprintln!("{service}: {error:#}");
             ExitCode::FAILURE
         }
@@ -39,27 +47,32 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
 }
 
-async fn start<S, F>(
+async fn serve<S, F>(
     service: &'static str,
     settings: S,
+    telemetry: Telemetry,
     run: impl FnOnce(S, Listeners, Registry, CancellationToken) -> F,
-) -> anyhow::Result<()>
+) -> ExitCode
 where
     S: Settings,
     F: Future<Output = anyhow::Result<()>>,
 {
-    let telemetry = telemetry::init(service)?;
-    let shutdown = on_signal()?;
     let result = async {
+        let shutdown = on_signal()?;
         let listeners = Listeners::bind(settings.addresses()).await?;
         run(settings, listeners, telemetry.registry.clone(), shutdown).await
     }
     .await;
-    match &result {
-        Ok(()) => tracing::info!(service, "stopped"),
-        Err(error) => tracing::error!(service, error = format!("{error:#}"), "stopping"),
+    match result {
+        Ok(()) => {
+            tracing::info!(service, "stopped");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!(service, error = format!("{error:#}"), "stopped");
+            ExitCode::FAILURE
+        }
     }
-    result
 }
 
 /// A token that SIGTERM and Ctrl-C cancel.

@@ -1,0 +1,173 @@
+//! What operators see: traces, metrics, health.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, ensure};
+use devstack::SERVICES;
+use e2e::{Pair, Shop, wait_for};
+use opentelemetry_proto::tonic::{
+    collector::{
+        metrics::v1::{
+            ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+            metrics_service_server::{MetricsService, MetricsServiceServer},
+        },
+        trace::v1::{
+            ExportTraceServiceRequest, ExportTraceServiceResponse,
+            trace_service_server::{TraceService, TraceServiceServer},
+        },
+    },
+    common::v1::any_value::Value as Attribute,
+    resource::v1::Resource,
+    trace::v1::Span,
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, transport::Server};
+
+use crate::close;
+
+type Result = anyhow::Result<BTreeSet<Pair>>;
+
+/// An OpenTelemetry collector that keeps what it gets.
+#[derive(Clone, Default)]
+struct Collector {
+    /// By the service that sent them.
+    spans: Arc<Mutex<Vec<(String, Span)>>>,
+    /// Services that sent metrics.
+    metrics: Arc<Mutex<HashSet<String>>>,
+}
+
+fn service_name(resource: Option<Resource>) -> String {
+    let attributes = resource.map(|resource| resource.attributes).unwrap_or_default();
+    let name = attributes.into_iter().find(|attribute| attribute.key == "service.name");
+    match name.and_then(|name| name.value?.value) {
+        Some(Attribute::StringValue(name)) => name,
+        _ => "unknown".to_owned(),
+    }
+}
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> std::result::Result<Response<ExportTraceServiceResponse>, Status> {
+        let mut kept = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        for resource in request.into_inner().resource_spans {
+            let service = service_name(resource.resource);
+            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            kept.extend(spans.map(|span| (service.clone(), span)));
+        }
+        Ok(Response::new(Default::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> std::result::Result<Response<ExportMetricsServiceResponse>, Status> {
+        let names = request.into_inner().resource_metrics.into_iter().map(|resource| service_name(resource.resource));
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+        Ok(Response::new(Default::default()))
+    }
+}
+
+impl Collector {
+    /// Listens on a free port; returns the endpoint.
+    async fn listen(&self) -> anyhow::Result<String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let endpoint = format!("http://{}", listener.local_addr()?);
+        let server = Server::builder()
+            .add_service(TraceServiceServer::new(self.clone()))
+            .add_service(MetricsServiceServer::new(self.clone()));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        Ok(endpoint)
+    }
+
+    fn trace(&self, id: &str) -> Vec<(String, Span)> {
+        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        spans.iter().filter(|(_, span)| hex(&span.trace_id) == id).cloned().collect()
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// From the customer's request to the notification, over HTTP, gRPC, outbox and broker: one trace, one tree.
+pub(crate) async fn one_order_is_one_trace() -> Result {
+    let collector = Collector::default();
+    let endpoint = collector.listen().await?;
+    let mut settings = Vec::new();
+    for service in SERVICES {
+        settings.push((service, "OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()));
+        settings.push((service, "OTEL_BSP_SCHEDULE_DELAY", "100"));
+        settings.push((service, "OTEL_METRIC_EXPORT_INTERVAL", "200"));
+    }
+    let shop = Shop::open("one_trace", &settings).await?;
+    let order = shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed").await?;
+    let id = order["id"].as_str().context("an order has an id")?;
+    let timeline = shop.customer.get(&format!("/api/v1/orders/{id}/timeline")).await?;
+    let trace = timeline["events"][0]["trace_id"].as_str().context("an event has a trace")?.to_owned();
+    // The last link of the chain.
+    let is_last = |(service, span): &(String, Span)| service == "notification" && span.name == "order.confirmed.v1";
+    wait_for("the whole trace", async || {
+        let spans = collector.trace(&trace);
+        let services: BTreeSet<&str> = spans.iter().map(|(service, _)| service.as_str()).collect();
+        Ok((services.len() == 5 && spans.iter().any(is_last)).then_some(()))
+    })
+    .await?;
+    let complaints = shop.complaints()?;
+    ensure!(complaints.is_empty(), "{complaints:?}");
+    let pairs = close(shop).await?;
+
+    // The services have ended and sent all they had.
+    let spans = collector.trace(&trace);
+    let names: BTreeMap<String, &str> =
+        spans.iter().map(|(_, span)| (hex(&span.span_id), span.name.as_str())).collect();
+    let roots: Vec<&str> = spans
+        .iter()
+        .filter(|(_, span)| !names.contains_key(&hex(&span.parent_span_id)))
+        .map(|(_, span)| span.name.as_str())
+        .collect();
+    ensure!(roots == ["POST /api/v1/orders"], "one root, the customer's request: {roots:?} of {names:?}");
+    let parent = |name: &str| {
+        let child = spans.iter().find(|(_, span)| span.name == name);
+        child.and_then(|(_, span)| names.get(&hex(&span.parent_span_id)).copied())
+    };
+    for (child, expected) in [
+        ("sagacity.order.v1.OrderService/CreateOrder", "POST /api/v1/orders"),
+        ("order.created.v1", "sagacity.order.v1.OrderService/CreateOrder"),
+        ("payment.completed.v1", "order.created.v1"),
+        ("inventory.reserved.v1", "payment.completed.v1"),
+        ("order.confirmed.v1", "inventory.reserved.v1"),
+    ] {
+        ensure!(parent(child) == Some(expected), "{child} should be below {expected}: {:?}", parent(child));
+    }
+    let metrics = collector.metrics.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut services = SERVICES.iter().filter(|service| **service != "psp-sandbox");
+    ensure!(services.all(|service| metrics.contains(*service)), "metrics came from {metrics:?} only");
+    Ok(pairs)
+}
+
+pub(crate) async fn metrics_and_health_are_served() -> Result {
+    let shop = Shop::open("metrics", &[]).await?;
+    shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed").await?;
+    let client = cli::client::http_client()?;
+    for service in SERVICES {
+        let admin = &shop.endpoints().admin[service];
+        for path in ["livez", "readyz", "startupz"] {
+            client.get(format!("{admin}/{path}")).send().await?.error_for_status().context(service)?;
+        }
+        let metrics = client.get(format!("{admin}/metrics")).send().await?.error_for_status()?.text().await?;
+        ensure!(metrics.contains(&format!("service_name=\"{service}\"")), "{service}: {metrics}");
+    }
+    let metrics = client.get(format!("{}/metrics", shop.endpoints().admin["gateway"])).send().await?.text().await?;
+    ensure!(metrics.contains("http_server_request_duration"), "{metrics}");
+    close(shop).await
+}
