@@ -85,7 +85,7 @@ impl Up {
             _ = term.recv() => return Ok(()),
         };
         stack.endpoints().write(state)?;
-        welcome(stack.endpoints(), state, began);
+        welcome(&stack, state, began);
         let mut ticks = tokio::time::interval(std::time::Duration::from_millis(500));
         let died = loop {
             tokio::select! {
@@ -139,7 +139,8 @@ fn print(name: &str, line: &str, colours: bool) {
     };
 }
 
-fn welcome(endpoints: &Endpoints, state: &Path, began: Instant) {
+fn welcome(stack: &Stack, state: &Path, began: Instant) {
+    let endpoints = stack.endpoints();
     println!("\nready after {:.1} s\n", began.elapsed().as_secs_f64());
     println!("  {:<14} {}  (documentation at {}/docs)", "gateway", endpoints.gateway, endpoints.gateway);
     println!("  {:<14} {}", "psp-sandbox", endpoints.provider);
@@ -147,8 +148,9 @@ fn welcome(endpoints: &Endpoints, state: &Path, began: Instant) {
     for (service, url) in &endpoints.databases {
         println!("  {:<14} {url}", format!("{service} (db)"));
     }
-    for (service, url) in &endpoints.admin {
-        println!("  {:<14} {url}/readyz  {url}/metrics", service.clone());
+    for (service, after) in stack.ready_after() {
+        let url = endpoints.admin.get(*service).map_or("", String::as_str);
+        println!("  {service:<14} {url}/readyz  {url}/metrics  (ready {} ms after its start)", after.as_millis());
     }
     println!("  {:<14} {}", "state", state.display());
     let (gateway, customer) = (&endpoints.gateway, "01890000-0000-7000-8000-000000000001");

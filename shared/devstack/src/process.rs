@@ -34,6 +34,7 @@ pub struct Process {
     name: String,
     child: Child,
     pid: Pid,
+    started: Instant,
     reaper: Reaper,
 }
 
@@ -72,6 +73,7 @@ impl Process {
                 command.stdout(Stdio::piped()).stderr(Stdio::piped());
             }
         }
+        let started = Instant::now();
         let mut child = command.spawn().with_context(|| format!("start {}", spec.program.display()))?;
         let id = child.id().context("the process ended at once")?;
         reaper.add(id, spec.last_signal);
@@ -80,7 +82,7 @@ impl Process {
             child.stderr.take().into_iter().for_each(|output| forward(spec.name.clone(), output, lines.clone()));
         }
         let pid = Pid::from_raw(i32::try_from(id)?).context("a process id is positive")?;
-        Ok(Self { name: spec.name.clone(), child, pid, reaper: reaper.clone() })
+        Ok(Self { name: spec.name.clone(), child, pid, started, reaper: reaper.clone() })
     }
 
     /// Its id.
@@ -94,11 +96,11 @@ impl Process {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Waits until it says at `admin`/readyz that it is ready.
+    /// Waits until it says at `admin`/readyz that it is ready; returns how long it took from its start.
     ///
     /// # Errors
     /// When it ends instead or takes longer than a minute, with what it said last.
-    pub(crate) async fn until_ready(&mut self, admin: &str) -> anyhow::Result<()> {
+    pub(crate) async fn until_ready(&mut self, admin: &str) -> anyhow::Result<Duration> {
         // Once per process; whoever was first is fine.
         let _installed = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build()?;
@@ -109,7 +111,7 @@ impl Process {
                 bail!("{} ended with {status}; its log says why", self.name);
             }
             match client.get(format!("{admin}/readyz")).send().await {
-                Ok(answer) if answer.status().is_success() => return Ok(()),
+                Ok(answer) if answer.status().is_success() => return Ok(self.started.elapsed()),
                 Ok(answer) => last = answer.text().await.unwrap_or_default(),
                 Err(error) => last = error.to_string(),
             }

@@ -3,9 +3,11 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
+use futures::future::try_join_all;
 use rustix::process::Signal;
 
 use crate::{
@@ -45,6 +47,7 @@ pub struct Stack {
     postgres: Option<Postgres>,
     nats: Option<NatsServer>,
     running: BTreeMap<&'static str, Process>,
+    ready_after: BTreeMap<&'static str, Duration>,
     endpoints: Endpoints,
 }
 
@@ -77,13 +80,16 @@ impl Stack {
             }
         };
         let endpoints = endpoints(&options, postgres.as_ref(), nats.as_ref()).await?;
-        let mut stack = Self { options, reaper, postgres, nats, running: BTreeMap::new(), endpoints };
+        let mut stack =
+            Self { options, reaper, postgres, nats, running: BTreeMap::new(), ready_after: BTreeMap::new(), endpoints };
         for service in SERVICES {
             stack.start_service(service)?;
         }
-        for service in SERVICES {
-            stack.wait_until_ready(service).await?;
-        }
+        let ready = stack.running.iter_mut().map(async |(service, process)| {
+            let admin = stack.endpoints.admin.get(*service).context("every service has an admin address")?;
+            anyhow::Ok((*service, process.until_ready(admin).await?))
+        });
+        stack.ready_after = try_join_all(ready).await?.into_iter().collect();
         Ok(stack)
     }
 
@@ -91,6 +97,12 @@ impl Stack {
     #[must_use]
     pub fn endpoints(&self) -> &Endpoints {
         &self.endpoints
+    }
+
+    /// How long each service took from its start until it was ready.
+    #[must_use]
+    pub fn ready_after(&self) -> &BTreeMap<&'static str, Duration> {
+        &self.ready_after
     }
 
     /// Where the services' logs go.
@@ -116,7 +128,8 @@ impl Stack {
     /// When it ends instead or takes too long, with what it said last.
     pub async fn wait_until_ready(&mut self, service: &str) -> anyhow::Result<()> {
         let admin = self.endpoints.admin.get(service).context("no such service")?;
-        self.running.get_mut(service).with_context(|| format!("{service} does not run"))?.until_ready(admin).await
+        self.running.get_mut(service).with_context(|| format!("{service} does not run"))?.until_ready(admin).await?;
+        Ok(())
     }
 
     /// Kills a service with SIGKILL.
