@@ -265,6 +265,16 @@ pub(crate) async fn wrong_settings_are_named() -> Result {
         ("order", vec![database, ("ORDER_DEADLINE_SECONDS", "0")], "--deadline-seconds"),
         ("payment", vec![database], "PROVIDER_API_KEY"),
         ("payment", vec![database, ("PROVIDER_API_KEY", "secret")], "expected a secret key of the provider"),
+        (
+            "payment",
+            vec![database, ("PROVIDER_API_KEY", "sk_test_sagacity"), ("ENVIRONMENT", "production")],
+            "production needs one of its own",
+        ),
+        (
+            "order",
+            vec![("DATABASE_URL", "postgres://order:sagacity@db:5432/order"), ("ENVIRONMENT", "production")],
+            "production needs one of its own",
+        ),
         ("inventory", vec![database, ("INITIAL_STOCK", "-1")], "--initial-stock"),
         ("notification", vec![database, ("LISTEN", "everywhere")], "--listen"),
         ("gateway", vec![("ORDER_URL", "ftp://order")], "expected http://host:port"),

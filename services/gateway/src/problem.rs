@@ -1,12 +1,14 @@
 //! Errors of the HTTP API: RFC 9457 problem documents, and what gRPC's statuses become.
 
+use std::error::Error as _;
+
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tonic::Code;
+use tonic::{Code, TimeoutExpired};
 use utoipa::ToSchema;
 
 /// An RFC 9457 problem document, `application/problem+json`.
@@ -91,7 +93,13 @@ impl Problem {
 impl From<tonic::Status> for Problem {
     fn from(status: tonic::Status) -> Self {
         let text = status.message();
-        match status.code() {
+        let code = match status.code() {
+            Code::Cancelled if text == TimeoutExpired(()).to_string() => Code::DeadlineExceeded,
+            // Not said by the service, but made of an error here: the connection was lost.
+            _ if status.source().is_some() => Code::Unavailable,
+            code => code,
+        };
+        match code {
             // Services write "field: what is wrong".
             Code::InvalidArgument => match text.split_once(": ") {
                 Some((field, detail)) => Self::invalid(field, detail),
@@ -171,10 +179,19 @@ mod tests {
             (Code::Unavailable, 503, true),
             (Code::ResourceExhausted, 503, true),
             (Code::DeadlineExceeded, 504, true),
+            (Code::Cancelled, 504, true),
             (Code::Internal, 500, true),
         ] {
             let problem = Problem::from(tonic::Status::new(code, "x"));
             assert_eq!((problem.status, problem.retry_safe), (status, retry_safe), "{code:?}");
         }
+    }
+
+    #[test]
+    fn a_lost_connection_is_no_answer_of_the_service() {
+        let lost = tonic::Status::from_error(std::io::Error::other("connection reset").into());
+        assert_eq!(Problem::from(lost).status, 503);
+        let late = tonic::Status::from_error(TimeoutExpired(()).into());
+        assert_eq!(Problem::from(late).status, 504);
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use bootstrap::{
     process::Settings,
-    settings::{Addresses, BrokerSettings, DatabaseSettings, service_url},
+    settings::{Addresses, BrokerSettings, DatabaseSettings, not_of_development, service_url},
 };
 use clap::Parser;
 
@@ -43,6 +43,7 @@ impl std::fmt::Debug for ApiKey {
 }
 
 fn api_key(text: &str) -> Result<ApiKey, String> {
+    not_of_development(text)?;
     match text.starts_with("sk_") || text.starts_with("rk_") {
         true => Ok(ApiKey(text.to_owned())),
         false => Err("expected a secret key of the provider, for example sk_test_sagacity for the sandbox".to_owned()),

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod context;
 pub mod database;
 pub mod grpc;
+pub mod healthcheck;
 pub mod process;
 pub mod server;
 pub mod settings;

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Listeners,
+    Listeners, healthcheck,
     settings::Addresses,
     telemetry::{self, Telemetry},
 };
@@ -22,11 +22,16 @@ pub trait Settings: Parser {
 
 /// Runs a service: settings, telemetry, signals, listeners, `run`. Exit code 0 after SIGTERM or Ctrl-C, 2 for a wrong
 /// setting, 1 for anything else, with the chain of causes in the log, once.
+///
+/// `<service> healthcheck` asks the one that runs here whether it is ready instead: see [`crate::healthcheck`].
 pub fn main<S, F>(service: &'static str, run: impl FnOnce(S, Listeners, Registry, CancellationToken) -> F) -> ExitCode
 where
     S: Settings,
     F: Future<Output = anyhow::Result<()>>,
 {
+    if let Some(ready) = healthcheck::asked_for::<S>() {
+        return ready;
+    }
     let settings = S::parse();
     let started = runtime().and_then(|runtime| {
         let _guard = runtime.enter();

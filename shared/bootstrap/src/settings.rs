@@ -9,7 +9,8 @@ use sqlx::postgres::PgConnectOptions;
 /// The service's own database.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseSettings {
-    /// PostgreSQL address, for example postgres://order:secret@127.0.0.1:5432/order
+    /// PostgreSQL address, for example postgres://order:secret@127.0.0.1:5432/order; where ENVIRONMENT is production, the
+    /// password must not be that of development
     #[arg(id = "database-url", long, env = "DATABASE_URL", value_name = "DATABASE_URL", hide_env_values = true)]
     pub url: DatabaseUrl,
     /// Connections in the pool; few are faster than many: twice the cores is plenty
@@ -46,13 +47,39 @@ impl FromStr for DatabaseUrl {
         if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
             return Err("expected postgres://user:password@host:port/database".to_owned());
         }
-        text.parse().map(Self).map_err(|error| format!("expected postgres://user:password@host:port/database: {error}"))
+        let expected = |error| format!("expected postgres://user:password@host:port/database: {error}");
+        let options = text.parse().map_err(expected)?;
+        let credentials = text.split("://").nth(1).and_then(|rest| rest.rsplit_once('@')).map_or("", |(user, _)| user);
+        not_of_development(credentials.split_once(':').map_or("", |(_, password)| password))?;
+        Ok(Self(options))
     }
 }
 
 impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}/{}", self.0.get_host(), self.0.get_port(), self.0.get_database().unwrap_or_default())
+    }
+}
+
+/// What development starts with, and everybody knows.
+const DEVELOPMENT_SECRETS: [&str; 2] = ["sagacity", "sk_test_sagacity"];
+
+/// Refuses a secret that everybody knows where `ENVIRONMENT` is `production`. For `value_parser`.
+///
+/// # Errors
+/// Says so, without showing the secret.
+pub fn not_of_development(secret: &str) -> Result<(), String> {
+    refuse(secret, std::env::var("ENVIRONMENT").ok().as_deref())
+}
+
+fn refuse(secret: &str, environment: Option<&str>) -> Result<(), String> {
+    match environment {
+        None | Some("" | "development") => Ok(()),
+        Some("production") if DEVELOPMENT_SECRETS.contains(&secret) => {
+            Err("the secret is that of development: production needs one of its own".to_owned())
+        }
+        Some("production") => Ok(()),
+        Some(other) => Err(format!("ENVIRONMENT is {other:?}: expected development or production")),
     }
 }
 
@@ -83,6 +110,16 @@ mod tests {
         assert_eq!(nats_url("localhost:4222").unwrap_err(), "expected nats://host:port or tls://host:port");
         assert_eq!(service_url("order:50051").unwrap_err(), "expected http://host:port");
         assert!("mysql://x".parse::<DatabaseUrl>().is_err_and(|error| error.starts_with("expected postgres://")));
+    }
+
+    #[test]
+    fn production_refuses_what_everybody_knows() {
+        for environment in [None, Some(""), Some("development")] {
+            assert_eq!(refuse("sagacity", environment), Ok(()));
+        }
+        assert_eq!(refuse("another", Some("production")), Ok(()));
+        assert!(refuse("sagacity", Some("production")).unwrap_err().contains("production needs one of its own"));
+        assert!(refuse("another", Some("prod")).unwrap_err().contains("expected development or production"));
     }
 
     #[test]
