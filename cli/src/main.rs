@@ -24,6 +24,10 @@ struct Sagacity {
     /// Where `up` keeps data and addresses [default: .sagacity in the project]
     #[arg(long, env = "SAGACITY_STATE", global = true)]
     state: Option<PathBuf>,
+    /// Gateway of a system that `up` did not start, for example http://localhost:8080; for what needs more than the
+    /// gateway, start the containers with docker-compose.e2e.yml
+    #[arg(long, env = "SAGACITY_TARGET", global = true, value_name = "URL")]
+    target: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -70,7 +74,10 @@ async fn run(sagacity: Sagacity) -> anyhow::Result<ExitCode> {
         Some(state) => std::path::absolute(state)?,
         None => Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(".sagacity"),
     };
-    let endpoints = || Endpoints::read(&state);
+    let endpoints = || match &sagacity.target {
+        Some(target) => Ok(Endpoints::of_target(target)),
+        None => Endpoints::read(&state),
+    };
     let holds = match sagacity.command {
         Command::Up(up) => up.run(&state).await.map(|()| true),
         Command::Order(order) => order.run(&endpoints()?).await.map(|()| true),

@@ -8,21 +8,21 @@ use cli::{
     audit::{Expectations, audit},
     client::{Customer, Lines, http_client},
 };
-use devstack::{Endpoints, Logs, Stack, test};
+use devstack::Endpoints;
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::Instant;
 
-use crate::{Pair, edges};
+use crate::{Pair, Site, edges};
 
 /// How long a scenario waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The processes of a shop, and a customer in it.
+/// The parts of a shop, and a customer in it.
 #[derive(Debug)]
 pub struct Shop {
-    /// The processes.
-    pub stack: Stack,
+    /// Its parts.
+    pub site: Site,
     /// Somebody who orders.
     pub customer: Customer,
 }
@@ -48,20 +48,34 @@ pub async fn wait_for<T>(
 }
 
 impl Shop {
-    /// Opens a shop; `settings` are (service, name, value).
+    /// Opens a shop; `settings` are (service, name, value). In containers it may hold the settled orders of earlier
+    /// scenarios.
     ///
     /// # Errors
     /// Says what could not be started.
     pub async fn open(name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Result<Self> {
-        let stack = test::stack(name, settings).await?;
-        let customer = Customer::new(http_client()?, &stack.endpoints().gateway);
-        Ok(Self { stack, customer })
+        Self::on(Site::open(name, settings, false).await?).await
+    }
+
+    /// Opens a shop that nobody has been in.
+    ///
+    /// # Errors
+    /// Says what could not be started.
+    pub async fn open_new(name: &str) -> anyhow::Result<Self> {
+        Self::on(Site::open(name, &[], true).await?).await
+    }
+
+    async fn on(site: Site) -> anyhow::Result<Self> {
+        let customer = Customer::new(http_client()?, &site.endpoints().gateway);
+        let shop = Self { site, customer };
+        shop.no_faults().await?;
+        Ok(shop)
     }
 
     /// Where everything is.
     #[must_use]
     pub fn endpoints(&self) -> &Endpoints {
-        self.stack.endpoints()
+        self.site.endpoints()
     }
 
     /// Waits until the order is as `condition` wants it, and returns it.
@@ -162,11 +176,10 @@ impl Shop {
     ///
     /// # Errors
     /// When logs cannot be read.
-    pub fn complaints(&self) -> anyhow::Result<Vec<String>> {
-        let Logs::Directory(directory) = self.stack.logs() else { return Ok(Vec::new()) };
+    pub async fn complaints(&self) -> anyhow::Result<Vec<String>> {
         let mut complaints = Vec::new();
         for service in devstack::SERVICES {
-            let log = std::fs::read_to_string(directory.join(format!("{service}.log")))?;
+            let log = self.site.log(service).await?;
             let is_complaint =
                 |line: &&str| line.contains("\"WARN\"") || line.contains("\"ERROR\"") || !line.starts_with('{');
             complaints.extend(log.lines().filter(is_complaint).map(|line| format!("{service}: {line}")));
@@ -174,7 +187,8 @@ impl Shop {
         Ok(complaints)
     }
 
-    /// Audits the shop, checks the edges that were taken, and stops every process. Returns the edges.
+    /// Audits the shop, checks the edges that were taken, and stops every process of it. Returns the edges. Containers go
+    /// on, and the next scenario gets them if they are as the audit expects when nobody has tampered with them.
     ///
     /// # Errors
     /// Names every breach of an invariant, an edge that is not in the choreography, or a process that did not end well.
@@ -182,7 +196,10 @@ impl Shop {
         let report = audit(self.endpoints(), expectations).await?;
         ensure!(report.holds(), "invariants are broken:\n{}", report.table());
         let pairs = edges::observe(&self.jetstream().await?).await?;
-        self.stack.stop().await?;
+        match expectations == Expectations::default() {
+            true => self.site.close().await?,
+            false => self.site.abandon().await?,
+        }
         Ok(pairs)
     }
 }

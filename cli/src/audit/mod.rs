@@ -11,7 +11,7 @@ use devstack::Endpoints;
 use serde::Serialize;
 
 /// What the auditor is told before it begins.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expectations {
     /// How long orders, events and refunds in flight may take to settle.
     pub settle: Duration,

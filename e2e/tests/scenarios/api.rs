@@ -181,19 +181,19 @@ pub(crate) async fn composed_order_degrades() -> Result {
     let order = shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed").await?;
     let id = order["id"].as_str().unwrap_or_default();
     for service in ["payment", "inventory", "notification"] {
-        shop.stack.kill(service).await?;
+        shop.site.kill(service).await?;
     }
     let order = shop.customer.order(id).await?;
     ensure!(order["status"] == "confirmed", "{order}");
     ensure!(order["unavailable"] == json!(["payment", "reservation", "notifications"]), "{order}");
     let timeline = shop.customer.get(&format!("/api/v1/orders/{id}/timeline")).await?;
     ensure!(timeline["unavailable"] == json!(["payment", "inventory"]), "{timeline}");
-    shop.stack.kill("order").await?;
+    shop.site.kill("order").await?;
     let answer = shop.customer.try_place(&[("SKU-0001", 1)], "tok_visa", "later").await?;
     ensure!(answer.status() == 503 && answer.headers().contains_key("retry-after"), "{answer:?}");
     for service in ["inventory", "payment", "notification", "order"] {
-        shop.stack.start_service(service)?;
-        shop.stack.wait_until_ready(service).await?;
+        shop.site.start_service(service).await?;
+        shop.site.wait_until_ready(service).await?;
     }
     shop.until(id, "everything", |order| order["unavailable"] == json!([])).await?;
     close(shop).await

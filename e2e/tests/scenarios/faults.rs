@@ -12,6 +12,7 @@ use e2e::{
     wait_for,
 };
 use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
 use tokio::{process::Command, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +21,7 @@ use crate::close;
 type Result = anyhow::Result<BTreeSet<Pair>>;
 
 /// Orders of all kinds.
-async fn place_all_kinds(shop: &Shop, rounds: usize) -> anyhow::Result<Vec<String>> {
+pub(crate) async fn place_all_kinds(shop: &Shop, rounds: usize) -> anyhow::Result<Vec<String>> {
     let mut placed = Vec::new();
     for round in 0..rounds {
         let method = if round % 4 == 3 { "tok_chargeDeclined" } else { "tok_visa" };
@@ -35,7 +36,7 @@ async fn place_all_kinds(shop: &Shop, rounds: usize) -> anyhow::Result<Vec<Strin
 }
 
 pub(crate) async fn every_event_twice() -> Result {
-    let shop = Shop::open("twice", &[]).await?;
+    let shop = Shop::open_new("twice").await?;
     shop.leave_stock("SKU-0999", 3).await?;
     let doubling = double(&shop.endpoints().nats).await?;
     place_all_kinds(&shop, 24).await?;
@@ -54,34 +55,34 @@ pub(crate) async fn every_event_twice() -> Result {
 /// Stream after stream is turned upside down before its consumers see it: payment hears of cancellations before
 /// orders, order of reservations before payments.
 pub(crate) async fn every_event_in_a_wrong_order() -> Result {
-    let mut shop = Shop::open("wrong_order", &[]).await?;
+    let mut shop = Shop::open_new("wrong_order").await?;
     shop.leave_stock("SKU-0999", 3).await?;
     let jetstream = shop.jetstream().await?;
     for service in ["payment", "inventory", "notification"] {
-        shop.stack.stop_service(service).await?;
+        shop.site.stop_service(service).await?;
     }
     // Prices are remembered by the order service for a while; it has none yet.
-    shop.stack.start_service("inventory")?;
-    shop.stack.wait_until_ready("inventory").await?;
+    shop.site.start_service("inventory").await?;
+    shop.site.wait_until_ready("inventory").await?;
     shop.customer.place(&[("SKU-0001", 1), ("SKU-0999", 1)], "tok_visa").await?;
-    shop.stack.stop_service("inventory").await?;
+    shop.site.stop_service("inventory").await?;
     let placed = place_all_kinds(&shop, 24).await?.len();
     let said = async || anyhow::Ok(adversary::read(&jetstream, "ORDER").await?.len());
     wait_for("all orders are in the stream", async || Ok((said().await? > placed).then_some(()))).await?;
     // Nothing more comes: whoever could cause it is not there.
-    shop.stack.stop_service("order").await?;
+    shop.site.stop_service("order").await?;
     ensure!(reverse(&jetstream, "ORDER").await? > placed);
-    shop.stack.start_service("payment")?;
+    shop.site.start_service("payment").await?;
     idle(&shop, "payment", "SELECT count(*) FROM inbox", placed as i64 + 1).await?;
-    shop.stack.stop_service("payment").await?;
+    shop.site.stop_service("payment").await?;
     ensure!(reverse(&jetstream, "PAYMENT").await? > 0);
-    shop.stack.start_service("inventory")?;
+    shop.site.start_service("inventory").await?;
     idle(&shop, "inventory", "SELECT count(*) FROM inbox", 1).await?;
-    shop.stack.stop_service("inventory").await?;
+    shop.site.stop_service("inventory").await?;
     reverse(&jetstream, "INVENTORY").await?;
     for service in ["inventory", "payment", "notification", "order"] {
-        shop.stack.start_service(service)?;
-        shop.stack.wait_until_ready(service).await?;
+        shop.site.start_service(service).await?;
+        shop.site.wait_until_ready(service).await?;
     }
     close(shop).await
 }
@@ -107,7 +108,7 @@ async fn idle(shop: &Shop, service: &str, count: &'static str, at_least: i64) ->
 }
 
 pub(crate) async fn rubbish_becomes_dead_letters() -> Result {
-    let shop = Shop::open("rubbish", &[]).await?;
+    let shop = Shop::open_new("rubbish").await?;
     let jetstream = shop.jetstream().await?;
     shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed").await?;
     let real = adversary::read(&jetstream, "ORDER").await?.into_iter().next().context("an event")?;
@@ -149,12 +150,12 @@ pub(crate) async fn rubbish_becomes_dead_letters() -> Result {
     let report =
         cli::audit::audit(shop.endpoints(), Expectations { dead_letters: 5, ..Expectations::default() }).await?;
     ensure!(!report.holds(), "the audit has not seen the strangers");
-    shop.stack.stop().await?;
+    shop.site.abandon().await?;
     Ok(BTreeSet::new())
 }
 
 /// Orders flow until told to stop; returns how many were placed.
-fn flow(customer: &Customer, stop: &CancellationToken) -> JoinSet<anyhow::Result<usize>> {
+pub(crate) fn flow(customer: &Customer, stop: &CancellationToken) -> JoinSet<anyhow::Result<usize>> {
     let mut flows = JoinSet::new();
     for worker in 0..4 {
         let (customer, stop) = (customer.clone(), stop.clone());
@@ -176,7 +177,7 @@ fn flow(customer: &Customer, stop: &CancellationToken) -> JoinSet<anyhow::Result
     flows
 }
 
-async fn stop(mut flows: JoinSet<anyhow::Result<usize>>, stop: &CancellationToken) -> anyhow::Result<usize> {
+pub(crate) async fn stop(mut flows: JoinSet<anyhow::Result<usize>>, stop: &CancellationToken) -> anyhow::Result<usize> {
     stop.cancel();
     let mut placed = 0;
     while let Some(flow) = flows.join_next().await {
@@ -191,10 +192,10 @@ pub(crate) async fn each_service_killed() -> Result {
     let flows = flow(&shop.customer, &end);
     for service in SERVICES {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        shop.stack.kill(service).await?;
+        shop.site.kill(service).await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
-        shop.stack.start_service(service)?;
-        shop.stack.wait_until_ready(service).await?;
+        shop.site.start_service(service).await?;
+        shop.site.wait_until_ready(service).await?;
     }
     let placed = stop(flows, &end).await?;
     ensure!(placed > 20, "only {placed} orders flowed");
@@ -207,7 +208,7 @@ pub(crate) async fn broker_restarted() -> Result {
     let flows = flow(&shop.customer, &end);
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        shop.stack.restart_broker().await?;
+        shop.site.restart_broker().await?;
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     let placed = stop(flows, &end).await?;
@@ -222,11 +223,29 @@ pub(crate) async fn provider_out_of_order() -> Result {
     let end = CancellationToken::new();
     let flows = flow(&shop.customer, &end);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    shop.stack.kill("psp-sandbox").await?;
+    shop.site.kill("psp-sandbox").await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    shop.stack.start_service("psp-sandbox")?;
-    shop.stack.wait_until_ready("psp-sandbox").await?;
+    shop.site.start_service("psp-sandbox").await?;
+    shop.site.wait_until_ready("psp-sandbox").await?;
     stop(flows, &end).await?;
+    close(shop).await
+}
+
+/// A service's role enters its own database and no other.
+pub(crate) async fn databases_are_closed_to_each_other() -> Result {
+    let shop = Shop::open("closed", &[]).await?;
+    let databases = &shop.endpoints().databases;
+    for (service, url) in databases {
+        shop.database(service).await?;
+        let (server, _) = url.rsplit_once('/').context("an address ends with a database")?;
+        for (other, elsewhere) in databases.iter().filter(|(other, _)| *other != service) {
+            let (_, name) = elsewhere.rsplit_once('/').context("an address ends with a database")?;
+            let entered = PgConnection::connect(&format!("{server}/{name}")).await;
+            let refused = entered.err().with_context(|| format!("{service} can enter the database of {other}"))?;
+            let code = refused.as_database_error().and_then(|error| error.code());
+            ensure!(code.as_deref() == Some("42501"), "{service} at {other}: {refused}");
+        }
+    }
     close(shop).await
 }
 

@@ -1,7 +1,10 @@
 //! The scenarios, each in a shop of its own, each ending with the invariants. After all of them every edge of the
 //! choreography must have been seen. One scenario: `cargo test -p e2e --test scenarios -- late_capture`.
+//!
+//! With `SAGACITY_TARGET=http://localhost:8080` they run one after the other in the containers of `docker compose`.
 
 mod api;
+mod containers;
 mod faults;
 mod outbox;
 mod stories;
@@ -23,7 +26,11 @@ fn main() -> ExitCode {
     if let Some(child) = std::env::var_os(outbox::CHILD) {
         outbox::child(&child);
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    if e2e::target().is_some() {
+        // All scenarios share the containers.
+        arguments.test_threads = Some(1);
+    }
     let seen = Seen::default();
     let scenario = |name: &str, scenario: fn() -> anyhow::Result<BTreeSet<Pair>>| {
         let seen = Arc::clone(&seen);
@@ -46,13 +53,17 @@ fn main() -> ExitCode {
             composed_order_degrades, documentation_is_served,
             documentation_in_a_browser, wrong_settings_are_named;
         faults: every_event_twice, every_event_in_a_wrong_order, rubbish_becomes_dead_letters,
-            each_service_killed, broker_restarted, provider_out_of_order, order_log_can_be_rebuilt;
+            each_service_killed, broker_restarted, provider_out_of_order, order_log_can_be_rebuilt,
+            databases_are_closed_to_each_other;
+        containers: stopped_and_started, scaled_out;
         outbox: naive_publish_loses_what_the_outbox_keeps;
         telemetry: one_order_is_one_trace, metrics_and_health_are_served;
     }
-    if api::browser().is_none() {
-        trials = trials.into_iter().map(|trial| ignore(trial, "documentation_in_a_browser")).collect();
-    }
+    let trials = trials.into_iter().map(|trial| {
+        let ignored = is_ignored(trial.name());
+        trial.with_ignored_flag(ignored)
+    });
+    let trials = trials.collect();
     let all = arguments.filter.is_none() && !arguments.list && !arguments.exact && arguments.skip.is_empty();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if all && !conclusion.has_failed() {
@@ -66,9 +77,15 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn ignore(trial: Trial, name: &str) -> Trial {
-    let ignored = trial.name() == name || trial.has_ignored_flag();
-    trial.with_ignored_flag(ignored)
+/// Whether what a scenario needs is not there.
+fn is_ignored(name: &str) -> bool {
+    match name {
+        "documentation_in_a_browser" => api::browser().is_none(),
+        "stopped_and_started" | "scaled_out" => e2e::target().is_none(),
+        // Containers reach no collector of ours, and their admin listeners are nobody else's business.
+        "one_order_is_one_trace" | "metrics_and_health_are_served" => e2e::target().is_some(),
+        _ => false,
+    }
 }
 
 fn run<T>(scenario: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

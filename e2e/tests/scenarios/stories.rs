@@ -13,7 +13,7 @@ type Result = anyhow::Result<BTreeSet<Pair>>;
 
 /// Told live to the end; and neither a clean start nor an order leaves a complaint in any log.
 pub(crate) async fn confirmed() -> Result {
-    let shop = Shop::open("confirmed", &[]).await?;
+    let shop = Shop::open_new("confirmed").await?;
     let id = shop.customer.place(&[("SKU-0001", 2), ("SKU-0002", 1)], "tok_visa").await?;
     let story: Vec<_> = pin!(shop.customer.watch(&id).await?).try_collect().await?;
     let told: Vec<&str> = story.iter().map(|told| told.event.as_str()).collect();
@@ -31,7 +31,7 @@ pub(crate) async fn confirmed() -> Result {
     ensure!(events[0]["cause"].is_null() && events[1..].iter().all(|event| event["cause"].is_string()), "{timeline}");
     ensure!(events.iter().all(|event| event["trace_id"] == events[0]["trace_id"]), "one trace: {timeline}");
     ensure!(events.iter().all(|event| event["correlation_id"] == events[0]["correlation_id"]), "{timeline}");
-    let complaints = shop.complaints()?;
+    let complaints = shop.complaints().await?;
     ensure!(complaints.is_empty(), "{complaints:#?}");
     close(shop).await
 }
@@ -67,10 +67,10 @@ pub(crate) async fn out_of_stock_is_refunded() -> Result {
 /// The provider has not been asked when the deadline passes: nothing is ever charged.
 pub(crate) async fn deadline_passes() -> Result {
     let mut shop = Shop::open("deadline", &[("order", "ORDER_DEADLINE_SECONDS", "1")]).await?;
-    shop.stack.kill("payment").await?;
+    shop.site.kill("payment").await?;
     let id = shop.customer.place(&[("SKU-0004", 1)], "tok_visa").await?;
     shop.until_status(&id, "cancelled", Some("timed_out")).await?;
-    shop.stack.start_service("payment")?;
+    shop.site.start_service("payment").await?;
     let order = shop.until(&id, "voided", |order| order["payment"]["status"] == "voided").await?;
     ensure!(order["refund"] == "none", "{order}");
     close(shop).await
@@ -89,12 +89,12 @@ pub(crate) async fn late_capture_is_refunded() -> Result {
 
 pub(crate) async fn cancelled_before_payment() -> Result {
     let mut shop = Shop::open("cancelled_before", &[]).await?;
-    shop.stack.kill("payment").await?;
+    shop.site.kill("payment").await?;
     let id = shop.customer.place(&[("SKU-0006", 1)], "tok_visa").await?;
     ensure!(shop.customer.cancel(&id).await?.status() == 202);
     // Asking again changes nothing and is no error.
     ensure!(shop.customer.cancel(&id).await?.status() == 202);
-    shop.stack.start_service("payment")?;
+    shop.site.start_service("payment").await?;
     let order = shop.until(&id, "voided", |order| order["payment"]["status"] == "voided").await?;
     ensure!(order["reason"] == "customer_request" && order["refund"] == "none", "{order}");
     close(shop).await

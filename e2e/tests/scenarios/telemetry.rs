@@ -122,7 +122,7 @@ pub(crate) async fn one_order_is_one_trace() -> Result {
         Ok((services.len() == 5 && spans.iter().any(is_last)).then_some(()))
     })
     .await?;
-    let complaints = shop.complaints()?;
+    let complaints = shop.complaints().await?;
     ensure!(complaints.is_empty(), "{complaints:?}");
     let pairs = close(shop).await?;
 

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
+use crate::{Ports, postgres};
+
 /// The processes of the system, in the order in which they start.
 pub const SERVICES: [&str; 6] = ["psp-sandbox", "inventory", "payment", "notification", "order", "gateway"];
 
@@ -27,6 +29,27 @@ pub struct Endpoints {
 
 impl Endpoints {
     const FILE: &str = "stack.json";
+
+    /// Of a system that somebody else started, whose gateway is at `target`: databases, broker and provider are expected
+    /// on this machine at the default ports, as `docker-compose.e2e.yml` publishes them. Passwords come from the
+    /// environment under the names that `.env.example` gives.
+    #[must_use]
+    pub fn of_target(target: &str) -> Self {
+        let ports = Ports::default();
+        let database = |role: &str| {
+            let password = std::env::var(format!("{}_DB_PASSWORD", role.to_uppercase()));
+            let password = password.unwrap_or_else(|_| postgres::PASSWORD.to_owned());
+            (role.to_owned(), format!("postgres://{role}:{password}@127.0.0.1:{}/{role}", ports.postgres))
+        };
+        Self {
+            gateway: target.trim_end_matches('/').to_owned(),
+            provider: format!("http://127.0.0.1:{}", ports.psp_sandbox),
+            nats: format!("nats://127.0.0.1:{}", ports.nats),
+            databases: ["order", "payment", "inventory", "notification"].map(database).into(),
+            admin: BTreeMap::new(),
+            pids: BTreeMap::new(),
+        }
+    }
 
     /// Writes them into the state directory.
     ///

@@ -28,8 +28,8 @@ pub struct Postgres {
     spec: Spec,
 }
 
-/// The password of all roles of a private server; it listens on loopback only.
-const PASSWORD: &str = "sagacity";
+/// The password of all roles in development; production refuses it.
+pub(crate) const PASSWORD: &str = "sagacity";
 
 impl Postgres {
     /// Starts the cluster in `directory`, which is made if it is not there, and waits until it answers.

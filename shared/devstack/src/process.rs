@@ -150,22 +150,6 @@ impl Process {
         self.reaper.forget(self.pid());
         Ok(())
     }
-
-    /// Stops it where it stands, as an overloaded machine would.
-    ///
-    /// # Errors
-    /// Those of the system.
-    pub fn pause(&self) -> anyhow::Result<()> {
-        kill_process(self.pid, Signal::STOP).with_context(|| format!("pause {}", self.name))
-    }
-
-    /// Lets it go on.
-    ///
-    /// # Errors
-    /// Those of the system.
-    pub fn resume(&self) -> anyhow::Result<()> {
-        kill_process(self.pid, Signal::CONT).with_context(|| format!("resume {}", self.name))
-    }
 }
 
 impl Drop for Process {

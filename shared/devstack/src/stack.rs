@@ -148,12 +148,6 @@ impl Stack {
         self.running.remove(service).with_context(|| format!("{service} does not run"))?.stop(Signal::TERM).await
     }
 
-    /// The process of a service.
-    #[must_use]
-    pub fn process(&self, service: &str) -> Option<&Process> {
-        self.running.get(service)
-    }
-
     /// Kills the private broker with SIGKILL and starts it again.
     ///
     /// # Errors

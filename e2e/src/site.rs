@@ -1,0 +1,150 @@
+//! Where a shop runs: in processes of its own, or in the containers that `SAGACITY_TARGET` names.
+
+use anyhow::{Context as _, bail};
+use devstack::{Endpoints, Logs, Stack, test};
+
+use crate::{Compose, compose::TARGET};
+
+/// The parts of a shop, to be killed and started again one by one.
+#[derive(Debug)]
+pub enum Site {
+    /// One process per service, and servers of its own.
+    Processes(Box<Stack>),
+    /// `docker compose`.
+    Containers(Compose),
+}
+
+/// The gateway of the containers to use, if any.
+#[must_use]
+pub fn target() -> Option<String> {
+    std::env::var(TARGET).ok().filter(|target| !target.is_empty())
+}
+
+impl Site {
+    pub(crate) async fn open(name: &str, settings: &[(&str, &str, &str)], fresh: bool) -> anyhow::Result<Self> {
+        Ok(match target() {
+            Some(target) => Self::Containers(Compose::open(&target, settings, fresh).await?),
+            None => Self::Processes(Box::new(test::stack(name, settings).await?)),
+        })
+    }
+
+    /// Where everything is.
+    #[must_use]
+    pub fn endpoints(&self) -> &Endpoints {
+        match self {
+            Self::Processes(stack) => stack.endpoints(),
+            Self::Containers(compose) => compose.endpoints(),
+        }
+    }
+
+    /// The containers.
+    ///
+    /// # Errors
+    /// When it is processes.
+    pub fn containers(&mut self) -> anyhow::Result<&mut Compose> {
+        match self {
+            Self::Processes(_) => bail!("only for containers: set {TARGET}"),
+            Self::Containers(compose) => Ok(compose),
+        }
+    }
+
+    /// Starts a service without waiting for it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_service(&mut self, service: &'static str) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.start_service(service),
+            Self::Containers(compose) => compose.start(service).await,
+        }
+    }
+
+    /// Waits until a service says that it is ready.
+    ///
+    /// # Errors
+    /// When it ends instead or takes too long.
+    pub async fn wait_until_ready(&mut self, service: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.wait_until_ready(service).await,
+            Self::Containers(compose) => compose.wait_until_ready(service).await,
+        }
+    }
+
+    /// Kills a service with SIGKILL.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn kill(&mut self, service: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.kill(service).await,
+            Self::Containers(compose) => compose.kill(service).await,
+        }
+    }
+
+    /// Asks a service to end and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end well.
+    pub async fn stop_service(&mut self, service: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.stop_service(service).await,
+            Self::Containers(compose) => compose.stop(&[service]).await,
+        }
+    }
+
+    /// Kills the broker with SIGKILL and starts it again.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub async fn restart_broker(&mut self) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.restart_broker().await,
+            Self::Containers(compose) => {
+                compose.kill("nats").await?;
+                compose.start("nats").await
+            }
+        }
+    }
+
+    /// What a service has logged.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn log(&self, service: &str) -> anyhow::Result<String> {
+        match self {
+            Self::Containers(compose) => compose.logs(service).await,
+            Self::Processes(stack) => match stack.logs() {
+                Logs::Directory(directory) => {
+                    let path = directory.join(format!("{service}.log"));
+                    std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+                }
+                Logs::Lines(_) => bail!("the log of {service} was not kept"),
+            },
+        }
+    }
+
+    /// Ends the processes; containers go on, for the next scenario.
+    ///
+    /// # Errors
+    /// Names what did not end well.
+    pub async fn close(self) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.stop().await,
+            Self::Containers(compose) => {
+                compose.leave_clean();
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends the processes; containers are left to be replaced.
+    ///
+    /// # Errors
+    /// Names what did not end well.
+    pub async fn abandon(self) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.stop().await,
+            Self::Containers(_) => Ok(()),
+        }
+    }
+}
