@@ -10,6 +10,10 @@ use devstack::SERVICES;
 use e2e::{Pair, Shop, wait_for};
 use opentelemetry_proto::tonic::{
     collector::{
+        logs::v1::{
+            ExportLogsServiceRequest, ExportLogsServiceResponse,
+            logs_service_server::{LogsService, LogsServiceServer},
+        },
         metrics::v1::{
             ExportMetricsServiceRequest, ExportMetricsServiceResponse,
             metrics_service_server::{MetricsService, MetricsServiceServer},
@@ -38,6 +42,8 @@ struct Collector {
     spans: Arc<Mutex<Vec<(String, Span)>>>,
     /// Services that sent metrics.
     metrics: Arc<Mutex<HashSet<String>>>,
+    /// Services that sent logs.
+    logs: Arc<Mutex<HashSet<String>>>,
 }
 
 fn service_name(resource: Option<Resource>) -> String {
@@ -77,6 +83,18 @@ impl MetricsService for Collector {
     }
 }
 
+#[tonic::async_trait]
+impl LogsService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportLogsServiceRequest>,
+    ) -> std::result::Result<Response<ExportLogsServiceResponse>, Status> {
+        let names = request.into_inner().resource_logs.into_iter().map(|resource| service_name(resource.resource));
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+        Ok(Response::new(Default::default()))
+    }
+}
+
 impl Collector {
     /// Listens on a free port; returns the endpoint.
     async fn listen(&self) -> anyhow::Result<String> {
@@ -84,7 +102,8 @@ impl Collector {
         let endpoint = format!("http://{}", listener.local_addr()?);
         let server = Server::builder()
             .add_service(TraceServiceServer::new(self.clone()))
-            .add_service(MetricsServiceServer::new(self.clone()));
+            .add_service(MetricsServiceServer::new(self.clone()))
+            .add_service(LogsServiceServer::new(self.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         Ok(endpoint)
     }
@@ -152,6 +171,8 @@ pub(crate) async fn one_order_is_one_trace() -> Result {
     let metrics = collector.metrics.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut services = SERVICES.iter().filter(|service| **service != "psp-sandbox");
     ensure!(services.all(|service| metrics.contains(*service)), "metrics came from {metrics:?} only");
+    let logs = collector.logs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    ensure!(SERVICES.iter().all(|service| logs.contains(*service)), "logs came from {logs:?} only");
     Ok(pairs)
 }
 

@@ -2,6 +2,7 @@
 
 mod config;
 mod grpc;
+mod postman;
 pub mod saga;
 mod store;
 
@@ -13,6 +14,8 @@ use messaging::{Broker, Node};
 use proto::notification::v1::notification_service_server::NotificationServiceServer;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+
+use postman::Postman;
 
 pub use config::Config;
 
@@ -36,6 +39,8 @@ pub async fn run(
     let pool = database::connect(&config.database, service.name(), &[messaging::migrator(), migrator()]).await?;
     let broker = Broker::connect(&config.broker.url, service.name()).await?;
     let node = Node::new(service, pool.clone(), broker);
+    let postman = Postman::hire(&config, pool.clone())?;
+    let saga = saga::Saga { mail: postman.is_some() };
     let routes = Routes::new(NotificationServiceServer::new(grpc::Grpc { pool: pool.clone() }));
     let progress = node.progress.clone();
     let readiness =
@@ -47,6 +52,9 @@ pub async fn run(
     let mut supervisor = Supervisor::new(shutdown.clone());
     supervisor.spawn("admin", admin::serve(listeners.admin, readiness, registry, shutdown.clone()));
     supervisor.spawn("grpc", transport::serve(listeners.main, routes, shutdown.clone()));
-    supervisor.spawn("saga", messaging::run(node, Arc::new(saga::Saga), shutdown));
+    if let Some(postman) = postman {
+        supervisor.spawn("postman", postman.run(shutdown.clone()));
+    }
+    supervisor.spawn("saga", messaging::run(node, Arc::new(saga), shutdown));
     supervisor.run().await
 }

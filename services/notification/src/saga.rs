@@ -34,7 +34,10 @@ impl Inbound for Heard {
 
 /// Tells customers.
 #[derive(Debug)]
-pub struct Saga;
+pub struct Saga {
+    /// Whether mails are sent.
+    pub mail: bool,
+}
 
 impl Handler for Saga {
     type Inbound = Heard;
@@ -51,7 +54,7 @@ impl Handler for Saga {
                 (delivery.order_id(), customer, kind)
             })
             .collect();
-        store::tell(tx, &all).await.context("tell customers")?;
+        store::tell(tx, &all, self.mail).await.context("tell customers")?;
         for (delivery, (_, customer, kind)) in batch.iter().zip(&all) {
             tracing::debug!(parent: &delivery.span, customer.id = %customer, ?kind, "told the customer");
         }

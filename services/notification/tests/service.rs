@@ -2,7 +2,13 @@
 //! the order service.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream;
 use contracts::{CorrelationId, CustomerId, Envelope, Event, EventId, Money, OrderId, choreography::Service};
@@ -13,6 +19,11 @@ use proto::{
         ListNotificationsRequest, NotificationKind, notification_service_client::NotificationServiceClient,
     },
     order::v1::OrderConfirmed,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
 };
 use tonic::{Code, transport::Channel};
 
@@ -48,6 +59,92 @@ async fn told(client: &mut Client, order: OrderId) -> Vec<NotificationKind> {
     let request = ListNotificationsRequest { order_id: order.to_string() };
     let answer = client.list_notifications(request).await.unwrap().into_inner();
     answer.notifications.iter().map(|notification| notification.kind()).collect()
+}
+
+/// A mail server that has no time for the first mail, keeps the others, and says whose order each is about.
+async fn mail_server(kept: mpsc::UnboundedSender<String>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("smtp://{}", listener.local_addr().unwrap());
+    let busy = Arc::new(AtomicBool::new(true));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve_mail(stream, kept.clone(), Arc::clone(&busy)));
+        }
+    });
+    url
+}
+
+/// RFC 5321, as far as a client needs it that is served well.
+async fn serve_mail(
+    stream: TcpStream,
+    kept: mpsc::UnboundedSender<String>,
+    busy: Arc<AtomicBool>,
+) -> std::io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut lines = BufReader::new(reader).lines();
+    writer.write_all(b"220 ready\r\n").await?;
+    while let Some(line) = lines.next_line().await? {
+        let answer: &[u8] = match line.get(..4) {
+            Some("DATA") if busy.swap(false, Ordering::Relaxed) => b"451 try again later\r\n",
+            Some("DATA") => {
+                writer.write_all(b"354 go on\r\n").await?;
+                let mut mail = String::new();
+                while let Some(line) = lines.next_line().await?.filter(|line| line != ".") {
+                    mail.push_str(&line);
+                    mail.push('\n');
+                }
+                let _nobody_reads_any_more = kept.send(mail);
+                b"250 kept\r\n"
+            }
+            Some("QUIT") => b"221 bye\r\n",
+            _ => b"250 fine\r\n",
+        };
+        writer.write_all(answer).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_notification_is_mailed_even_if_the_mail_server_is_busy_or_the_service_killed() {
+    let (sender, mut kept) = mpsc::unbounded_channel();
+    let mail_server = mail_server(sender).await;
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    let broker_url = broker.url();
+    let settings = [("DATABASE_URL", url.as_str()), ("NATS_URL", &broker_url), ("SMTP_URL", &mail_server)];
+    let start = async || Program::start(env!("CARGO_BIN_EXE_notification"), &settings).await.unwrap();
+    let first = start().await;
+    let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+    let orders: Vec<OrderId> = (0..20).map(|_| OrderId::new()).collect();
+    for order in &orders {
+        say(&jetstream, *order).await;
+    }
+    let mut mails = vec![kept.recv().await.unwrap()];
+    first.kill().await.unwrap();
+    // What it had taken comes when its lease has run out; the test does not wait for that.
+    sqlx::query("UPDATE notifications SET mail_due_at = now() WHERE mail_due_at IS NOT NULL")
+        .execute(&database)
+        .await
+        .unwrap();
+    let _second = start().await;
+    let due = "SELECT count(*) FROM notifications WHERE mail_due_at IS NOT NULL";
+    let until = Instant::now() + Duration::from_secs(60);
+    let told = "SELECT count(*) FROM notifications";
+    let count = async |query: &'static str| sqlx::query_scalar::<_, i64>(query).fetch_one(&database).await.unwrap();
+    while count(told).await < 20 || count(due).await > 0 {
+        assert!(Instant::now() < until, "{} mails still wait", count(due).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    while let Ok(mail) = kept.try_recv() {
+        mails.push(mail);
+    }
+    for order in orders {
+        let about: Vec<&String> =
+            mails.iter().filter(|mail| mail.contains(&format!("Subject: Your order {order}: confirmed"))).collect();
+        let id = |mail: &str| mail.lines().find(|line| line.starts_with("Message-ID: <")).map(str::to_owned);
+        assert!(!about.is_empty(), "no mail about {order}");
+        assert!(about.iter().all(|mail| id(mail).is_some() && id(mail) == id(about[0])), "one id: {about:?}");
+    }
 }
 
 #[tokio::test]

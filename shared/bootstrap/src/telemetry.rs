@@ -1,18 +1,22 @@
 //! Logs, traces and metrics.
 //!
-//! Logs are pretty on a terminal and JSON otherwise. Metrics are always collected and shown at `/metrics`. Traces and
-//! metrics go out by OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; else no span is recorded for export.
+//! Logs are pretty on a terminal and JSON otherwise. Metrics are always collected and shown at `/metrics`. Traces, metrics
+//! and logs go out by OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; else no span is recorded for export.
 
 use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
 use opentelemetry::{global, trace::TracerProvider as _};
-use opentelemetry_otlp::{MetricExporter, SpanExporter};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_otlp::{LogExporter, MetricExporter, SpanExporter};
 use opentelemetry_sdk::{
-    Resource, metrics::SdkMeterProvider, propagation::TraceContextPropagator, trace::SdkTracerProvider,
+    Resource, logs::SdkLoggerProvider, metrics::SdkMeterProvider, propagation::TraceContextPropagator,
+    trace::SdkTracerProvider,
 };
 use prometheus::Registry;
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 /// What OpenTelemetry says about itself is of interest only when it is wrong.
 const DEFAULT_FILTER: &str = "info,opentelemetry=warn,opentelemetry_sdk=warn";
@@ -22,6 +26,7 @@ const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 #[derive(Debug)]
 pub struct Telemetry {
     tracer: Option<SdkTracerProvider>,
+    logger: Option<SdkLoggerProvider>,
     meter: SdkMeterProvider,
     /// What `/metrics` shows.
     pub registry: Registry,
@@ -39,6 +44,12 @@ pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
         global::set_text_map_propagator(TraceContextPropagator::new());
         tracing_opentelemetry::layer().with_tracer(provider.tracer("sagacity"))
     });
+    let logger = export.then(|| logger(resource.clone())).transpose()?;
+    let exported_logs = logger.as_ref().map(|provider| {
+        // What the exporter says about itself must not be exported, which would make it say more.
+        OpenTelemetryTracingBridge::new(provider)
+            .with_filter(filter_fn(|metadata| !metadata.target().starts_with("opentelemetry")))
+    });
     let filter = EnvFilter::try_new(std::env::var("RUST_LOG").unwrap_or_else(|_| DEFAULT_FILTER.to_owned()))
         .context("RUST_LOG: expected a filter like info or info,order=debug")?;
     let logs = if json()? {
@@ -46,11 +57,17 @@ pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
     } else {
         tracing_subscriber::fmt::layer().with_target(false).with_ansi(colour()).boxed()
     };
-    tracing_subscriber::registry().with(filter).with(layer).with(logs).try_init().context("set up logging")?;
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(layer)
+        .with(logs)
+        .with(exported_logs)
+        .try_init()
+        .context("set up logging")?;
     let registry = Registry::new();
     let meter = meter(&registry, export, resource)?;
     global::set_meter_provider(meter.clone());
-    Ok(Telemetry { tracer, meter, registry })
+    Ok(Telemetry { tracer, logger, meter, registry })
 }
 
 fn json() -> anyhow::Result<bool> {
@@ -73,6 +90,11 @@ fn tracer(resource: Resource) -> anyhow::Result<SdkTracerProvider> {
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
 }
 
+fn logger(resource: Resource) -> anyhow::Result<SdkLoggerProvider> {
+    let exporter = LogExporter::builder().with_tonic().build().context(ENDPOINT)?;
+    Ok(SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}
+
 fn meter(registry: &Registry, export: bool, resource: Resource) -> anyhow::Result<SdkMeterProvider> {
     let prometheus = opentelemetry_prometheus::exporter().with_registry(registry.clone()).build()?;
     let mut builder = SdkMeterProvider::builder().with_reader(prometheus).with_resource(resource);
@@ -87,6 +109,9 @@ impl Drop for Telemetry {
         // Nobody is left to tell when the collector is away at the end.
         if let Some(tracer) = &self.tracer {
             let _unsent = tracer.shutdown();
+        }
+        if let Some(logger) = &self.logger {
+            let _unsent = logger.shutdown();
         }
         let _unsent = self.meter.shutdown();
     }
