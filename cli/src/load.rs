@@ -372,10 +372,14 @@ impl Figures {
                 usage.cpu_seconds, usage.resident_mb, usage.peak_mb
             );
         }
-        println!(
-            "CPU        {:.2} ms per order; five services {:.0} MB resident\n",
-            self.cpu_ms_per_order, self.services_resident_mb
-        );
+        // Those of a system elsewhere are not known.
+        if !self.processes.is_empty() {
+            println!(
+                "CPU        {:.2} ms per order; five services {:.0} MB resident",
+                self.cpu_ms_per_order, self.services_resident_mb
+            );
+        }
+        println!();
         print!("{}", self.invariants.table());
     }
 }

@@ -239,7 +239,7 @@ pub(crate) async fn documentation_in_a_browser() -> Result {
     let browser = tokio::process::Command::new(browser().context("no browser on the PATH")?)
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-quic"])
         .args(["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=30000"])
-        .args(["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--dump-dom"])
+        .args(["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost", "--dump-dom"])
         .arg(format!("--user-data-dir={}", profile.path().display()))
         .arg(format!("{}/docs/", shop.endpoints().gateway))
         .kill_on_drop(true)
