@@ -31,7 +31,7 @@ pub struct Config {
     /// Who mails come from
     #[arg(long, env = "MAIL_FROM", default_value = "Sagacity <shop@sagacity.example>")]
     pub mail_from: Mailbox,
-    /// Domain of the customers' addresses, until accounts know better: a mail goes to <customer id>@<domain>
+    /// Domain of the customers' addresses, until accounts know better: a mail goes to their id at this domain
     #[arg(long, env = "MAIL_CUSTOMER_DOMAIN", default_value = "customers.sagacity.example")]
     pub mail_customer_domain: String,
 }

@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{
+    Arg, Parser,
+    error::{ContextKind, ContextValue},
+};
 pub use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +35,7 @@ where
     if let Some(ready) = healthcheck::asked_for::<S>() {
         return ready;
     }
-    let settings = S::parse();
+    let settings = S::try_parse().unwrap_or_else(|error| without_secret::<S>(error).exit());
     let started = runtime().and_then(|runtime| {
         let _guard = runtime.enter();
         Ok((telemetry::init(service)?, runtime))
@@ -45,6 +48,20 @@ where
             ExitCode::FAILURE
         }
     }
+}
+
+/// What clap says of a wrong setting, without its value where that is a secret.
+fn without_secret<S: Settings>(mut error: clap::Error) -> clap::Error {
+    let about = |argument: &Arg| {
+        let name = ContextValue::String(argument.to_string());
+        argument.is_hide_env_values_set() && error.get(ContextKind::InvalidArg) == Some(&name)
+    };
+    let mut command = S::command();
+    command.build();
+    if command.get_arguments().any(about) {
+        error.insert(ContextKind::InvalidValue, ContextValue::String("(hidden)".to_owned()));
+    }
+    error
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
