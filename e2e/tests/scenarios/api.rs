@@ -62,6 +62,8 @@ pub(crate) async fn bad_input_is_refused_by_name() -> Result {
         ("malformed JSON", "{\"items\": [".to_owned(), "items"),
         ("trailing text", format!("{} x", order(json!([item("SKU-0001", json!(1))]))), "body"),
         ("no object", "[]".to_owned(), "body"),
+        ("fields in order", r#"[[{"sku":"SKU-0001","quantity":1}],"tok_visa"]"#.to_owned(), "body"),
+        ("fields of an item in order", order(json!([["SKU-0001", 1]])), "items[0]"),
         ("a wrong type", order(json!([item("SKU-0001", json!("two"))])), "items[0].quantity"),
         ("a negative quantity", order(json!([item("SKU-0001", json!(-1))])), "items[0].quantity"),
         ("a quantity of zero", order(json!([item("SKU-0001", json!(0))])), "items[0].quantity"),

@@ -12,7 +12,7 @@ use bootstrap::RequestContext;
 use contracts::{CustomerId, OrderId};
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::problem::Problem;
+use crate::{object::Object, problem::Problem};
 
 /// Largest body; a hundred lines take a tenth of it.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
@@ -96,7 +96,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         }
         let bytes = Bytes::from_request(request, state).await.map_err(|_| Problem::too_large(MAX_BODY))?;
         let mut json = serde_json::Deserializer::from_slice(&bytes);
-        let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let Object(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().to_string();
             let field = if path == "." { "body".to_owned() } else { path };
             Problem::invalid(field, error.into_inner().to_string())

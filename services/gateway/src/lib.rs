@@ -8,6 +8,7 @@ mod edge;
 mod events;
 mod extract;
 mod live;
+mod object;
 mod orders;
 mod problem;
 mod products;

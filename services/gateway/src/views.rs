@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+use crate::object;
+
 /// An amount in the minor unit of its currency: 19.99 EUR is 1999.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Money {
@@ -24,6 +26,7 @@ pub(crate) struct Money {
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewOrder {
     /// 1 to 100 lines, each with another product.
+    #[serde(deserialize_with = "object::list")]
     pub(crate) items: Vec<NewItem>,
     /// A payment method of the provider; for tests `tok_visa`, `tok_mastercard`, `tok_chargeDeclined` or
     /// `tok_chargeDeclinedInsufficientFunds`.
