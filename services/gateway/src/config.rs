@@ -2,10 +2,7 @@
 
 use std::net::SocketAddr;
 
-use bootstrap::{
-    process::Settings,
-    settings::{Addresses, BrokerSettings, service_url},
-};
+use bootstrap::settings::{Addresses, BrokerSettings, Settings, service_url};
 use clap::Parser;
 
 /// The gateway of Sagacity: the HTTP API in front of the services.

@@ -2,10 +2,7 @@
 
 use std::net::SocketAddr;
 
-use bootstrap::{
-    process::Settings,
-    settings::{Addresses, BrokerSettings, DatabaseSettings},
-};
+use bootstrap::settings::{Addresses, BrokerSettings, DatabaseSettings, Settings};
 use clap::Parser;
 use lettre::message::Mailbox;
 

@@ -5,10 +5,7 @@ use std::{
     time::Duration,
 };
 
-use bootstrap::{
-    process::Settings,
-    settings::{Addresses, BrokerSettings, DatabaseSettings, service_url},
-};
+use bootstrap::settings::{Addresses, BrokerSettings, DatabaseSettings, Settings, service_url};
 use clap::{Parser, Subcommand};
 
 /// The order service of Sagacity: accepts orders and sees them through.

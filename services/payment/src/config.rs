@@ -2,10 +2,7 @@
 
 use std::net::SocketAddr;
 
-use bootstrap::{
-    process::Settings,
-    settings::{Addresses, BrokerSettings, DatabaseSettings, not_of_development, service_url},
-};
+use bootstrap::settings::{Addresses, BrokerSettings, DatabaseSettings, Settings, not_of_development, service_url};
 use clap::Parser;
 
 /// The payment service of Sagacity: charges orders and gives back what must be given back.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use clap::Command;
 
-use crate::process::Settings;
+use crate::settings::Settings;
 
 const NAME: &str = "healthcheck";
 const DEADLINE: Duration = Duration::from_secs(2);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{
-    Arg, Parser,
+    Arg,
     error::{ContextKind, ContextValue},
 };
 pub use prometheus::Registry;
@@ -13,15 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Listeners, healthcheck,
-    settings::Addresses,
+    settings::Settings,
     telemetry::{self, Telemetry},
 };
-
-/// Settings of a service: they at least say where it listens.
-pub trait Settings: Parser {
-    /// Where it listens.
-    fn addresses(&self) -> Addresses;
-}
 
 /// Runs a service: settings, telemetry, signals, listeners, `run`. Exit code 0 after SIGTERM or Ctrl-C, 2 for a wrong
 /// setting, 1 for anything else, with the chain of causes in the log, once.

@@ -3,8 +3,14 @@
 
 use std::{fmt, net::SocketAddr, str::FromStr};
 
-use clap::Args;
+use clap::{Args, Parser};
 use sqlx::postgres::PgConnectOptions;
+
+/// Settings of a service: they at least say where it listens.
+pub trait Settings: Parser {
+    /// Where it listens.
+    fn addresses(&self) -> Addresses;
+}
 
 /// The service's own database.
 #[derive(Args, Clone, Debug)]

@@ -11,7 +11,7 @@ use contracts::{Envelope, Event, EventId, Inbound};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Delivery, Handler, Node, Outcome, database, inbox, node::backoff, outbox::Cause, topology::ACK_WAIT, trace,
+    Delivery, Handler, Node, Outcome, backoff::backoff, database, inbox, outbox::Cause, topology::ACK_WAIT, trace,
 };
 
 /// No event of ours comes near; what is larger was not made by an outbox.

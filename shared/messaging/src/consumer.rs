@@ -16,7 +16,7 @@ use contracts::{choreography::Service, header};
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Handler, Outcome, batch::Batches, dead_letter, node::backoff, topology};
+use crate::{Handler, Outcome, backoff::backoff, batch::Batches, dead_letter, topology};
 
 /// Most events in one transaction.
 const BATCH: usize = 256;

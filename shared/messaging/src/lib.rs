@@ -8,6 +8,7 @@
 //!
 //! Reading order: [`outbox`], `relay`, [`inbox`], [`handler`], `batch`, `consumer`, `dead_letter`, [`topology`].
 
+mod backoff;
 mod batch;
 mod broker;
 mod consumer;

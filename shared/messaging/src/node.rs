@@ -3,7 +3,6 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use contracts::{
     Inbound,
     choreography::{Service, listens_to},
@@ -113,15 +112,4 @@ fn relay_of(node: &Node) -> Relay {
         progress: node.progress.clone(),
         metrics: node.metrics.clone(),
     }
-}
-
-/// Delays between attempts: 100 ms doubling up to 30 s, with jitter, for ever.
-pub(crate) fn backoff() -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(Duration::from_secs(30))
-        .with_factor(2.5)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }

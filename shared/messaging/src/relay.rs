@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{Broker, Progress, metrics::Metrics, node::backoff, outbox::Wake};
+use crate::{Broker, Progress, backoff::backoff, metrics::Metrics, outbox::Wake};
 
 /// Rows per transaction and publishes in flight.
 const BATCH: i64 = 512;

@@ -14,8 +14,8 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use anyhow::Context as _;
 use bootstrap::{
     Listeners, Readiness, Supervisor, admin,
-    process::{Registry, Settings},
-    settings::Addresses,
+    process::Registry,
+    settings::{Addresses, Settings},
 };
 use clap::Parser;
 use tokio_util::sync::CancellationToken;
