@@ -180,6 +180,7 @@ pub(crate) async fn metrics_and_health_are_served() -> Result {
     let shop = Shop::open("metrics", &[]).await?;
     shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed").await?;
     let client = cli::client::http_client()?;
+    let mut all = String::new();
     for service in SERVICES {
         let admin = &shop.endpoints().admin[service];
         for path in ["livez", "readyz", "startupz"] {
@@ -187,8 +188,28 @@ pub(crate) async fn metrics_and_health_are_served() -> Result {
         }
         let metrics = client.get(format!("{admin}/metrics")).send().await?.error_for_status()?.text().await?;
         ensure!(metrics.contains(&format!("service_name=\"{service}\"")), "{service}: {metrics}");
+        all.push_str(&metrics);
     }
-    let metrics = client.get(format!("{}/metrics", shop.endpoints().admin["gateway"])).send().await?.text().await?;
-    ensure!(metrics.contains("http_server_request_duration"), "{metrics}");
+    let measured: BTreeSet<&str> =
+        all.lines().filter_map(|line| line.split(['{', ' ']).next()).filter(|name| !name.starts_with('#')).collect();
+    for name in dashboard()? {
+        ensure!(measured.contains(name.as_str()), "the dashboard shows {name}, which nobody measures: {measured:?}");
+    }
     close(shop).await
+}
+
+/// The metrics that the dashboard shows.
+fn dashboard() -> anyhow::Result<BTreeSet<String>> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/observability/sagacity.json");
+    let dashboard: serde_json::Value = serde_json::from_slice(&std::fs::read(path)?)?;
+    let panels = dashboard["panels"].as_array().context("a dashboard has panels")?;
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let metrics = targets.filter(|target| target["datasource"]["type"] == "prometheus");
+    let expressions = metrics.filter_map(|target| target["expr"].as_str());
+    let words = expressions.flat_map(|expression| expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
+    let labels = ["http_route", "http_response_status_code"];
+    let names = words.filter(|word| word.starts_with("http_") || word.starts_with("messaging_"));
+    let names: BTreeSet<String> = names.filter(|name| !labels.contains(name)).map(str::to_owned).collect();
+    ensure!(names.len() > 5, "only {names:?} are shown");
+    Ok(names)
 }
