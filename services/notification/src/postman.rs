@@ -20,13 +20,14 @@ use crate::{
     store::{self, Kind, Mail},
 };
 
-/// Most mails at a time.
-const AT_ONCE: i64 = 32;
+/// Most mails at a time: as many as the client has connections.
+const AT_ONCE: i64 = 10;
 /// How often to look for mails that are due.
 const POLL: Duration = Duration::from_millis(500);
-/// Longer than it takes to send a mail.
-const LEASE: Duration = Duration::from_secs(60);
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long sending one may take; shorter than shutdown waits.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than that.
+const LEASE: Duration = Duration::from_secs(30);
 const SLOWEST_RETRY: Duration = Duration::from_secs(3600);
 
 /// Carries mails to the server.
@@ -44,8 +45,7 @@ impl Postman {
         let Some(url) = &config.smtp_url else { return Ok(None) };
         // Once per process; whoever was first is fine.
         let _installed = rustls::crypto::ring::default_provider().install_default();
-        let server = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url.0).context("SMTP_URL")?;
-        let server = server.timeout(Some(TIMEOUT)).build();
+        let server = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url.0).context("SMTP_URL")?.build();
         let (from, domain) = (config.mail_from.clone(), config.mail_customer_domain.clone());
         Ok(Some(Self { pool, server, from, domain }))
     }
@@ -109,7 +109,8 @@ impl Postman {
             .header(ContentType::TEXT_PLAIN)
             .body(format!("{text}\n\nOrder {order}\n"))
             .context("write the mail")?;
-        self.server.send(message).await.context("send the mail")?;
+        let sent = tokio::time::timeout(TIMEOUT, self.server.send(message)).await;
+        sent.context("the mail server does not answer")?.context("send the mail")?;
         tracing::info!(order.id = %order, customer.id = %mail.customer_id, kind = ?mail.kind, "mailed the customer");
         Ok(())
     }
