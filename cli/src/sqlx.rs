@@ -12,7 +12,6 @@ use ::sqlx::{AssertSqlSafe, Executor as _};
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use devstack::test;
-use tokio::process::Command;
 
 /// Write or check.
 #[derive(Args, Clone, Debug)]
@@ -85,7 +84,7 @@ async fn ask(root: &Path, name: &str, directory: &str, migrations: &[&str], answ
 }
 
 async fn check(root: &Path, name: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = devstack::programs::cargo();
     cargo.args(["check", "--quiet", "--locked", "--package", name]).current_dir(root);
     cargo.env("SQLX_OFFLINE", "true").envs(environment.iter().copied());
     // Without its data the crate itself may not compile yet; only the second run counts.

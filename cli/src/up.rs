@@ -2,15 +2,14 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     time::Instant,
 };
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use devstack::{Durability, Endpoints, Logs, Options, Ports, Reaper, SERVICES, Stack, wipe};
+use devstack::{Durability, Endpoints, Logs, Options, Ports, Reaper, SERVICES, Stack, programs, wipe};
 use tokio::{
-    process::Command,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
@@ -51,7 +50,14 @@ impl Up {
     /// # Errors
     /// Says what could not be started and why, or which service ended.
     pub async fn run(self, state: &Path) -> anyhow::Result<()> {
-        let programs = build().await?;
+        // From here on a signal ends this in good order.
+        let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut interrupted = async || tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} };
+        let programs = std::env::current_exe()?.parent().context("a program lies in a directory")?.to_owned();
+        tokio::select! {
+            built = programs::build(&programs, &[]) => built?,
+            () = interrupted() => return Ok(()),
+        }
         if self.fresh {
             wipe(state)?;
         }
@@ -75,22 +81,19 @@ impl Up {
                 print(&name, &line, colours);
             }
         });
-        let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let began = Instant::now();
         let starting = Stack::start(options, Reaper::new()?);
         let mut stack = tokio::select! {
             started = starting => started?,
             // Dropping what has been started kills it.
-            _ = int.recv() => return Ok(()),
-            _ = term.recv() => return Ok(()),
+            () = interrupted() => return Ok(()),
         };
         stack.endpoints().write(state)?;
         welcome(&stack, state, began);
         let mut ticks = tokio::time::interval(std::time::Duration::from_millis(500));
         let died = loop {
             tokio::select! {
-                _ = int.recv() => break None,
-                _ = term.recv() => break None,
+                () = interrupted() => break None,
                 _ = ticks.tick() => if let Some(ended) = stack.ended() { break Some(ended) },
             }
         };
@@ -103,19 +106,6 @@ impl Up {
         println!("stopped; state is kept in {}", state.display());
         Ok(())
     }
-}
-
-/// Builds the programs as this one was built.
-async fn build() -> anyhow::Result<PathBuf> {
-    let programs = std::env::current_exe()?.parent().context("a program lies in a directory")?.to_owned();
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--workspace", "--bins", "--locked"]);
-    if programs.ends_with("release") {
-        cargo.arg("--release");
-    }
-    let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().await.context("run cargo build")?;
-    ensure!(status.success(), "the services do not build");
-    Ok(programs)
 }
 
 /// On a terminal the services' lines should look as they do there.

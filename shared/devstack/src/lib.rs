@@ -3,6 +3,7 @@
 //! - [`tools`]: finds or fetches PostgreSQL and nats-server.
 //! - [`Postgres`], [`NatsServer`]: private servers in a directory of their own.
 //! - [`Stack`]: the whole system, one process per service, to be killed and restarted one by one.
+//! - [`programs`]: builds the workspace's programs.
 //! - [`test`](mod@test): servers that all tests of one test binary share.
 //!
 //! Whatever happens to the process that started them, the [`Reaper`] ends them all.
@@ -13,6 +14,7 @@ mod nats;
 mod ports;
 mod postgres;
 mod process;
+pub mod programs;
 mod reaper;
 mod stack;
 pub mod test;

@@ -1,16 +1,16 @@
 //! Servers that all tests of one test binary share; the reaper ends them with it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use rustix::process::Signal;
 use sqlx::{PgPool, migrate::Migrator};
-use tokio::{process::Command, sync::OnceCell};
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::{
     Durability, Logs, NatsServer, Options, Ports, Postgres, Process, Reaper, Stack, TemporaryDirectory, free_port,
-    postgres, process::Spec, tools,
+    postgres, process::Spec, programs, tools,
 };
 
 struct Shared {
@@ -159,15 +159,9 @@ pub async fn programs() -> anyhow::Result<PathBuf> {
     let build = async || {
         // .../target/debug/deps/scenarios-0123456789abcdef
         let test = std::env::current_exe()?;
-        let programs = test.parent().and_then(|deps| deps.parent()).context("a test lies in target/<profile>/deps")?;
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--quiet", "--workspace", "--bins", "--locked"]);
-        if programs.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().await.context("run cargo build")?;
-        anyhow::ensure!(built.status.success(), "cargo build: {}", String::from_utf8_lossy(&built.stderr));
-        Ok(programs.to_owned())
+        let directory = test.parent().and_then(Path::parent).context("a test lies in target/<profile>/deps")?;
+        programs::build(directory, &["--quiet"]).await?;
+        Ok(directory.to_owned())
     };
     PROGRAMS.get_or_try_init(build).await.cloned()
 }
