@@ -1,4 +1,4 @@
-//! Temporary directories, in shared memory where there is some.
+//! Temporary directories, in shared memory where there is enough of it.
 
 use std::path::{Path, PathBuf};
 
@@ -7,18 +7,22 @@ use uuid::Uuid;
 
 use crate::Reaper;
 
+/// What the clusters of a whole test run may need, in bytes.
+const ROOM: u64 = 4 << 30;
+
 /// A directory that goes away with us.
 #[derive(Debug)]
 pub struct TemporaryDirectory(PathBuf);
 
 impl TemporaryDirectory {
-    /// Below `/dev/shm`, else below the system's directory for temporary files.
+    /// Below `/dev/shm`, else (containers often have 64 MB there) below the system's directory for temporary files.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn new(reaper: &Reaper) -> anyhow::Result<Self> {
         let shared_memory = Path::new("/dev/shm");
-        let parent = if shared_memory.is_dir() { shared_memory.to_owned() } else { std::env::temp_dir() };
+        let roomy = rustix::fs::statvfs(shared_memory).is_ok_and(|fs| fs.f_bavail * fs.f_frsize >= ROOM);
+        let parent = if roomy { shared_memory.to_owned() } else { std::env::temp_dir() };
         let path = parent.join(format!("sagacity-{}", Uuid::now_v7().simple()));
         std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
         reaper.remove_at_end(&path);
