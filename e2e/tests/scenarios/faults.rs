@@ -129,17 +129,28 @@ pub(crate) async fn rubbish_becomes_dead_letters() -> Result {
             ..real.clone()
         },
         Message { payload: vec![0; 512 * 1024], headers: with(header::ID, &id), ..real.clone() },
+        Message { headers: with(header::CAUSATION_ID, &"x".repeat(64_000)), ..real.clone() },
+        Message { payload: b"\xff".to_vec(), headers: with("Nats-Expected-Stream", "ORDER"), ..real.clone() },
+        Message { subject: format!("order.created.{}", "v".repeat(3_900)), ..real.clone() },
     ] {
         publish(&jetstream, rubbish).await?;
     }
-    let letters = wait_for("five dead letters", async || {
+    let reasons = [
+        "payload",
+        "is missing",
+        "ce-correlationid",
+        "order.created.v2",
+        "oversized",
+        "ce-causationid",
+        "payload",
+        "order.created.vvv",
+    ];
+    let letters = wait_for("a dead letter for each", async || {
         let letters = adversary::read(&jetstream, "DEAD_LETTER").await?;
-        Ok((letters.len() >= 5).then_some(letters))
+        Ok((letters.len() >= reasons.len()).then_some(letters))
     })
     .await?;
-    for (letter, reason) in
-        letters.iter().zip(["payload", "is missing", "ce-correlationid", "order.created.v2", "oversized"])
-    {
+    for (letter, reason) in letters.iter().zip(reasons) {
         let headers = format!("{:?}", letter.headers);
         ensure!(letter.subject.starts_with("dlq.payment.order.created.v"), "{}", letter.subject);
         ensure!(headers.contains(reason), "expected {reason:?} in {headers}");
@@ -147,8 +158,8 @@ pub(crate) async fn rubbish_becomes_dead_letters() -> Result {
     // The consumer goes on.
     shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed").await?;
     // The rubbish is in the stream of order without ever having been in its outbox, which the audit must notice.
-    let report =
-        cli::audit::audit(shop.endpoints(), Expectations { dead_letters: 5, ..Expectations::default() }).await?;
+    let expectations = Expectations { dead_letters: reasons.len(), ..Expectations::default() };
+    let report = cli::audit::audit(shop.endpoints(), expectations).await?;
     ensure!(!report.holds(), "the audit has not seen the strangers");
     shop.site.abandon().await?;
     Ok(BTreeSet::new())

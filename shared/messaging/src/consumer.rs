@@ -134,7 +134,7 @@ impl<H: Handler> Consumer<H> {
         dead_letter::bury(&node.broker, node.service, message, attempts, &error).await?;
         node.metrics.handled(1, "dead_letter");
         tracing::error!(service = %node.service, event.id = event_id(message), order.id = order_id(message),
-            event.r#type = message.subject.as_str(), attempts, error = format!("{error:#}"),
+            event.r#type = message.subject.as_str(), attempts, error = dead_letter::one_line(&error),
             "an event became a dead letter");
         self.attempts.remove(&sequence);
         Ok(())

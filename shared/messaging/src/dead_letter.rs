@@ -25,8 +25,14 @@ pub mod header {
     pub const TRUNCATED: &str = "dead-letter-truncated";
 }
 
-/// What is kept of an oversized payload, so that letter and headers fit into any message.
+/// What is kept of an oversized payload; with what is kept of headers and subject, any letter fits into a message.
 const KEPT_BYTES: usize = 256 * 1024;
+/// What is kept of all headers together, those of CloudEvents first. The broker takes 64 KB.
+const KEPT_HEADER_BYTES: usize = 32 * 1024;
+/// What is kept of each header, and of the reason.
+const KEPT_VALUE_BYTES: usize = 1024;
+/// What is kept of the subject, which the broker limits together with the address for its answer.
+const KEPT_SUBJECT_BYTES: usize = 256;
 
 /// Keeps `message` as a dead letter of `service` and terminates it.
 ///
@@ -40,18 +46,41 @@ pub(crate) async fn bury(
     reason: &anyhow::Error,
 ) -> anyhow::Result<()> {
     let info = message.info().map_err(anyhow::Error::from_boxed).context("message without JetStream information")?;
-    let mut headers = message.headers.clone().unwrap_or_default();
+    let mut headers = keep(message.headers.as_ref());
     describe(&mut headers, service, &info, attempts, reason);
     let mut payload = message.payload.clone();
     if payload.len() > KEPT_BYTES {
         headers.insert(header::TRUNCATED, payload.len().to_string());
         payload.truncate(KEPT_BYTES);
     }
-    let subject = format!("dlq.{service}.{}", message.subject);
+    let subject = format!("dlq.{service}.{}", cut(&message.subject, KEPT_SUBJECT_BYTES));
     #[expect(clippy::disallowed_methods, reason = "a dead letter is not an event and has no outbox")]
     let publish = broker.jetstream.publish_with_headers(subject, headers, payload);
     publish.await.context("publish dead letter")?.await.context("dead letter was not acknowledged")?;
     message.ack_with(jetstream::AckKind::Term).await.map_err(anyhow::Error::from_boxed)
+}
+
+/// The event's own headers. Those for the broker (`Nats-Expected-Stream`, `Nats-Rollup`) were meant for the stream that
+/// the event came from; with them the letter could be refused.
+fn keep(headers: Option<&HeaderMap>) -> HeaderMap {
+    let mut all: Vec<_> = headers.into_iter().flat_map(HeaderMap::iter).collect();
+    all.sort_by_key(|(name, _)| !AsRef::<str>::as_ref(name).starts_with("ce-"));
+    let mut kept = HeaderMap::new();
+    let mut room = KEPT_HEADER_BYTES;
+    for (name, values) in all {
+        let text: &str = name.as_ref();
+        if text.get(..5).is_some_and(|prefix| prefix.eq_ignore_ascii_case("nats-")) {
+            continue;
+        }
+        for value in values {
+            let value = cut(value.as_str(), KEPT_VALUE_BYTES);
+            if let Some(left) = room.checked_sub(text.len() + value.len()) {
+                room = left;
+                kept.append(name.clone(), value);
+            }
+        }
+    }
+    kept
 }
 
 fn describe(
@@ -71,7 +100,38 @@ fn describe(
     headers.insert(header::SEQUENCE, info.stream_sequence.to_string());
 }
 
-/// Header values must not contain line breaks.
-fn one_line(reason: &anyhow::Error) -> String {
-    format!("{reason:#}").replace(['\r', '\n'], " ")
+/// The reason with its causes, as a header or a log line can hold it.
+pub(crate) fn one_line(reason: &anyhow::Error) -> String {
+    cut(&format!("{reason:#}").replace(['\r', '\n'], " "), KEPT_VALUE_BYTES).to_owned()
+}
+
+fn cut(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_for_the_broker_are_left_out_and_long_ones_are_cut() {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Stream", "ORDER");
+        headers.insert("nats-rollup", "all");
+        headers.insert("ce-id", "é".repeat(KEPT_VALUE_BYTES));
+        let kept = keep(Some(&headers));
+        assert_eq!(kept.len(), 1);
+        assert_eq!(kept.get("ce-id").unwrap().as_str(), "é".repeat(KEPT_VALUE_BYTES / 2));
+        assert!(keep(None).is_empty());
+    }
+
+    #[test]
+    fn headers_of_cloudevents_are_kept_first() {
+        let mut headers: HeaderMap =
+            (0..200).map(|nth| (format!("x-{nth}").parse().unwrap(), "x".repeat(KEPT_VALUE_BYTES).into())).collect();
+        headers.insert("ce-id", "1");
+        let kept = keep(Some(&headers));
+        assert_eq!(kept.get("ce-id").unwrap().as_str(), "1");
+        assert_eq!(kept.len(), 1 + 31, "32 KB hold no more of a good 1 KB each");
+    }
 }
