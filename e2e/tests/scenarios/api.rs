@@ -83,6 +83,12 @@ pub(crate) async fn bad_input_is_refused_by_name() -> Result {
             r#"{"items":[{"sku":"SKU-0001","quantity":1}],"payment_method":""}"#.to_owned(),
             "payment_method",
         ),
+        (
+            "what no database can hold",
+            r#"{"items":[{"sku":"SKU-0001","quantity":1}],"payment_method":"tok_\u0000"}"#.to_owned(),
+            "payment_method",
+        ),
+        ("a SKU that no database can hold", order(json!([item("SKU\0", json!(1))])), "items[0].sku"),
     ] {
         let request = shop.customer.request("POST", "/api/v1/orders").header("content-type", "application/json");
         let answer = request.header("idempotency-key", what).body(body).send().await?;
@@ -138,6 +144,9 @@ pub(crate) async fn bad_input_is_refused_by_name() -> Result {
         ("a broken cursor", shop.customer.request("GET", "/api/v1/orders?cursor=!!"), 400, Some("cursor")),
         ("a foreign cursor", shop.customer.request("GET", "/api/v1/orders?cursor=U0tV"), 400, Some("cursor")),
         ("an unknown parameter", shop.customer.request("GET", "/api/v1/orders?page=2"), 400, Some("query")),
+        ("a cursor with NUL", shop.customer.request("GET", "/api/v1/products?cursor=U0tVAA"), 400, Some("cursor")),
+        ("a product with NUL", shop.customer.request("GET", "/api/v1/products/%00"), 400, Some("sku")),
+        ("a product that is no text", shop.customer.request("GET", "/api/v1/products/%FF"), 400, Some("sku")),
         ("an unknown product", shop.customer.request("GET", "/api/v1/products/SKU-9999"), 404, None),
     ] {
         let answer = request.send().await?;

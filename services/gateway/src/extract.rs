@@ -70,6 +70,19 @@ impl<S: Send + Sync> FromRequestParts<S> for OrderPath {
     }
 }
 
+/// The product that the path names.
+#[derive(Clone, Debug)]
+pub(crate) struct SkuPath(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for SkuPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        path.map(|Path(sku)| Self(sku)).map_err(|_| Problem::invalid("sku", "expected UTF-8 in the path"))
+    }
+}
+
 /// What travels with the request; made by the outermost layer.
 impl<S: Sync> FromRequestParts<S> for Travelling {
     type Rejection = Problem;
@@ -145,8 +158,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
 
 fn read_cursor(cursor: &str) -> Result<String, Problem> {
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok();
-    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok()).filter(|text| text.len() <= 64);
-    text.ok_or_else(|| Problem::invalid("cursor", "expected the next_cursor of the page before"))
+    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+    let ours = text.filter(|text| text.len() <= 64 && !text.contains(char::is_control));
+    ours.ok_or_else(|| Problem::invalid("cursor", "expected the next_cursor of the page before"))
 }
 
 /// The cursor of the page that begins after `last`; `None` when there is none.
@@ -162,7 +176,9 @@ mod tests {
     fn cursors_read_back_and_others_are_refused() {
         assert_eq!(read_cursor(&cursor("SKU-0020").unwrap()).unwrap(), "SKU-0020");
         assert_eq!(read_cursor("").unwrap(), "");
-        assert!(read_cursor("%%%").is_err() && read_cursor(&"A".repeat(200)).is_err());
+        for other in ["%%%", &"A".repeat(200), &cursor("SKU\0").unwrap()] {
+            assert!(read_cursor(other).is_err(), "{other}");
+        }
     }
 
     #[test]

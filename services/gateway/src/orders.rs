@@ -22,8 +22,6 @@ use crate::{
     views::{ComposedOrder, NewOrder, Notification, Order, OrderPage, Payment, reservation},
 };
 
-const MAX_TEXT: usize = 255;
-
 /// Places an order. The answer comes as soon as the order is durable; what becomes of it is told by the order itself,
 /// its live stream and its timeline. Keys are remembered for 72 hours.
 #[utoipa::path(post, path = "/api/v1/orders", tag = "orders", request_body = NewOrder,
@@ -41,9 +39,6 @@ pub(crate) async fn place(
     IdempotencyKey(key): IdempotencyKey,
     Body(order): Body<NewOrder>,
 ) -> Result<Response, Problem> {
-    if !(1..=MAX_TEXT).contains(&order.payment_method.len()) {
-        return Err(Problem::invalid("payment_method", format!("expected 1 to {MAX_TEXT} characters")));
-    }
     let lines = order.items.into_iter().map(|item| RequestedLine { sku: item.sku, quantity: item.quantity }).collect();
     let message = CreateOrderRequest {
         customer_id: customer.to_string(),

@@ -1,13 +1,10 @@
 //! The catalogue over HTTP.
 
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use proto::inventory::v1::{GetProductRequest, ListProductsRequest};
 
 use crate::{
-    extract::{Page, Travelling, cursor},
+    extract::{Page, SkuPath, Travelling, cursor},
     problem::Problem,
     shop::{Shop, WHOLE, ask},
     views::{Product, ProductPage},
@@ -32,11 +29,11 @@ pub(crate) async fn list(
 /// One product.
 #[utoipa::path(get, path = "/api/v1/products/{sku}", tag = "products",
     params(("sku" = String, Path, description = "Stock keeping unit", example = "SKU-0001")),
-    responses((status = 200, body = Product), (status = 404, body = Problem)))]
+    responses((status = 200, body = Product), (status = 400, body = Problem), (status = 404, body = Problem)))]
 pub(crate) async fn look(
     State(mut shop): State<Shop>,
     Travelling(context): Travelling,
-    Path(sku): Path<String>,
+    SkuPath(sku): SkuPath,
 ) -> Result<Json<Product>, Problem> {
     let answer = shop.inventory.get_product(ask(&context, WHOLE, GetProductRequest { sku })).await?.into_inner();
     Ok(Json(answer.product.ok_or_else(Problem::internal)?.into()))

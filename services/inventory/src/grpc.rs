@@ -26,6 +26,7 @@ impl InventoryService for Grpc {
         request: Request<ListProductsRequest>,
     ) -> Result<Response<ListProductsResponse>, Code> {
         let request = request.get_ref();
+        check_text("after", &request.after)?;
         let limit = request.limit.clamp(1, 100) as usize;
         // One more than asked for tells whether there is a next page.
         let mut products = store::products(&self.pool, &request.after, limit as i64 + 1).await.map_err(unavailable)?;
@@ -36,7 +37,9 @@ impl InventoryService for Grpc {
     }
 
     async fn get_product(&self, request: Request<GetProductRequest>) -> Result<Response<GetProductResponse>, Code> {
-        let found = store::product(&self.pool, &request.get_ref().sku).await.map_err(unavailable)?;
+        let sku = &request.get_ref().sku;
+        check_text("sku", sku)?;
+        let found = store::product(&self.pool, sku).await.map_err(unavailable)?;
         let product = found.ok_or_else(|| Code::not_found("there is no such product"))?;
         Ok(Response::new(GetProductResponse { product: Some(into_wire(product)) }))
     }
@@ -46,6 +49,7 @@ impl InventoryService for Grpc {
         if skus.len() > MAX_SKUS {
             return Err(Code::invalid_argument(format!("skus: expected at most {MAX_SKUS}")));
         }
+        skus.iter().try_for_each(|sku| check_text("skus", sku))?;
         let prices = store::prices(&self.pool, skus).await.map_err(unavailable)?;
         let prices = prices.into_iter().map(|(sku, price)| Price { sku, price: Some(price.into()) }).collect();
         Ok(Response::new(GetPricesResponse { prices }))
@@ -74,6 +78,14 @@ fn into_wire(product: store::Product) -> wire::Product {
         category: product.category,
         price: Some(proto::common::v1::Money { amount: product.price_amount, currency: product.price_currency }),
         available: u64::try_from(product.on_hand).unwrap_or_default(),
+    }
+}
+
+/// PostgreSQL's text holds any character but NUL; no SKU has a control character.
+fn check_text(field: &str, text: &str) -> Result<(), Code> {
+    match text.contains(char::is_control) {
+        true => Err(Code::invalid_argument(format!("{field}: expected no control characters"))),
+        false => Ok(()),
     }
 }
 

@@ -26,6 +26,8 @@ use crate::{
 
 const MAX_LINES: usize = 100;
 const MAX_QUANTITY: u32 = 999;
+/// In bytes. PostgreSQL's text holds any character but NUL.
+const MAX_TEXT: usize = 255;
 const PRICES_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The gRPC face of the order service.
@@ -45,9 +47,8 @@ impl OrderService for Grpc {
         let context = RequestContext::from_metadata(request.metadata());
         let request = request.into_inner();
         let customer_id: CustomerId = id("customer_id", &request.customer_id)?;
-        if !(1..=255).contains(&request.idempotency_key.len()) {
-            return Err(Status::invalid_argument("idempotency_key: expected 1 to 255 characters"));
-        }
+        check_text("idempotency_key", &request.idempotency_key)?;
+        check_text("payment_method", &request.payment_method)?;
         let lines = self.priced(request.lines, &context).await?;
         let order = Created {
             id: OrderId::new(),
@@ -138,6 +139,13 @@ impl Grpc {
     }
 }
 
+fn check_text(field: &str, text: &str) -> Result<(), Status> {
+    if (1..=MAX_TEXT).contains(&text.len()) && !text.contains(char::is_control) {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!("{field}: expected 1 to {MAX_TEXT} characters, no control characters")))
+}
+
 fn check_lines(lines: &[RequestedLine]) -> Result<(), Status> {
     if lines.is_empty() || lines.len() > MAX_LINES {
         return Err(Status::invalid_argument(format!("items: expected 1 to {MAX_LINES} lines")));
@@ -147,6 +155,7 @@ fn check_lines(lines: &[RequestedLine]) -> Result<(), Status> {
         if !(1..=MAX_QUANTITY).contains(&line.quantity) {
             return Err(Status::invalid_argument(format!("items[{nth}].quantity: expected 1 to {MAX_QUANTITY}")));
         }
+        check_text(&format!("items[{nth}].sku"), &line.sku)?;
         if !seen.insert(&line.sku) {
             return Err(Status::invalid_argument(format!("items[{nth}].sku: {:?} has a line already", line.sku)));
         }
