@@ -75,17 +75,17 @@ async fn ask(root: &Path, name: &str, directory: &str, migrations: &[&str], answ
         }
     }
     // What it depends on first: those queries belong to other crates and must not be asked with it.
-    check(root, name, &[]).await?;
+    check(name, &[]).await?;
     // The macros run only when the crate is compiled.
     let source = std::fs::File::options().append(true).open(root.join(directory).join("src/lib.rs"))?;
     source.set_modified(SystemTime::now())?;
     let answers = answers.to_string_lossy();
-    check(root, name, &[("SQLX_OFFLINE", "false"), ("DATABASE_URL", &url), ("SQLX_OFFLINE_DIR", &answers)]).await
+    check(name, &[("SQLX_OFFLINE", "false"), ("DATABASE_URL", &url), ("SQLX_OFFLINE_DIR", &answers)]).await
 }
 
-async fn check(root: &Path, name: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
+async fn check(name: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
     let mut cargo = devstack::programs::cargo();
-    cargo.args(["check", "--quiet", "--locked", "--package", name]).current_dir(root);
+    cargo.args(["check", "--quiet", "--locked", "--package", name]);
     cargo.env("SQLX_OFFLINE", "true").envs(environment.iter().copied());
     // Without its data the crate itself may not compile yet; only the second run counts.
     if environment.is_empty() {

@@ -22,7 +22,7 @@ pub struct Config {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented by its type")]
     pub broker: BrokerSettings,
-    /// Mail server, for example smtp://mailpit:1025 or smtps://user:password@mail.example.com; no mail is sent without
+    /// Mail server, for example smtp://mail:1025 or smtps://user:password@mail.example.com; no mail is sent without
     #[arg(long, env = "SMTP_URL", value_name = "SMTP_URL", hide_env_values = true, value_parser = smtp_url)]
     pub smtp_url: Option<SmtpUrl>,
     /// Who mails come from

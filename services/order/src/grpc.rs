@@ -1,6 +1,6 @@
 //! Queries and commands over gRPC, and what their failures are called there.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt::Display, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use bootstrap::RequestContext;
@@ -139,7 +139,8 @@ impl Grpc {
     }
 }
 
-fn check_text(field: &str, text: &str) -> Result<(), Status> {
+/// `field` is written only when it is to blame.
+fn check_text(field: impl Display, text: &str) -> Result<(), Status> {
     if (1..=MAX_TEXT).contains(&text.len()) && !text.contains(char::is_control) {
         return Ok(());
     }
@@ -155,7 +156,7 @@ fn check_lines(lines: &[RequestedLine]) -> Result<(), Status> {
         if !(1..=MAX_QUANTITY).contains(&line.quantity) {
             return Err(Status::invalid_argument(format!("items[{nth}].quantity: expected 1 to {MAX_QUANTITY}")));
         }
-        check_text(&format!("items[{nth}].sku"), &line.sku)?;
+        check_text(format_args!("items[{nth}].sku"), &line.sku)?;
         if !seen.insert(&line.sku) {
             return Err(Status::invalid_argument(format!("items[{nth}].sku: {:?} has a line already", line.sku)));
         }
