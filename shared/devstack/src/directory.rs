@@ -12,7 +12,11 @@ const ROOM: u64 = 4 << 30;
 
 /// A directory that goes away with us.
 #[derive(Debug)]
-pub struct TemporaryDirectory(PathBuf);
+pub struct TemporaryDirectory {
+    path: PathBuf,
+    /// Kept, because a reaper whom nobody keeps does its work at once.
+    _reaper: Reaper,
+}
 
 impl TemporaryDirectory {
     /// Below `/dev/shm`, else (containers often have 64 MB there) below the system's directory for temporary files.
@@ -26,19 +30,19 @@ impl TemporaryDirectory {
         let path = parent.join(format!("sagacity-{}", Uuid::now_v7().simple()));
         std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
         reaper.remove_at_end(&path);
-        Ok(Self(path))
+        Ok(Self { path, _reaper: reaper.clone() })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
         // The reaper tries again at the end.
-        let _later = std::fs::remove_dir_all(&self.0);
+        let _later = std::fs::remove_dir_all(&self.path);
     }
 }
