@@ -37,14 +37,22 @@ pub type Lines<'a> = &'a [(&'a str, u32)];
 pub fn http_client() -> anyhow::Result<reqwest::Client> {
     // Once per process; whoever was first is fine.
     let _installed = rustls::crypto::ring::default_provider().install_default();
-    Ok(reqwest::Client::builder().no_proxy().tcp_nodelay(true).pool_max_idle_per_host(256).build()?)
+    Ok(reqwest::Client::builder()
+        .no_proxy()
+        .tcp_nodelay(true)
+        .pool_max_idle_per_host(256)
+        .build()?)
 }
 
 impl Customer {
     /// A customer who has not been seen before.
     #[must_use]
     pub fn new(client: reqwest::Client, gateway: &str) -> Self {
-        Self { client, gateway: gateway.to_owned(), id: CustomerId::new() }
+        Self {
+            client,
+            gateway: gateway.to_owned(),
+            id: CustomerId::new(),
+        }
     }
 
     /// Another customer with the same connections.
@@ -56,19 +64,35 @@ impl Customer {
     /// A request to the API as this customer.
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
         let method = method.parse().unwrap_or(reqwest::Method::GET);
-        self.client.request(method, format!("{}{path}", self.gateway)).header("x-customer-id", self.id.to_string())
+        self.client
+            .request(method, format!("{}{path}", self.gateway))
+            .header("x-customer-id", self.id.to_string())
     }
 
     /// Sends an order with a key and returns the answer, whatever it is.
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn try_place(&self, lines: Lines<'_>, method: &str, key: &str) -> anyhow::Result<Response> {
-        let items: Vec<Value> =
-            lines.iter().map(|(sku, quantity)| json!({ "sku": sku, "quantity": quantity })).collect();
+    pub async fn try_place(
+        &self,
+        lines: Lines<'_>,
+        method: &str,
+        key: &str,
+    ) -> anyhow::Result<Response> {
+        let items: Vec<Value> = lines
+            .iter()
+            .map(|(sku, quantity)| json!({ "sku": sku, "quantity": quantity }))
+            .collect();
         let body = json!({ "items": items, "payment_method": method });
-        let request = self.request("POST", "/api/v1/orders").header("idempotency-key", key).json(&body);
-        request.timeout(Duration::from_secs(20)).send().await.context("no answer from the gateway")
+        let request = self
+            .request("POST", "/api/v1/orders")
+            .header("idempotency-key", key)
+            .json(&body);
+        request
+            .timeout(Duration::from_secs(20))
+            .send()
+            .await
+            .context("no answer from the gateway")
     }
 
     /// Places an order and returns its id. Sends it again with the same key when the answer says that this is safe or
@@ -83,10 +107,16 @@ impl Customer {
             let failure = match self.try_place(lines, method, &key).await {
                 Ok(answer) if answer.status() == StatusCode::CREATED => {
                     let order: Value = answer.json().await?;
-                    return Ok(order["id"].as_str().context("the order has no id")?.to_owned());
+                    return Ok(order["id"]
+                        .as_str()
+                        .context("the order has no id")?
+                        .to_owned());
                 }
                 Ok(answer) => {
-                    let (status, problem) = (answer.status(), answer.json::<Value>().await.unwrap_or_default());
+                    let (status, problem) = (
+                        answer.status(),
+                        answer.json::<Value>().await.unwrap_or_default(),
+                    );
                     if problem["retry_safe"] != json!(true) {
                         bail!("the order was refused: {status} {problem}");
                     }
@@ -106,7 +136,11 @@ impl Customer {
     /// # Errors
     /// When the answer is not a success.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let answer = self.request("GET", path).timeout(Duration::from_secs(20)).send().await?;
+        let answer = self
+            .request("GET", path)
+            .timeout(Duration::from_secs(20))
+            .send()
+            .await?;
         let (status, body) = (answer.status(), answer.text().await?);
         anyhow::ensure!(status.is_success(), "GET {path}: {status} {body}");
         Ok(serde_json::from_str(&body)?)
@@ -125,40 +159,59 @@ impl Customer {
     /// # Errors
     /// When there is no answer.
     pub async fn cancel(&self, id: &str) -> anyhow::Result<Response> {
-        Ok(self.request("POST", &format!("/api/v1/orders/{id}/cancel")).send().await?)
+        Ok(self
+            .request("POST", &format!("/api/v1/orders/{id}/cancel"))
+            .send()
+            .await?)
     }
 
     /// The live stream of an order.
     ///
     /// # Errors
     /// When it is refused.
-    pub async fn watch(&self, id: &str) -> anyhow::Result<impl Stream<Item = anyhow::Result<Told>> + use<>> {
-        let answer = self.request("GET", &format!("/api/v1/orders/{id}/events")).send().await?;
+    pub async fn watch(
+        &self,
+        id: &str,
+    ) -> anyhow::Result<impl Stream<Item = anyhow::Result<Told>> + use<>> {
+        let answer = self
+            .request("GET", &format!("/api/v1/orders/{id}/events"))
+            .send()
+            .await?;
         let answer = answer.error_for_status()?;
         let pieces = Box::pin(answer.bytes_stream());
-        Ok(stream::try_unfold((pieces, String::new()), async |(mut pieces, mut text)| {
-            loop {
-                if let Some((block, rest)) = text.split_once("\n\n") {
-                    let (told, rest) = (read(block), rest.to_owned());
-                    text = rest;
-                    match told {
-                        Some(told) => return Ok(Some((told, (pieces, text)))),
-                        // A comment that keeps the connection open.
-                        None => continue,
+        Ok(stream::try_unfold(
+            (pieces, String::new()),
+            async |(mut pieces, mut text)| {
+                loop {
+                    if let Some((block, rest)) = text.split_once("\n\n") {
+                        let (told, rest) = (read(block), rest.to_owned());
+                        text = rest;
+                        match told {
+                            Some(told) => return Ok(Some((told, (pieces, text)))),
+                            // A comment that keeps the connection open.
+                            None => continue,
+                        }
+                    }
+                    match pieces.try_next().await? {
+                        Some(piece) => text.push_str(std::str::from_utf8(&piece)?),
+                        None => return Ok(None),
                     }
                 }
-                match pieces.try_next().await? {
-                    Some(piece) => text.push_str(std::str::from_utf8(&piece)?),
-                    None => return Ok(None),
-                }
-            }
-        }))
+            },
+        ))
     }
 }
 
 fn read(block: &str) -> Option<Told> {
-    let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    Some(Told { event: field("event")?.to_owned(), data: serde_json::from_str(field("data")?).ok()? })
+    let field = |name: &str| {
+        block
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    };
+    Some(Told {
+        event: field("event")?.to_owned(),
+        data: serde_json::from_str(field("data")?).ok()?,
+    })
 }
 
 #[cfg(test)]
@@ -168,7 +221,13 @@ mod tests {
     #[test]
     fn blocks_of_a_stream_are_read_and_comments_passed_over() {
         assert_eq!(read(": keep-alive"), None);
-        let told = Told { event: "end".to_owned(), data: json!({ "status": "confirmed" }) };
-        assert_eq!(read("event: end\ndata: {\"status\":\"confirmed\"}"), Some(told));
+        let told = Told {
+            event: "end".to_owned(),
+            data: json!({ "status": "confirmed" }),
+        };
+        assert_eq!(
+            read("event: end\ndata: {\"status\":\"confirmed\"}"),
+            Some(told)
+        );
     }
 }

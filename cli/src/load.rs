@@ -47,8 +47,14 @@ pub struct Load {
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    let number = text.trim_end_matches('%').parse::<f64>().ok().filter(|percent| (0.0..=100.0).contains(percent));
-    number.map(|percent| percent / 100.0).ok_or_else(|| "expected a share like 5%".to_owned())
+    let number = text
+        .trim_end_matches('%')
+        .parse::<f64>()
+        .ok()
+        .filter(|percent| (0.0..=100.0).contains(percent));
+    number
+        .map(|percent| percent / 100.0)
+        .ok_or_else(|| "expected a share like 5%".to_owned())
 }
 
 /// What was measured.
@@ -85,7 +91,8 @@ struct Latency {
     max: f64,
 }
 
-const GATEWAY_AND_SERVICES: [&str; 5] = ["gateway", "order", "payment", "inventory", "notification"];
+const GATEWAY_AND_SERVICES: [&str; 5] =
+    ["gateway", "order", "payment", "inventory", "notification"];
 /// How long the last sagas may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -118,7 +125,11 @@ impl Sagas {
     fn complete(&mut self, accepted: Instant, ended: Instant, confirmed: bool) {
         record(&mut self.latency, ended.saturating_duration_since(accepted));
         self.last = self.last.max(Some(ended));
-        if confirmed { self.confirmed += 1 } else { self.cancelled += 1 }
+        if confirmed {
+            self.confirmed += 1
+        } else {
+            self.cancelled += 1
+        }
     }
 
     fn complete_count(&self) -> u64 {
@@ -139,24 +150,37 @@ impl Load {
         let before = measure::usage(&endpoints.pids);
         let bar = self.progress_bar();
         let began = Instant::now();
-        let (accept_latency, retries) = self.place_all(endpoints, client, &skus, &sagas, &bar).await?;
+        let (accept_latency, retries) = self
+            .place_all(endpoints, client, &skus, &sagas, &bar)
+            .await?;
         let accept_seconds = began.elapsed().as_secs_f64();
         wait(&sagas, self.orders, &bar).await?;
         bar.finish_and_clear();
         let after = measure::usage(&endpoints.pids);
         listener.abort();
         let sagas = std::mem::take(&mut *sagas.lock().unwrap_or_else(PoisonError::into_inner));
-        let saga_seconds = sagas.last.map_or(0.0, |last| last.duration_since(began).as_secs_f64());
+        let saga_seconds = sagas
+            .last
+            .map_or(0.0, |last| last.duration_since(began).as_secs_f64());
         let processes: std::collections::BTreeMap<String, Usage> = after
             .into_iter()
             .map(|(name, usage)| {
                 let earlier = before.get(&name).copied().unwrap_or_default().cpu_seconds;
-                (name, Usage { cpu_seconds: usage.cpu_seconds - earlier, ..usage })
+                (
+                    name,
+                    Usage {
+                        cpu_seconds: usage.cpu_seconds - earlier,
+                        ..usage
+                    },
+                )
             })
             .collect();
         let cpu: f64 = processes.values().map(|usage| usage.cpu_seconds).sum();
-        let resident =
-            GATEWAY_AND_SERVICES.iter().filter_map(|name| processes.get(*name)).map(|usage| usage.resident_mb).sum();
+        let resident = GATEWAY_AND_SERVICES
+            .iter()
+            .filter_map(|name| processes.get(*name))
+            .map(|usage| usage.resident_mb)
+            .sum();
         let figures = Figures {
             orders: self.orders,
             confirmed: sagas.confirmed,
@@ -219,9 +243,15 @@ impl Load {
     }
 
     fn progress_bar(&self) -> ProgressBar {
-        let bar = if self.json { ProgressBar::hidden() } else { ProgressBar::new(self.orders) };
+        let bar = if self.json {
+            ProgressBar::hidden()
+        } else {
+            ProgressBar::new(self.orders)
+        };
         // A template of ours, so it parses.
-        if let Ok(style) = ProgressStyle::with_template("{elapsed} {wide_bar} {pos}/{len} accepted, {per_sec} {msg}") {
+        if let Ok(style) = ProgressStyle::with_template(
+            "{elapsed} {wide_bar} {pos}/{len} accepted, {per_sec} {msg}",
+        ) {
             bar.set_style(style);
         }
         bar
@@ -248,14 +278,20 @@ impl Worker {
                 return Ok(());
             }
             // With a rate, latency counts from when the order should have been placed, so that waiting is not hidden.
-            let due = self.load.rate.map(|rate| self.began + Duration::from_secs_f64(number as f64 / rate));
+            let due = self
+                .load
+                .rate
+                .map(|rate| self.began + Duration::from_secs_f64(number as f64 / rate));
             if let Some(due) = due {
                 tokio::time::sleep_until(due.into()).await;
             }
             let from = due.unwrap_or_else(Instant::now);
             let order = self.place().await?;
             let accepted = Instant::now();
-            self.sagas.lock().unwrap_or_else(PoisonError::into_inner).accepted(order, accepted);
+            self.sagas
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .accepted(order, accepted);
             self.latencies.send(accepted - from)?;
             self.bar.inc(1);
         }
@@ -266,22 +302,46 @@ impl Worker {
         let picks: Vec<(usize, u32)> = {
             let count = rand::random_range(1..=3);
             let first = rand::random_range(0..self.skus.len());
-            (0..count).map(|nth| ((first + nth * 7) % self.skus.len(), rand::random_range(1..=3))).collect()
+            (0..count)
+                .map(|nth| {
+                    (
+                        (first + nth * 7) % self.skus.len(),
+                        rand::random_range(1..=3),
+                    )
+                })
+                .collect()
         };
-        let lines: Vec<(&str, u32)> = picks.iter().map(|(at, quantity)| (self.skus[*at].as_str(), *quantity)).collect();
-        let method = if rand::random_bool(self.load.declined) { "tok_chargeDeclined" } else { "tok_visa" };
+        let lines: Vec<(&str, u32)> = picks
+            .iter()
+            .map(|(at, quantity)| (self.skus[*at].as_str(), *quantity))
+            .collect();
+        let method = if rand::random_bool(self.load.declined) {
+            "tok_chargeDeclined"
+        } else {
+            "tok_visa"
+        };
         let key = uuid::Uuid::now_v7().to_string();
         for attempt in 0_u32.. {
             let answer = customer.try_place(&lines, method, &key).await;
             let failure = match answer {
                 Ok(answer) if answer.status().as_u16() == 201 => {
                     let order: serde_json::Value = answer.json().await?;
-                    return order["id"].as_str().and_then(|id| id.parse().ok()).context("the order has no id");
+                    return order["id"]
+                        .as_str()
+                        .and_then(|id| id.parse().ok())
+                        .context("the order has no id");
                 }
-                Ok(answer) => format!("{} {}", answer.status(), answer.text().await.unwrap_or_default()),
+                Ok(answer) => format!(
+                    "{} {}",
+                    answer.status(),
+                    answer.text().await.unwrap_or_default()
+                ),
                 Err(error) => format!("{error:#}"),
             };
-            ensure!(attempt < 50, "an order was not accepted after {attempt} attempts; last: {failure}");
+            ensure!(
+                attempt < 50,
+                "an order was not accepted after {attempt} attempts; last: {failure}"
+            );
             self.retries.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(u64::from(20 * (attempt + 1)))).await;
         }
@@ -294,7 +354,9 @@ async fn catalogue(customer: &Customer) -> anyhow::Result<Arc<Vec<String>>> {
     let mut skus = Vec::new();
     let mut cursor = String::new();
     loop {
-        let page = customer.get(&format!("/api/v1/products?limit=100&cursor={cursor}")).await?;
+        let page = customer
+            .get(&format!("/api/v1/products?limit=100&cursor={cursor}"))
+            .await?;
         let products = page["products"].as_array().into_iter().flatten();
         skus.extend(products.filter_map(|product| product["sku"].as_str().map(str::to_owned)));
         match page["next_cursor"].as_str() {
@@ -307,7 +369,10 @@ async fn catalogue(customer: &Customer) -> anyhow::Result<Arc<Vec<String>>> {
 }
 
 /// Subscribes to the ends of sagas; the task returned notes them.
-async fn listen(url: String, sagas: Arc<Mutex<Sagas>>) -> anyhow::Result<impl Future<Output = ()> + Send> {
+async fn listen(
+    url: String,
+    sagas: Arc<Mutex<Sagas>>,
+) -> anyhow::Result<impl Future<Output = ()> + Send> {
     let options = async_nats::ConnectOptions::new().subscription_capacity(1 << 20);
     let client = options.connect(&url).await.context("connect to NATS")?;
     let confirmed = client.subscribe(Subject::OrderConfirmed.as_str()).await?;
@@ -316,10 +381,17 @@ async fn listen(url: String, sagas: Arc<Mutex<Sagas>>) -> anyhow::Result<impl Fu
     Ok(async move {
         let mut messages = select_all([confirmed, cancelled]);
         while let Some(message) = messages.next().await {
-            let order = message.headers.as_ref().and_then(|headers| headers.get(header::SUBJECT));
+            let order = message
+                .headers
+                .as_ref()
+                .and_then(|headers| headers.get(header::SUBJECT));
             if let Some(order) = order.and_then(|order| order.as_str().parse().ok()) {
                 let confirmed = message.subject.as_str() == Subject::OrderConfirmed.as_str();
-                sagas.lock().unwrap_or_else(PoisonError::into_inner).ended(order, Instant::now(), confirmed);
+                sagas.lock().unwrap_or_else(PoisonError::into_inner).ended(
+                    order,
+                    Instant::now(),
+                    confirmed,
+                );
             }
         }
     })
@@ -328,11 +400,18 @@ async fn listen(url: String, sagas: Arc<Mutex<Sagas>>) -> anyhow::Result<impl Fu
 async fn wait(sagas: &Mutex<Sagas>, orders: u64, bar: &ProgressBar) -> anyhow::Result<()> {
     let until = Instant::now() + PATIENCE;
     loop {
-        let complete = sagas.lock().unwrap_or_else(PoisonError::into_inner).complete_count();
+        let complete = sagas
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .complete_count();
         if complete >= orders {
             return Ok(());
         }
-        ensure!(Instant::now() < until, "{} sagas have not ended within {PATIENCE:?}", orders - complete);
+        ensure!(
+            Instant::now() < until,
+            "{} sagas have not ended within {PATIENCE:?}",
+            orders - complete
+        );
         bar.set_message(format!("{complete} ended"));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -341,14 +420,24 @@ async fn wait(sagas: &Mutex<Sagas>, orders: u64, bar: &ProgressBar) -> anyhow::R
 /// Microseconds up to two minutes, three digits.
 fn record(histogram: &mut Option<Histogram<u64>>, taken: Duration) {
     let histogram = histogram.get_or_insert_with(|| {
-        Histogram::new_with_bounds(1, 120_000_000, 3).unwrap_or_else(|_| unreachable!("constant bounds are valid"))
+        Histogram::new_with_bounds(1, 120_000_000, 3)
+            .unwrap_or_else(|_| unreachable!("constant bounds are valid"))
     });
     histogram.saturating_record(u64::try_from(taken.as_micros()).unwrap_or(u64::MAX));
 }
 
 fn latency(histogram: Option<&Histogram<u64>>) -> Latency {
-    let at = |quantile| histogram.map_or(0.0, |histogram| histogram.value_at_quantile(quantile) as f64 / 1000.0);
-    Latency { p50: at(0.5), p90: at(0.9), p99: at(0.99), max: at(1.0) }
+    let at = |quantile| {
+        histogram.map_or(0.0, |histogram| {
+            histogram.value_at_quantile(quantile) as f64 / 1000.0
+        })
+    };
+    Latency {
+        p50: at(0.5),
+        p90: at(0.9),
+        p99: at(0.99),
+        max: at(1.0),
+    }
 }
 
 impl Figures {
@@ -361,10 +450,13 @@ impl Figures {
             "sagas      {} confirmed, {} cancelled in {:.1} s: {:.0}/s",
             self.confirmed, self.cancelled, self.saga_seconds, self.sagas_per_second
         );
-        for (name, Latency { p50, p90, p99, max }) in
-            [("accept", &self.accept_latency_ms), ("saga", &self.saga_latency_ms)]
-        {
-            println!("{name:<10} p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, max {max:.1} ms");
+        for (name, Latency { p50, p90, p99, max }) in [
+            ("accept", &self.accept_latency_ms),
+            ("saga", &self.saga_latency_ms),
+        ] {
+            println!(
+                "{name:<10} p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, max {max:.1} ms"
+            );
         }
         for (name, usage) in &self.processes {
             println!(

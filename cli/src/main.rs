@@ -84,9 +84,16 @@ async fn run(sagacity: Sagacity) -> anyhow::Result<ExitCode> {
         Command::Load(load) => load.run(&endpoints()?).await,
         Command::Timeline(timeline) => timeline.run(&endpoints()?).await.map(|()| true),
         Command::Sqlx(sqlx) => sqlx.run().await.map(|()| true),
-        Command::Verify { settle, dead_letters, json } => {
-            let expectations =
-                Expectations { settle: Duration::from_secs(settle), dead_letters, ..Expectations::default() };
+        Command::Verify {
+            settle,
+            dead_letters,
+            json,
+        } => {
+            let expectations = Expectations {
+                settle: Duration::from_secs(settle),
+                dead_letters,
+                ..Expectations::default()
+            };
             let report = audit::audit(&endpoints()?, expectations).await?;
             match json {
                 true => println!("{}", serde_json::to_string_pretty(&report)?),
@@ -95,5 +102,9 @@ async fn run(sagacity: Sagacity) -> anyhow::Result<ExitCode> {
             Ok(report.holds())
         }
     }?;
-    Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if holds {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -25,7 +25,11 @@ pub fn usage(pids: &BTreeMap<String, u32>) -> BTreeMap<String, Usage> {
     pids.iter()
         .filter_map(|(name, pid)| {
             let mut sum = of(*pid)?;
-            for child in parents.iter().filter(|(_, parent)| *parent == *pid).filter_map(|(child, _)| of(*child)) {
+            for child in parents
+                .iter()
+                .filter(|(_, parent)| *parent == *pid)
+                .filter_map(|(child, _)| of(*child))
+            {
                 sum.cpu_seconds += child.cpu_seconds;
                 sum.resident_mb += child.resident_mb;
                 sum.peak_mb += child.peak_mb;
@@ -40,11 +44,18 @@ fn of(pid: u32) -> Option<Usage> {
     // The name, in brackets, may hold anything; fields are counted from behind it.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     // utime, stime and those of children that have ended
-    let ticks: f64 = fields.get(11..15)?.iter().filter_map(|field| field.parse::<f64>().ok()).sum();
+    let ticks: f64 = fields
+        .get(11..15)?
+        .iter()
+        .filter_map(|field| field.parse::<f64>().ok())
+        .sum();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kb = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or_default()
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok())
+            .unwrap_or_default()
     };
     let shared = kb("RssShmem");
     Some(Usage {
@@ -59,7 +70,13 @@ fn parents() -> Vec<(u32, u32)> {
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter_map(|pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        let parent = stat
+            .rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .nth(1)?
+            .parse()
+            .ok()?;
         Some((pid, parent))
     })
     .collect()

@@ -25,7 +25,9 @@ pub struct Order {
 
 fn line(text: &str) -> Result<(String, u32), String> {
     let (sku, quantity) = text.split_once(':').unwrap_or((text, "1"));
-    let quantity = quantity.parse().map_err(|_| "expected SKU or SKU:QUANTITY, for example SKU-0001:2".to_owned())?;
+    let quantity = quantity
+        .parse()
+        .map_err(|_| "expected SKU or SKU:QUANTITY, for example SKU-0001:2".to_owned())?;
     Ok((sku.to_owned(), quantity))
 }
 
@@ -36,8 +38,16 @@ impl Order {
     /// When the order is refused or its story breaks off.
     pub async fn run(&self, endpoints: &Endpoints) -> anyhow::Result<()> {
         let customer = Customer::new(http_client()?, &endpoints.gateway);
-        let lines: Vec<(&str, u32)> = self.lines.iter().map(|(sku, quantity)| (sku.as_str(), *quantity)).collect();
-        let method = if self.decline { "tok_chargeDeclined" } else { "tok_visa" };
+        let lines: Vec<(&str, u32)> = self
+            .lines
+            .iter()
+            .map(|(sku, quantity)| (sku.as_str(), *quantity))
+            .collect();
+        let method = if self.decline {
+            "tok_chargeDeclined"
+        } else {
+            "tok_visa"
+        };
         let id = customer.place(&lines, method).await?;
         println!("order    {id}\ncustomer {}\n", customer.id);
         let mut story = pin!(customer.watch(&id).await?);
@@ -45,16 +55,26 @@ impl Order {
             match told.event.as_str() {
                 "end" => {
                     let order = customer.order(&id).await?;
-                    let reason = order["reason"].as_str().map(|reason| format!(" ({reason})")).unwrap_or_default();
+                    let reason = order["reason"]
+                        .as_str()
+                        .map(|reason| format!(" ({reason})"))
+                        .unwrap_or_default();
                     let refund = order["refund"].as_str().filter(|refund| *refund != "none");
-                    let refund = refund.map(|refund| format!(", refund {refund}")).unwrap_or_default();
-                    println!("\n{}{reason}{refund}", order["status"].as_str().unwrap_or_default());
+                    let refund = refund
+                        .map(|refund| format!(", refund {refund}"))
+                        .unwrap_or_default();
+                    println!(
+                        "\n{}{reason}{refund}",
+                        order["status"].as_str().unwrap_or_default()
+                    );
                     return Ok(());
                 }
                 _ => println!("{}", timeline::line(&told.data)),
             }
         }
-        Err(anyhow::anyhow!("the live stream ended before the order did"))
-            .with_context(|| format!("see `cargo sagacity timeline {id}`"))
+        Err(anyhow::anyhow!(
+            "the live stream ended before the order did"
+        ))
+        .with_context(|| format!("see `cargo sagacity timeline {id}`"))
     }
 }

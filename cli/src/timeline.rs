@@ -24,19 +24,29 @@ impl Timeline {
     /// When there is no such order.
     pub async fn run(&self, endpoints: &Endpoints) -> anyhow::Result<()> {
         // The API answers customers only; as operators we look up whose order it is.
-        let database = endpoints.databases.get("order").context("no database of order")?;
+        let database = endpoints
+            .databases
+            .get("order")
+            .context("no database of order")?;
         let mut database = PgConnection::connect(database).await?;
-        let customer: Option<Uuid> = sqlx::query_scalar("SELECT customer_id FROM orders WHERE order_id = $1")
-            .bind(self.order.0)
-            .fetch_optional(&mut database)
-            .await?;
+        let customer: Option<Uuid> =
+            sqlx::query_scalar("SELECT customer_id FROM orders WHERE order_id = $1")
+                .bind(self.order.0)
+                .fetch_optional(&mut database)
+                .await?;
         let customer = customer.with_context(|| format!("there is no order {}", self.order))?;
-        let customer = Customer::new(http_client()?, &endpoints.gateway).another(CustomerId(customer));
-        let timeline = customer.get(&format!("/api/v1/orders/{}/timeline", self.order)).await?;
+        let customer =
+            Customer::new(http_client()?, &endpoints.gateway).another(CustomerId(customer));
+        let timeline = customer
+            .get(&format!("/api/v1/orders/{}/timeline", self.order))
+            .await?;
         for event in timeline["events"].as_array().into_iter().flatten() {
             println!("{}", line(event));
         }
-        if let Some(missing) = timeline["unavailable"].as_array().filter(|missing| !missing.is_empty()) {
+        if let Some(missing) = timeline["unavailable"]
+            .as_array()
+            .filter(|missing| !missing.is_empty())
+        {
             println!("not available now: {missing:?}");
         }
         Ok(())

@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use devstack::{Durability, Endpoints, Logs, Options, Ports, Reaper, SERVICES, Stack, programs, wipe};
+use devstack::{
+    Durability, Endpoints, Logs, Options, Ports, Reaper, SERVICES, Stack, programs, wipe,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -21,7 +23,11 @@ pub struct Up {
     #[arg(long)]
     pub fresh: bool,
     /// Use this PostgreSQL server instead of a private one: an administrator's address
-    #[arg(long, env = "DATABASE", value_name = "postgres://USER:PASSWORD@HOST:PORT/postgres")]
+    #[arg(
+        long,
+        env = "DATABASE",
+        value_name = "postgres://USER:PASSWORD@HOST:PORT/postgres"
+    )]
     pub database: Option<String>,
     /// Use this NATS server instead of a private one
     #[arg(long, env = "NATS", value_name = "nats://HOST:PORT")]
@@ -35,7 +41,12 @@ pub struct Up {
 }
 
 fn setting(text: &str) -> Result<(String, String, String), String> {
-    let expected = || format!("expected SERVICE:NAME=VALUE with one of the services {}", SERVICES.join(", "));
+    let expected = || {
+        format!(
+            "expected SERVICE:NAME=VALUE with one of the services {}",
+            SERVICES.join(", ")
+        )
+    };
     let (service, rest) = text.split_once(':').ok_or_else(expected)?;
     let (name, value) = rest.split_once('=').ok_or_else(expected)?;
     if !SERVICES.contains(&service) {
@@ -51,9 +62,16 @@ impl Up {
     /// Says what could not be started and why, or which service ended.
     pub async fn run(self, state: &Path) -> anyhow::Result<()> {
         // From here on a signal ends this in good order.
-        let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let mut interrupted = async || tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} };
-        let programs = std::env::current_exe()?.parent().context("a program lies in a directory")?.to_owned();
+        let (mut int, mut term) = (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        );
+        let mut interrupted =
+            async || tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} };
+        let programs = std::env::current_exe()?
+            .parent()
+            .context("a program lies in a directory")?
+            .to_owned();
         tokio::select! {
             built = programs::build(&programs, &[]) => built?,
             () = interrupted() => return Ok(()),
@@ -66,7 +84,11 @@ impl Up {
         let options = Options {
             state: state.to_owned(),
             programs,
-            ports: if self.free_ports { Ports::free()? } else { Ports::default() },
+            ports: if self.free_ports {
+                Ports::free()?
+            } else {
+                Ports::default()
+            },
             durability: Durability::Durable,
             database: self.database,
             database_prefix: String::new(),
@@ -101,7 +123,11 @@ impl Up {
         println!("stopping ...");
         let stopped = stack.stop().await;
         printer.abort();
-        ensure!(died.is_none(), "{}; its last lines are above", died.unwrap_or_default());
+        ensure!(
+            died.is_none(),
+            "{}; its last lines are above",
+            died.unwrap_or_default()
+        );
         stopped?;
         println!("stopped; state is kept in {}", state.display());
         Ok(())
@@ -112,8 +138,22 @@ impl Up {
 fn with_log_format(mut settings: Vec<(String, String, String)>) -> Vec<(String, String, String)> {
     if std::io::stdout().is_terminal() {
         for service in SERVICES {
-            settings.insert(0, (service.to_owned(), "LOG_FORMAT".to_owned(), "pretty".to_owned()));
-            settings.insert(0, (service.to_owned(), "CLICOLOR_FORCE".to_owned(), "1".to_owned()));
+            settings.insert(
+                0,
+                (
+                    service.to_owned(),
+                    "LOG_FORMAT".to_owned(),
+                    "pretty".to_owned(),
+                ),
+            );
+            settings.insert(
+                0,
+                (
+                    service.to_owned(),
+                    "CLICOLOR_FORCE".to_owned(),
+                    "1".to_owned(),
+                ),
+            );
         }
     }
     settings
@@ -121,7 +161,11 @@ fn with_log_format(mut settings: Vec<(String, String, String)>) -> Vec<(String, 
 
 fn print(name: &str, line: &str, colours: bool) {
     let mut out = std::io::stdout().lock();
-    let colour = SERVICES.iter().position(|service| *service == name).unwrap_or_default() + 31;
+    let colour = SERVICES
+        .iter()
+        .position(|service| *service == name)
+        .unwrap_or_default()
+        + 31;
     // Nobody reads any more; the services go on.
     let _closed = match colours {
         true => writeln!(out, "\x1b[{colour}m{name:>12} |\x1b[0m {line}"),
@@ -132,7 +176,10 @@ fn print(name: &str, line: &str, colours: bool) {
 fn welcome(stack: &Stack, state: &Path, began: Instant) {
     let endpoints = stack.endpoints();
     println!("\nready after {:.1} s\n", began.elapsed().as_secs_f64());
-    println!("  {:<14} {}  (documentation at {}/docs)", "gateway", endpoints.gateway, endpoints.gateway);
+    println!(
+        "  {:<14} {}  (documentation at {}/docs)",
+        "gateway", endpoints.gateway, endpoints.gateway
+    );
     println!("  {:<14} {}", "psp-sandbox", endpoints.provider);
     println!("  {:<14} {}", "nats", endpoints.nats);
     for (service, url) in &endpoints.databases {
@@ -140,7 +187,10 @@ fn welcome(stack: &Stack, state: &Path, began: Instant) {
     }
     for (service, after) in stack.ready_after() {
         let url = endpoints.admin.get(*service).map_or("", String::as_str);
-        println!("  {service:<14} {url}/readyz  {url}/metrics  (ready {} ms after its start)", after.as_millis());
+        println!(
+            "  {service:<14} {url}/readyz  {url}/metrics  (ready {} ms after its start)",
+            after.as_millis()
+        );
     }
     println!("  {:<14} {}", "state", state.display());
     let (gateway, customer) = (&endpoints.gateway, "01890000-0000-7000-8000-000000000001");

@@ -27,7 +27,11 @@ const COPY: &str = "copy";
 pub async fn read(jetstream: &jetstream::Context, name: &str) -> anyhow::Result<Vec<Message>> {
     let mut stream = jetstream.get_stream(name).await?;
     let count = stream.info().await?.state.messages;
-    let mut all = stream.create_consumer(jetstream::consumer::pull::OrderedConfig::default()).await?.messages().await?;
+    let mut all = stream
+        .create_consumer(jetstream::consumer::pull::OrderedConfig::default())
+        .await?
+        .messages()
+        .await?;
     let mut messages = Vec::new();
     for _ in 0..count {
         let message = all.try_next().await?.context("the stream ended early")?;
@@ -49,7 +53,8 @@ pub async fn publish(jetstream: &jetstream::Context, message: Message) -> anyhow
     headers.insert(header::NATS_MSG_ID, Uuid::now_v7().to_string());
     headers.insert(COPY, "yes");
     #[expect(clippy::disallowed_methods, reason = "an adversary keeps to no rules")]
-    let published = jetstream.publish_with_headers(message.subject, headers, message.payload.into());
+    let published =
+        jetstream.publish_with_headers(message.subject, headers, message.payload.into());
     published.await?.await?;
     Ok(())
 }
@@ -84,9 +89,21 @@ pub async fn double(url: &str) -> anyhow::Result<tokio::task::JoinHandle<anyhow:
     let mut messages = futures::stream::select_all(subscriptions);
     Ok(tokio::spawn(async move {
         while let Some(message) = messages.next().await {
-            if message.headers.as_ref().is_none_or(|headers| headers.get(COPY).is_none()) {
+            if message
+                .headers
+                .as_ref()
+                .is_none_or(|headers| headers.get(COPY).is_none())
+            {
                 let (subject, payload) = (message.subject.to_string(), message.payload.to_vec());
-                publish(&jetstream, Message { subject, headers: message.headers, payload }).await?;
+                publish(
+                    &jetstream,
+                    Message {
+                        subject,
+                        headers: message.headers,
+                        payload,
+                    },
+                )
+                .await?;
             }
         }
         Ok(())

@@ -37,11 +37,24 @@ impl Compose {
     ///
     /// # Errors
     /// What `docker compose` says.
-    pub async fn open(target: &str, settings: &[(&str, &str, &str)], fresh: bool) -> anyhow::Result<Self> {
-        let settings = settings.iter().map(|(_, name, value)| (name.to_string(), value.to_string())).collect();
-        let compose = Self { endpoints: Endpoints::of_target(target), settings, scale: Vec::new() };
+    pub async fn open(
+        target: &str,
+        settings: &[(&str, &str, &str)],
+        fresh: bool,
+    ) -> anyhow::Result<Self> {
+        let settings = settings
+            .iter()
+            .map(|(_, name, value)| (name.to_string(), value.to_string()))
+            .collect();
+        let compose = Self {
+            endpoints: Endpoints::of_target(target),
+            settings,
+            scale: Vec::new(),
+        };
         if TAMPERED.swap(true, Ordering::Relaxed) || fresh {
-            compose.run(&["down", "--volumes", "--timeout", "10"]).await?;
+            compose
+                .run(&["down", "--volumes", "--timeout", "10"])
+                .await?;
         }
         compose.up(&["--wait"]).await?;
         Ok(compose)
@@ -79,7 +92,9 @@ impl Compose {
     /// # Errors
     /// What `docker compose` says.
     pub async fn kill(&self, service: &str) -> anyhow::Result<()> {
-        self.run(&["kill", "--signal", "KILL", service]).await.map(drop)
+        self.run(&["kill", "--signal", "KILL", service])
+            .await
+            .map(drop)
     }
 
     /// Kills the first of several replicas of a service.
@@ -88,8 +103,15 @@ impl Compose {
     /// What `docker compose` says.
     pub async fn kill_one(&self, service: &str) -> anyhow::Result<()> {
         let ids = self.run(&["ps", "--quiet", service]).await?;
-        let first = ids.lines().next().with_context(|| format!("no container of {service}"))?;
-        let killed = Command::new("docker").args(["kill", first]).stdout(Stdio::null()).status().await?;
+        let first = ids
+            .lines()
+            .next()
+            .with_context(|| format!("no container of {service}"))?;
+        let killed = Command::new("docker")
+            .args(["kill", first])
+            .stdout(Stdio::null())
+            .status()
+            .await?;
         ensure!(killed.success(), "docker kill {first}: {killed}");
         Ok(())
     }
@@ -121,7 +143,16 @@ impl Compose {
     /// What `docker compose` says.
     pub async fn up(&self, arguments: &[&str]) -> anyhow::Result<()> {
         let scale: Vec<&str> = self.scale.iter().map(String::as_str).collect();
-        self.run(&[&["up", "--detach", "--no-build"], scale.as_slice(), arguments].concat()).await.map(drop)
+        self.run(
+            &[
+                &["up", "--detach", "--no-build"],
+                scale.as_slice(),
+                arguments,
+            ]
+            .concat(),
+        )
+        .await
+        .map(drop)
     }
 
     /// What a service has logged since it was made.
@@ -129,20 +160,44 @@ impl Compose {
     /// # Errors
     /// What `docker compose` says.
     pub async fn logs(&self, service: &str) -> anyhow::Result<String> {
-        self.run(&["logs", "--no-log-prefix", "--no-color", service]).await
+        self.run(&["logs", "--no-log-prefix", "--no-color", service])
+            .await
     }
 
     async fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("e2e lies in the project")?;
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("e2e lies in the project")?;
         let mut docker = Command::new("docker");
-        docker.args(["compose", "--file", "docker-compose.yml", "--file", "docker-compose.e2e.yml"]).args(arguments);
-        docker.current_dir(root).stdin(Stdio::null()).kill_on_drop(true);
-        docker.envs(self.settings.iter().map(|(name, value)| (OsStr::new(name), OsStr::new(value))));
+        docker
+            .args([
+                "compose",
+                "--file",
+                "docker-compose.yml",
+                "--file",
+                "docker-compose.e2e.yml",
+            ])
+            .args(arguments);
+        docker
+            .current_dir(root)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        docker.envs(
+            self.settings
+                .iter()
+                .map(|(name, value)| (OsStr::new(name), OsStr::new(value))),
+        );
         let output = tokio::time::timeout(DEADLINE, docker.output());
-        let output = output.await.with_context(|| format!("docker compose {arguments:?} hangs"))?;
+        let output = output
+            .await
+            .with_context(|| format!("docker compose {arguments:?} hangs"))?;
         let output = output.context("run docker compose")?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "docker compose {arguments:?}: {}", said.trim());
+        ensure!(
+            output.status.success(),
+            "docker compose {arguments:?}: {}",
+            said.trim()
+        );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }

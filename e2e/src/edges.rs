@@ -17,8 +17,12 @@ pub type Pair = (Option<Subject>, Subject);
 /// Every pair that the choreography declares.
 #[must_use]
 pub fn expected_pairs() -> BTreeSet<Pair> {
-    let from_edges = EDGES.iter().flat_map(|edge| edge.emits.iter().map(|emitted| (Some(edge.on), *emitted)));
-    from_edges.chain(COMMANDS.iter().map(|command| (None, command.emits))).collect()
+    let from_edges = EDGES
+        .iter()
+        .flat_map(|edge| edge.emits.iter().map(|emitted| (Some(edge.on), *emitted)));
+    from_edges
+        .chain(COMMANDS.iter().map(|command| (None, command.emits)))
+        .collect()
 }
 
 /// Reads all streams and returns the pairs in them.
@@ -33,8 +37,10 @@ pub(crate) async fn observe(jetstream: &jetstream::Context) -> anyhow::Result<BT
             envelopes.push(envelope.with_context(|| format!("a message on {}", message.subject))?);
         }
     }
-    let subjects: HashMap<EventId, Subject> =
-        envelopes.iter().map(|envelope| (envelope.event_id, envelope.subject)).collect();
+    let subjects: HashMap<EventId, Subject> = envelopes
+        .iter()
+        .map(|envelope| (envelope.event_id, envelope.subject))
+        .collect();
     let mut pairs = BTreeSet::new();
     for envelope in &envelopes {
         let cause = subjects.get(&envelope.causation_id).copied();

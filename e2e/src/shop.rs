@@ -42,7 +42,10 @@ pub async fn wait_for<T>(
             Ok(None) => None,
             Err(error) => Some(format!("{error:#}")),
         };
-        ensure!(Instant::now() < until, "{what} did not happen within {PATIENCE:?}; last error: {last:?}");
+        ensure!(
+            Instant::now() < until,
+            "{what} did not happen within {PATIENCE:?}; last error: {last:?}"
+        );
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
 }
@@ -82,7 +85,12 @@ impl Shop {
     ///
     /// # Errors
     /// When that does not happen.
-    pub async fn until(&self, order: &str, what: &str, condition: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+    pub async fn until(
+        &self,
+        order: &str,
+        what: &str,
+        condition: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
         let mut last = Value::Null;
         let found = wait_for(what, async || {
             last = self.customer.order(order).await?;
@@ -95,9 +103,19 @@ impl Shop {
     ///
     /// # Errors
     /// When the order does not get there.
-    pub async fn until_status(&self, order: &str, status: &str, reason: Option<&str>) -> anyhow::Result<Value> {
-        let order = self.until(order, status, |order| order["status"] == status).await?;
-        ensure!(order["reason"].as_str() == reason, "expected reason {reason:?}: {order}");
+    pub async fn until_status(
+        &self,
+        order: &str,
+        status: &str,
+        reason: Option<&str>,
+    ) -> anyhow::Result<Value> {
+        let order = self
+            .until(order, status, |order| order["status"] == status)
+            .await?;
+        ensure!(
+            order["reason"].as_str() == reason,
+            "expected reason {reason:?}: {order}"
+        );
         Ok(order)
     }
 
@@ -105,9 +123,15 @@ impl Shop {
     ///
     /// # Errors
     /// When it is refused or does not end that way.
-    pub async fn order_until(&self, lines: Lines<'_>, method: &str, status: &str) -> anyhow::Result<Value> {
+    pub async fn order_until(
+        &self,
+        lines: Lines<'_>,
+        method: &str,
+        status: &str,
+    ) -> anyhow::Result<Value> {
         let id = self.customer.place(lines, method).await?;
-        self.until(&id, status, |order| order["status"] == status).await
+        self.until(&id, status, |order| order["status"] == status)
+            .await
     }
 
     /// Makes something go wrong at the provider: see `payment::sandbox::Fault`.
@@ -116,7 +140,12 @@ impl Shop {
     /// When the sandbox does not take it.
     pub async fn fault(&self, token: &str, fault: Value) -> anyhow::Result<()> {
         let url = format!("{}/sandbox/faults/{token}", self.endpoints().provider);
-        http_client()?.put(url).json(&fault).send().await?.error_for_status()?;
+        http_client()?
+            .put(url)
+            .json(&fault)
+            .send()
+            .await?
+            .error_for_status()?;
         Ok(())
     }
 
@@ -126,7 +155,11 @@ impl Shop {
     /// When the sandbox does not take it.
     pub async fn no_faults(&self) -> anyhow::Result<()> {
         let url = format!("{}/sandbox/faults", self.endpoints().provider);
-        http_client()?.delete(url).send().await?.error_for_status()?;
+        http_client()?
+            .delete(url)
+            .send()
+            .await?
+            .error_for_status()?;
         Ok(())
     }
 
@@ -135,7 +168,11 @@ impl Shop {
     /// # Errors
     /// When it cannot be reached.
     pub async fn database(&self, service: &str) -> anyhow::Result<PgConnection> {
-        let url = self.endpoints().databases.get(service).with_context(|| format!("no database of {service}"))?;
+        let url = self
+            .endpoints()
+            .databases
+            .get(service)
+            .with_context(|| format!("no database of {service}"))?;
         Ok(PgConnection::connect(url).await?)
     }
 
@@ -144,8 +181,13 @@ impl Shop {
     /// # Errors
     /// When the database does not take it.
     pub async fn leave_stock(&self, sku: &str, units: i64) -> anyhow::Result<()> {
-        let update = sqlx::query("UPDATE stock SET initial = reserved + $2, on_hand = $2 WHERE sku = $1");
-        update.bind(sku).bind(units).execute(&mut self.database("inventory").await?).await?;
+        let update =
+            sqlx::query("UPDATE stock SET initial = reserved + $2, on_hand = $2 WHERE sku = $1");
+        update
+            .bind(sku)
+            .bind(units)
+            .execute(&mut self.database("inventory").await?)
+            .await?;
         Ok(())
     }
 
@@ -154,7 +196,9 @@ impl Shop {
     /// # Errors
     /// When it cannot be reached.
     pub async fn jetstream(&self) -> anyhow::Result<jetstream::Context> {
-        Ok(jetstream::new(async_nats::connect(&self.endpoints().nats).await?))
+        Ok(jetstream::new(
+            async_nats::connect(&self.endpoints().nats).await?,
+        ))
     }
 
     /// Waits until the provider was asked about an order.
@@ -165,7 +209,8 @@ impl Shop {
         let mut database = self.database("payment").await?;
         let order: uuid::Uuid = order.parse()?;
         wait_for("the provider was asked", async || {
-            let query = sqlx::query_scalar::<_, i32>("SELECT attempts FROM payments WHERE order_id = $1");
+            let query =
+                sqlx::query_scalar::<_, i32>("SELECT attempts FROM payments WHERE order_id = $1");
             let attempts = query.bind(order).fetch_optional(&mut database).await?;
             Ok(attempts.filter(|attempts| *attempts > 0).map(drop))
         })
@@ -180,9 +225,14 @@ impl Shop {
         let mut complaints = Vec::new();
         for service in devstack::SERVICES {
             let log = self.site.log(service).await?;
-            let is_complaint =
-                |line: &&str| line.contains("\"WARN\"") || line.contains("\"ERROR\"") || !line.starts_with('{');
-            complaints.extend(log.lines().filter(is_complaint).map(|line| format!("{service}: {line}")));
+            let is_complaint = |line: &&str| {
+                line.contains("\"WARN\"") || line.contains("\"ERROR\"") || !line.starts_with('{')
+            };
+            complaints.extend(
+                log.lines()
+                    .filter(is_complaint)
+                    .map(|line| format!("{service}: {line}")),
+            );
         }
         Ok(complaints)
     }

@@ -17,11 +17,17 @@ pub enum Site {
 /// The gateway of the containers to use, if any.
 #[must_use]
 pub fn target() -> Option<String> {
-    std::env::var(TARGET).ok().filter(|target| !target.is_empty())
+    std::env::var(TARGET)
+        .ok()
+        .filter(|target| !target.is_empty())
 }
 
 impl Site {
-    pub(crate) async fn open(name: &str, settings: &[(&str, &str, &str)], fresh: bool) -> anyhow::Result<Self> {
+    pub(crate) async fn open(
+        name: &str,
+        settings: &[(&str, &str, &str)],
+        fresh: bool,
+    ) -> anyhow::Result<Self> {
         Ok(match target() {
             Some(target) => Self::Containers(Compose::open(&target, settings, fresh).await?),
             None => Self::Processes(Box::new(test::stack(name, settings).await?)),
@@ -116,7 +122,8 @@ impl Site {
             Self::Processes(stack) => match stack.logs() {
                 Logs::Directory(directory) => {
                     let path = directory.join(format!("{service}.log"));
-                    std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+                    std::fs::read_to_string(&path)
+                        .with_context(|| format!("read {}", path.display()))
                 }
                 Logs::Lines(_) => bail!("the log of {service} was not kept"),
             },

@@ -2,7 +2,10 @@
 //!
 //! Nothing is written by hand here; read the `.proto` files, every message and field is commented there.
 //! The crate `contracts` gives events their subjects and typed ids.
-#![expect(missing_docs, reason = "generated clients and servers have undocumented constructors")]
+#![expect(
+    missing_docs,
+    reason = "generated clients and servers have undocumented constructors"
+)]
 #![expect(clippy::all, clippy::allow_attributes, reason = "generated code")]
 
 /// Types that several services share.

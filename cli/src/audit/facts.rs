@@ -104,11 +104,19 @@ impl Sources {
     pub(crate) async fn open(endpoints: &Endpoints) -> anyhow::Result<Self> {
         let mut databases = BTreeMap::new();
         for service in Service::ALL {
-            let url = endpoints.databases.get(service.name()).with_context(|| format!("no database of {service}"))?;
+            let url = endpoints
+                .databases
+                .get(service.name())
+                .with_context(|| format!("no database of {service}"))?;
             let pool = PgPoolOptions::new().max_connections(2).connect(url).await;
-            databases.insert(service, pool.with_context(|| format!("connect to the database of {service}"))?);
+            databases.insert(
+                service,
+                pool.with_context(|| format!("connect to the database of {service}"))?,
+            );
         }
-        let nats = async_nats::connect(&endpoints.nats).await.context("connect to NATS")?;
+        let nats = async_nats::connect(&endpoints.nats)
+            .await
+            .context("connect to NATS")?;
         Ok(Self {
             databases,
             jetstream: jetstream::new(nats),
@@ -118,16 +126,28 @@ impl Sources {
     }
 
     pub(crate) fn database(&self, service: Service) -> anyhow::Result<&PgPool> {
-        self.databases.get(&service).context("every service has a database")
+        self.databases
+            .get(&service)
+            .context("every service has a database")
     }
 
     pub(crate) async fn read(&self) -> anyhow::Result<Facts> {
-        let (order, payment) = (self.database(Service::Order)?, self.database(Service::Payment)?);
-        let (inventory, notification) = (self.database(Service::Inventory)?, self.database(Service::Notification)?);
+        let (order, payment) = (
+            self.database(Service::Order)?,
+            self.database(Service::Payment)?,
+        );
+        let (inventory, notification) = (
+            self.database(Service::Inventory)?,
+            self.database(Service::Notification)?,
+        );
         let payments: Vec<Payment> =
-            sqlx::query_as("SELECT order_id, status, amount, currency FROM payments").fetch_all(payment).await?;
+            sqlx::query_as("SELECT order_id, status, amount, currency FROM payments")
+                .fetch_all(payment)
+                .await?;
         let reservations: Vec<Reservation> =
-            sqlx::query_as("SELECT order_id, status, lines FROM reservations").fetch_all(inventory).await?;
+            sqlx::query_as("SELECT order_id, status, lines FROM reservations")
+                .fetch_all(inventory)
+                .await?;
         let mut outboxes = Vec::new();
         let mut streams = HashMap::new();
         for service in Service::ALL {
@@ -137,19 +157,38 @@ impl Sources {
             );
             outboxes.push((service, outbox.fetch_all(self.database(service)?).await?));
             if let Some(stream) = service.stream() {
-                streams.insert(service, self.stream(stream).await.with_context(|| format!("read stream {stream}"))?);
+                streams.insert(
+                    service,
+                    self.stream(stream)
+                        .await
+                        .with_context(|| format!("read stream {stream}"))?,
+                );
             }
         }
         Ok(Facts {
-            orders: sqlx::query_as("SELECT * FROM orders").fetch_all(order).await?,
-            events: sqlx::query_as("SELECT order_id, subject, payload FROM outbox ORDER BY position")
+            orders: sqlx::query_as("SELECT * FROM orders")
                 .fetch_all(order)
                 .await?,
-            payments: payments.into_iter().map(|payment| (payment.order_id, payment)).collect(),
+            events: sqlx::query_as(
+                "SELECT order_id, subject, payload FROM outbox ORDER BY position",
+            )
+            .fetch_all(order)
+            .await?,
+            payments: payments
+                .into_iter()
+                .map(|payment| (payment.order_id, payment))
+                .collect(),
             balances: self.balances().await?,
-            stock: sqlx::query_as("SELECT sku, initial, on_hand, reserved FROM stock").fetch_all(inventory).await?,
-            reservations: reservations.into_iter().map(|reservation| (reservation.order_id, reservation)).collect(),
-            notifications: sqlx::query_as("SELECT order_id, kind FROM notifications").fetch_all(notification).await?,
+            stock: sqlx::query_as("SELECT sku, initial, on_hand, reserved FROM stock")
+                .fetch_all(inventory)
+                .await?,
+            reservations: reservations
+                .into_iter()
+                .map(|reservation| (reservation.order_id, reservation))
+                .collect(),
+            notifications: sqlx::query_as("SELECT order_id, kind FROM notifications")
+                .fetch_all(notification)
+                .await?,
             outboxes,
             streams,
             dead_letters: self.dead_letters().await?,
@@ -158,11 +197,22 @@ impl Sources {
 
     async fn balances(&self) -> anyhow::Result<HashMap<String, Vec<Balance>>> {
         let url = format!("{}/sandbox/ledger", self.provider);
-        let ledger = self.http.get(url).send().await?.error_for_status()?.text().await?;
+        let ledger = self
+            .http
+            .get(url)
+            .send()
+            .await?
+            .error_for_status()?
+            .text()
+            .await?;
         let mut balances: HashMap<String, Vec<Balance>> = HashMap::new();
         for line in ledger.lines() {
-            let balance: Balance = serde_json::from_str(line).context("read the provider's ledger")?;
-            balances.entry(balance.order_id.clone()).or_default().push(balance);
+            let balance: Balance =
+                serde_json::from_str(line).context("read the provider's ledger")?;
+            balances
+                .entry(balance.order_id.clone())
+                .or_default()
+                .push(balance);
         }
         Ok(balances)
     }
@@ -170,7 +220,10 @@ impl Sources {
     async fn stream(&self, name: &str) -> anyhow::Result<HashMap<Uuid, usize>> {
         let mut ids = HashMap::new();
         self.each(name, |message| {
-            let id = message.headers.as_ref().and_then(|headers| headers.get(contracts::header::ID));
+            let id = message
+                .headers
+                .as_ref()
+                .and_then(|headers| headers.get(contracts::header::ID));
             if let Some(id) = id.and_then(|id| id.as_str().parse::<Uuid>().ok()) {
                 *ids.entry(id).or_default() += 1;
             }
@@ -182,17 +235,28 @@ impl Sources {
     async fn dead_letters(&self) -> anyhow::Result<Vec<String>> {
         let mut letters = Vec::new();
         self.each("DEAD_LETTER", |message| {
-            let headers = message.headers.as_ref().map(|headers| format!("{headers:?}")).unwrap_or_default();
+            let headers = message
+                .headers
+                .as_ref()
+                .map(|headers| format!("{headers:?}"))
+                .unwrap_or_default();
             letters.push(format!("{}: {headers}", message.subject));
         })
         .await?;
         Ok(letters)
     }
 
-    async fn each(&self, name: &str, mut take: impl FnMut(&jetstream::Message)) -> anyhow::Result<()> {
+    async fn each(
+        &self,
+        name: &str,
+        mut take: impl FnMut(&jetstream::Message),
+    ) -> anyhow::Result<()> {
         let mut stream = self.jetstream.get_stream(name).await?;
         let messages = stream.info().await?.state.messages;
-        let config = pull::OrderedConfig { headers_only: true, ..pull::OrderedConfig::default() };
+        let config = pull::OrderedConfig {
+            headers_only: true,
+            ..pull::OrderedConfig::default()
+        };
         let mut all = stream.create_consumer(config).await?.messages().await?;
         for _ in 0..messages {
             take(&all.try_next().await?.context("the stream ended early")?);

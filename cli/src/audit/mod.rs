@@ -23,7 +23,11 @@ pub struct Expectations {
 
 impl Default for Expectations {
     fn default() -> Self {
-        Self { settle: Duration::from_secs(60), dead_letters: 0, copies: 1 }
+        Self {
+            settle: Duration::from_secs(60),
+            dead_letters: 0,
+            copies: 1,
+        }
     }
 }
 
@@ -51,17 +55,32 @@ impl Report {
     /// Whether every invariant holds.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.invariants.iter().all(|invariant| invariant.breaches.is_empty())
+        self.invariants
+            .iter()
+            .all(|invariant| invariant.breaches.is_empty())
     }
 
     /// A table, with up to five breaches of each invariant.
     #[must_use]
     pub fn table(&self) -> String {
         let mut table = String::new();
-        for Invariant { name, rule, checked, breaches } in &self.invariants {
-            let verdict = if breaches.is_empty() { "ok".to_owned() } else { format!("{} BROKEN", breaches.len()) };
+        for Invariant {
+            name,
+            rule,
+            checked,
+            breaches,
+        } in &self.invariants
+        {
+            let verdict = if breaches.is_empty() {
+                "ok".to_owned()
+            } else {
+                format!("{} BROKEN", breaches.len())
+            };
             // Writing to a string cannot fail.
-            let _ = writeln!(table, "{name:<10} {checked:>9} checked  {verdict:<10} {rule}");
+            let _ = writeln!(
+                table,
+                "{name:<10} {checked:>9} checked  {verdict:<10} {rule}"
+            );
             for breach in breaches.iter().take(5) {
                 let _ = writeln!(table, "           - {breach}");
             }
@@ -81,7 +100,12 @@ pub async fn audit(endpoints: &Endpoints, expectations: Expectations) -> anyhow:
     let mut invariants = rules::check(&facts, &expectations);
     invariants.insert(
         0,
-        Invariant { name: "settled", rule: "nothing is in flight any more", checked: 1, breaches: unsettled },
+        Invariant {
+            name: "settled",
+            rule: "nothing is in flight any more",
+            checked: 1,
+            breaches: unsettled,
+        },
     );
     Ok(Report { invariants })
 }

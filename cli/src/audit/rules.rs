@@ -36,14 +36,26 @@ fn terminal(facts: &Facts, histories: &Histories<'_>) -> Invariant {
         if !matches!(order.status.as_str(), "confirmed" | "cancelled") {
             breaches.push(format!("order {} is {}", order.order_id, order.status));
         }
-        let history = histories.get(&order.order_id).map(Vec::as_slice).unwrap_or_default();
+        let history = histories
+            .get(&order.order_id)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let subjects: Vec<&str> = history.iter().map(|event| event.subject.as_str()).collect();
         if !is_legal(&subjects) {
-            breaches.push(format!("order {} has an illegal history: {}", order.order_id, subjects.join(", ")));
+            breaches.push(format!(
+                "order {} has an illegal history: {}",
+                order.order_id,
+                subjects.join(", ")
+            ));
         }
     }
     let rule = "every order ended confirmed or cancelled, by a legal path";
-    Invariant { name: "terminal", rule, checked: facts.orders.len(), breaches }
+    Invariant {
+        name: "terminal",
+        rule,
+        checked: facts.orders.len(),
+        breaches,
+    }
 }
 
 /// Created first; then each fact at most once, no confirmation after a cancellation, no payment noted after a
@@ -64,7 +76,10 @@ fn is_legal(subjects: &[&str]) -> bool {
 fn log(facts: &Facts, histories: &Histories<'_>) -> Invariant {
     let mut breaches = Vec::new();
     for order in &facts.orders {
-        let history = histories.get(&order.order_id).map(Vec::as_slice).unwrap_or_default();
+        let history = histories
+            .get(&order.order_id)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         match Folded::from(history) {
             Ok(folded) if folded == Folded::of(order) => {}
             Ok(folded) => breaches.push(format!(
@@ -76,10 +91,19 @@ fn log(facts: &Facts, histories: &Histories<'_>) -> Invariant {
         }
     }
     if histories.len() != facts.orders.len() {
-        breaches.push(format!("{} orders in the log, {} in the table", histories.len(), facts.orders.len()));
+        breaches.push(format!(
+            "{} orders in the log, {} in the table",
+            histories.len(),
+            facts.orders.len()
+        ));
     }
     let rule = "folding an order's event log gives its row";
-    Invariant { name: "log", rule, checked: facts.events.len(), breaches }
+    Invariant {
+        name: "log",
+        rule,
+        checked: facts.events.len(),
+        breaches,
+    }
 }
 
 /// An order as its events tell it.
@@ -111,15 +135,21 @@ impl Folded {
 
     fn from(history: &[&Recorded]) -> Result<Self, String> {
         let first = history.first().ok_or("it has no events")?;
-        let created = OrderCreated::decode(first.payload.as_slice()).map_err(|error| error.to_string())?;
+        let created =
+            OrderCreated::decode(first.payload.as_slice()).map_err(|error| error.to_string())?;
         let total = created.total.ok_or("it was created without a total")?;
         let sum: i64 = created
             .lines
             .iter()
-            .map(|line| i64::from(line.quantity) * line.unit_price.as_ref().map_or(0, |price| price.amount))
+            .map(|line| {
+                i64::from(line.quantity) * line.unit_price.as_ref().map_or(0, |price| price.amount)
+            })
             .sum();
         if sum != total.amount {
-            return Err(format!("its lines sum up to {sum}, its total is {}", total.amount));
+            return Err(format!(
+                "its lines sum up to {sum}, its total is {}",
+                total.amount
+            ));
         }
         let mut folded = Self {
             customer: created.customer_id,
@@ -127,7 +157,11 @@ impl Folded {
             reason: None,
             paid: false,
             refunded: false,
-            lines: created.lines.into_iter().map(|line| (line.sku, i64::from(line.quantity))).collect(),
+            lines: created
+                .lines
+                .into_iter()
+                .map(|line| (line.sku, i64::from(line.quantity)))
+                .collect(),
             total: (total.amount, total.currency),
             version: i32::try_from(history.len()).map_err(|error| error.to_string())?,
         };
@@ -138,7 +172,11 @@ impl Folded {
     }
 
     fn apply(&mut self, event: &Recorded) -> Result<(), String> {
-        match event.subject.parse().map_err(|error: contracts::DecodeError| error.to_string())? {
+        match event
+            .subject
+            .parse()
+            .map_err(|error: contracts::DecodeError| error.to_string())?
+        {
             Subject::OrderPaid => {
                 self.paid = true;
                 if self.status == "pending" {
@@ -150,9 +188,12 @@ impl Folded {
                 "confirmed".clone_into(&mut self.status);
             }
             Subject::OrderCancelled => {
-                let cancelled = OrderCancelled::decode(event.payload.as_slice()).map_err(|error| error.to_string())?;
+                let cancelled = OrderCancelled::decode(event.payload.as_slice())
+                    .map_err(|error| error.to_string())?;
                 let reason = match cancelled.reason() {
-                    CancelReason::Unspecified => return Err("it was cancelled without a reason".to_owned()),
+                    CancelReason::Unspecified => {
+                        return Err("it was cancelled without a reason".to_owned());
+                    }
                     CancelReason::PaymentFailed => "payment_failed",
                     CancelReason::OutOfStock => "out_of_stock",
                     CancelReason::TimedOut => "timed_out",
@@ -173,7 +214,11 @@ impl Folded {
 
 fn lines(json: &Value) -> BTreeMap<String, i64> {
     let line = |line: &Value| Some((line["sku"].as_str()?.to_owned(), line["quantity"].as_i64()?));
-    json.as_array().into_iter().flatten().filter_map(line).collect()
+    json.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(line)
+        .collect()
 }
 
 fn money(facts: &Facts) -> Invariant {
@@ -182,7 +227,11 @@ fn money(facts: &Facts) -> Invariant {
     for order in &facts.orders {
         let id = order.order_id;
         known.insert(id.to_string(), ());
-        let owed = if order.status == "confirmed" { order.total_amount } else { 0 };
+        let owed = if order.status == "confirmed" {
+            order.total_amount
+        } else {
+            0
+        };
         let (mut kept, mut captures) = (0, 0);
         for balance in facts.balances.get(&id.to_string()).into_iter().flatten() {
             kept += balance.captured - balance.refunded;
@@ -195,32 +244,59 @@ fn money(facts: &Facts) -> Invariant {
             }
         }
         if kept != owed {
-            breaches.push(format!("order {id} is {}: the provider keeps {kept}, owed are {owed}", order.status));
+            breaches.push(format!(
+                "order {id} is {}: the provider keeps {kept}, owed are {owed}",
+                order.status
+            ));
         }
         if captures > 1 {
             breaches.push(format!("order {id} was captured {captures} times"));
         }
-        let booked = facts.payments.get(&id).filter(|payment| payment.status == "completed");
+        let booked = facts
+            .payments
+            .get(&id)
+            .filter(|payment| payment.status == "completed");
         let booked = booked.map_or(0, |payment| payment.amount.unwrap_or_default());
         if booked != kept {
-            breaches.push(format!("order {id}: the payment database has {booked}, the provider keeps {kept}"));
+            breaches.push(format!(
+                "order {id}: the payment database has {booked}, the provider keeps {kept}"
+            ));
         }
-        let currency = facts.payments.get(&id).and_then(|payment| payment.currency.as_ref());
+        let currency = facts
+            .payments
+            .get(&id)
+            .and_then(|payment| payment.currency.as_ref());
         if currency.is_some_and(|currency| *currency != order.total_currency) {
             breaches.push(format!("order {id}: the payment is in another currency"));
         }
     }
-    for order in facts.balances.keys().filter(|order| !known.contains_key(*order)) {
-        breaches.push(format!("the provider charged for an order that does not exist: {order}"));
+    for order in facts
+        .balances
+        .keys()
+        .filter(|order| !known.contains_key(*order))
+    {
+        breaches.push(format!(
+            "the provider charged for an order that does not exist: {order}"
+        ));
     }
-    let rule = "captured - refunded = confirmed, at the provider and in the books; never two captures";
-    Invariant { name: "money", rule, checked: facts.orders.len(), breaches }
+    let rule =
+        "captured - refunded = confirmed, at the provider and in the books; never two captures";
+    Invariant {
+        name: "money",
+        rule,
+        checked: facts.orders.len(),
+        breaches,
+    }
 }
 
 fn stock(facts: &Facts) -> Invariant {
     let mut breaches = Vec::new();
     let mut reserved: HashMap<String, i64> = HashMap::new();
-    for reservation in facts.reservations.values().filter(|reservation| reservation.status == "reserved") {
+    for reservation in facts
+        .reservations
+        .values()
+        .filter(|reservation| reservation.status == "reserved")
+    {
         for (sku, quantity) in lines(&reservation.lines) {
             *reserved.entry(sku).or_default() += quantity;
         }
@@ -235,21 +311,39 @@ fn stock(facts: &Facts) -> Invariant {
             ));
         }
     }
-    breaches.extend(reserved.keys().map(|sku| format!("{sku} is reserved and has no stock")));
+    breaches.extend(
+        reserved
+            .keys()
+            .map(|sku| format!("{sku} is reserved and has no stock")),
+    );
     for order in &facts.orders {
         let reservation = facts.reservations.get(&order.order_id);
         let live = reservation.filter(|reservation| reservation.status == "reserved");
         match (order.status.as_str(), live) {
-            ("confirmed", None) => breaches.push(format!("order {} is confirmed and has no stock", order.order_id)),
+            ("confirmed", None) => breaches.push(format!(
+                "order {} is confirmed and has no stock",
+                order.order_id
+            )),
             ("confirmed", Some(live)) if lines(&live.lines) != lines(&order.lines) => {
-                breaches.push(format!("order {} has other lines than its reservation", order.order_id));
+                breaches.push(format!(
+                    "order {} has other lines than its reservation",
+                    order.order_id
+                ));
             }
-            ("cancelled", Some(_)) => breaches.push(format!("order {} is cancelled and holds stock", order.order_id)),
+            ("cancelled", Some(_)) => breaches.push(format!(
+                "order {} is cancelled and holds stock",
+                order.order_id
+            )),
             _ => {}
         }
     }
     let rule = "initial = on hand + reserved; one reservation per confirmed order, none for a cancelled one";
-    Invariant { name: "stock", rule, checked: facts.stock.len() + facts.reservations.len(), breaches }
+    Invariant {
+        name: "stock",
+        rule,
+        checked: facts.stock.len() + facts.reservations.len(),
+        breaches,
+    }
 }
 
 fn messages(facts: &Facts, expectations: &Expectations) -> Invariant {
@@ -269,14 +363,27 @@ fn messages(facts: &Facts, expectations: &Expectations) -> Invariant {
                 ));
             }
         }
-        breaches.extend(strangers.keys().map(|id| format!("{id} is in the stream of {service}, not in its outbox")));
+        breaches.extend(
+            strangers
+                .keys()
+                .map(|id| format!("{id} is in the stream of {service}, not in its outbox")),
+        );
     }
     if facts.dead_letters.len() != expectations.dead_letters {
-        breaches.push(format!("{} dead letters, expected {}", facts.dead_letters.len(), expectations.dead_letters));
+        breaches.push(format!(
+            "{} dead letters, expected {}",
+            facts.dead_letters.len(),
+            expectations.dead_letters
+        ));
         breaches.extend(facts.dead_letters.iter().take(3).cloned());
     }
     let rule = "every outbox row is in its stream exactly once; no dead letters";
-    Invariant { name: "messages", rule, checked, breaches }
+    Invariant {
+        name: "messages",
+        rule,
+        checked,
+        breaches,
+    }
 }
 
 fn customer(facts: &Facts, histories: &Histories<'_>) -> Invariant {
@@ -288,7 +395,11 @@ fn customer(facts: &Facts, histories: &Histories<'_>) -> Invariant {
     for order in &facts.orders {
         let happened = |subject: Subject| {
             let history = histories.get(&order.order_id).into_iter().flatten();
-            usize::from(history.clone().any(|event| event.subject == subject.as_str()))
+            usize::from(
+                history
+                    .clone()
+                    .any(|event| event.subject == subject.as_str()),
+            )
         };
         for (kind, expected) in [
             ("order_confirmed", happened(Subject::OrderConfirmed)),
@@ -297,13 +408,24 @@ fn customer(facts: &Facts, histories: &Histories<'_>) -> Invariant {
         ] {
             let times = told.remove(&(order.order_id, kind)).unwrap_or_default();
             if times != expected {
-                breaches.push(format!("order {}: told {kind} {times} times, expected {expected}", order.order_id));
+                breaches.push(format!(
+                    "order {}: told {kind} {times} times, expected {expected}",
+                    order.order_id
+                ));
             }
         }
     }
-    breaches.extend(told.keys().map(|(order, kind)| format!("told {kind} about an unknown order {order}")));
+    breaches.extend(
+        told.keys()
+            .map(|(order, kind)| format!("told {kind} about an unknown order {order}")),
+    );
     let rule = "exactly one notification of each kind per order";
-    Invariant { name: "customer", rule, checked: facts.notifications.len(), breaches }
+    Invariant {
+        name: "customer",
+        rule,
+        checked: facts.notifications.len(),
+        breaches,
+    }
 }
 
 #[cfg(test)]
@@ -331,7 +453,10 @@ mod tests {
             "created paid paid",
         ];
         let check = |history: &str| {
-            let subjects: Vec<String> = history.split_whitespace().map(|fact| format!("order.{fact}.v1")).collect();
+            let subjects: Vec<String> = history
+                .split_whitespace()
+                .map(|fact| format!("order.{fact}.v1"))
+                .collect();
             is_legal(&subjects.iter().map(String::as_str).collect::<Vec<_>>())
         };
         assert!(legal.iter().all(|history| check(history)));

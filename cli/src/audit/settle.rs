@@ -23,29 +23,50 @@ pub(super) async fn settle(sources: &Sources, most: Duration) -> anyhow::Result<
 async fn in_flight(sources: &Sources) -> anyhow::Result<Vec<String>> {
     let mut moving = Vec::new();
     let mut count = async |service: Service, what: &str, sql: &'static str| {
-        let number: i64 = sqlx::query_scalar(sql).fetch_one(sources.database(service)?).await?;
+        let number: i64 = sqlx::query_scalar(sql)
+            .fetch_one(sources.database(service)?)
+            .await?;
         if number > 0 {
             moving.push(format!("{number} {what}"));
         }
         anyhow::Ok(())
     };
-    count(Service::Order, "orders", "SELECT count(*) FROM orders WHERE status IN ('pending', 'paid')").await?;
+    count(
+        Service::Order,
+        "orders",
+        "SELECT count(*) FROM orders WHERE status IN ('pending', 'paid')",
+    )
+    .await?;
     let sql = "SELECT count(*) FROM payments WHERE status IN ('pending', 'refunding')";
     count(Service::Payment, "payments", sql).await?;
     for service in Service::ALL {
         let what = format!("events in the outbox of {service}");
-        count(service, &what, "SELECT count(*) FROM outbox WHERE sent_at IS NULL").await?;
+        count(
+            service,
+            &what,
+            "SELECT count(*) FROM outbox WHERE sent_at IS NULL",
+        )
+        .await?;
     }
     for service in Service::ALL {
         for owner in Service::ALL {
-            let Some(stream) = owner.stream().filter(|_| !listens_to(service, owner).is_empty()) else { continue };
+            let Some(stream) = owner
+                .stream()
+                .filter(|_| !listens_to(service, owner).is_empty())
+            else {
+                continue;
+            };
             let stream = sources.jetstream.get_stream(stream).await?;
-            let mut consumer: PullConsumer =
-                stream.get_consumer(service.name()).await.map_err(anyhow::Error::from_boxed)?;
+            let mut consumer: PullConsumer = stream
+                .get_consumer(service.name())
+                .await
+                .map_err(anyhow::Error::from_boxed)?;
             let info = consumer.info().await?;
             let (waiting, unacknowledged) = (info.num_pending, info.num_ack_pending);
             if waiting > 0 || unacknowledged > 0 {
-                moving.push(format!("{waiting} events of {owner} for {service} and {unacknowledged} in its hands"));
+                moving.push(format!(
+                    "{waiting} events of {owner} for {service} and {unacknowledged} in its hands"
+                ));
             }
         }
     }

@@ -24,7 +24,11 @@ pub(crate) async fn stopped_and_started() -> Result {
     placed.extend(place_all_kinds(&shop, 8).await?);
     let list = shop.customer.get("/api/v1/orders?limit=100").await?;
     let listed = list["orders"].as_array().map_or(0, Vec::len);
-    ensure!(listed == placed.len(), "{listed} of {} orders are there", placed.len());
+    ensure!(
+        listed == placed.len(),
+        "{listed} of {} orders are there",
+        placed.len()
+    );
     close(shop).await
 }
 

@@ -36,7 +36,9 @@ fn main() -> ExitCode {
         let seen = Arc::clone(&seen);
         Trial::test(name, move || {
             let pairs = scenario().map_err(|error| format!("{error:#}"))?;
-            seen.lock().unwrap_or_else(PoisonError::into_inner).extend(pairs);
+            seen.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(pairs);
             Ok(())
         })
     };
@@ -64,7 +66,10 @@ fn main() -> ExitCode {
         trial.with_ignored_flag(ignored)
     });
     let trials = trials.collect();
-    let all = arguments.filter.is_none() && !arguments.list && !arguments.exact && arguments.skip.is_empty();
+    let all = arguments.filter.is_none()
+        && !arguments.list
+        && !arguments.exact
+        && arguments.skip.is_empty();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if all && !conclusion.has_failed() {
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +94,10 @@ fn is_ignored(name: &str) -> bool {
 }
 
 fn run<T>(scenario: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(scenario)
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(scenario)
 }
 
 /// Closes a shop in which nothing was tampered with.

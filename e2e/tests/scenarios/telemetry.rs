@@ -47,8 +47,12 @@ struct Collector {
 }
 
 fn service_name(resource: Option<Resource>) -> String {
-    let attributes = resource.map(|resource| resource.attributes).unwrap_or_default();
-    let name = attributes.into_iter().find(|attribute| attribute.key == "service.name");
+    let attributes = resource
+        .map(|resource| resource.attributes)
+        .unwrap_or_default();
+    let name = attributes
+        .into_iter()
+        .find(|attribute| attribute.key == "service.name");
     match name.and_then(|name| name.value?.value) {
         Some(Attribute::StringValue(name)) => name,
         _ => "unknown".to_owned(),
@@ -64,7 +68,10 @@ impl TraceService for Collector {
         let mut kept = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
         for resource in request.into_inner().resource_spans {
             let service = service_name(resource.resource);
-            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            let spans = resource
+                .scope_spans
+                .into_iter()
+                .flat_map(|scope| scope.spans);
             kept.extend(spans.map(|span| (service.clone(), span)));
         }
         Ok(Response::new(Default::default()))
@@ -77,8 +84,15 @@ impl MetricsService for Collector {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> std::result::Result<Response<ExportMetricsServiceResponse>, Status> {
-        let names = request.into_inner().resource_metrics.into_iter().map(|resource| service_name(resource.resource));
-        self.metrics.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+        let names = request
+            .into_inner()
+            .resource_metrics
+            .into_iter()
+            .map(|resource| service_name(resource.resource));
+        self.metrics
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(names);
         Ok(Response::new(Default::default()))
     }
 }
@@ -89,8 +103,15 @@ impl LogsService for Collector {
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> std::result::Result<Response<ExportLogsServiceResponse>, Status> {
-        let names = request.into_inner().resource_logs.into_iter().map(|resource| service_name(resource.resource));
-        self.logs.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
+        let names = request
+            .into_inner()
+            .resource_logs
+            .into_iter()
+            .map(|resource| service_name(resource.resource));
+        self.logs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(names);
         Ok(Response::new(Default::default()))
     }
 }
@@ -110,7 +131,11 @@ impl Collector {
 
     fn trace(&self, id: &str) -> Vec<(String, Span)> {
         let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
-        spans.iter().filter(|(_, span)| hex(&span.trace_id) == id).cloned().collect()
+        spans
+            .iter()
+            .filter(|(_, span)| hex(&span.trace_id) == id)
+            .cloned()
+            .collect()
     }
 }
 
@@ -129,12 +154,22 @@ pub(crate) async fn one_order_is_one_trace() -> Result {
         settings.push((service, "OTEL_METRIC_EXPORT_INTERVAL", "200"));
     }
     let shop = Shop::open("one_trace", &settings).await?;
-    let order = shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed").await?;
+    let order = shop
+        .order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed")
+        .await?;
     let id = order["id"].as_str().context("an order has an id")?;
-    let timeline = shop.customer.get(&format!("/api/v1/orders/{id}/timeline")).await?;
-    let trace = timeline["events"][0]["trace_id"].as_str().context("an event has a trace")?.to_owned();
+    let timeline = shop
+        .customer
+        .get(&format!("/api/v1/orders/{id}/timeline"))
+        .await?;
+    let trace = timeline["events"][0]["trace_id"]
+        .as_str()
+        .context("an event has a trace")?
+        .to_owned();
     // The last link of the chain.
-    let is_last = |(service, span): &(String, Span)| service == "notification" && span.name == "order.confirmed.v1";
+    let is_last = |(service, span): &(String, Span)| {
+        service == "notification" && span.name == "order.confirmed.v1"
+    };
     wait_for("the whole trace", async || {
         let spans = collector.trace(&trace);
         let services: BTreeSet<&str> = spans.iter().map(|(service, _)| service.as_str()).collect();
@@ -147,69 +182,131 @@ pub(crate) async fn one_order_is_one_trace() -> Result {
 
     // The services have ended and sent all they had.
     let spans = collector.trace(&trace);
-    let names: BTreeMap<String, &str> =
-        spans.iter().map(|(_, span)| (hex(&span.span_id), span.name.as_str())).collect();
+    let names: BTreeMap<String, &str> = spans
+        .iter()
+        .map(|(_, span)| (hex(&span.span_id), span.name.as_str()))
+        .collect();
     let roots: Vec<&str> = spans
         .iter()
         .filter(|(_, span)| !names.contains_key(&hex(&span.parent_span_id)))
         .map(|(_, span)| span.name.as_str())
         .collect();
-    ensure!(roots == ["POST /api/v1/orders"], "one root, the customer's request: {roots:?} of {names:?}");
+    ensure!(
+        roots == ["POST /api/v1/orders"],
+        "one root, the customer's request: {roots:?} of {names:?}"
+    );
     let parent = |name: &str| {
         let child = spans.iter().find(|(_, span)| span.name == name);
         child.and_then(|(_, span)| names.get(&hex(&span.parent_span_id)).copied())
     };
     for (child, expected) in [
-        ("sagacity.order.v1.OrderService/CreateOrder", "POST /api/v1/orders"),
-        ("order.created.v1", "sagacity.order.v1.OrderService/CreateOrder"),
+        (
+            "sagacity.order.v1.OrderService/CreateOrder",
+            "POST /api/v1/orders",
+        ),
+        (
+            "order.created.v1",
+            "sagacity.order.v1.OrderService/CreateOrder",
+        ),
         ("payment.completed.v1", "order.created.v1"),
         ("inventory.reserved.v1", "payment.completed.v1"),
         ("order.confirmed.v1", "inventory.reserved.v1"),
     ] {
-        ensure!(parent(child) == Some(expected), "{child} should be below {expected}: {:?}", parent(child));
+        ensure!(
+            parent(child) == Some(expected),
+            "{child} should be below {expected}: {:?}",
+            parent(child)
+        );
     }
-    let metrics = collector.metrics.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let metrics = collector
+        .metrics
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     let mut services = SERVICES.iter().filter(|service| **service != "psp-sandbox");
-    ensure!(services.all(|service| metrics.contains(*service)), "metrics came from {metrics:?} only");
-    let logs = collector.logs.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    ensure!(SERVICES.iter().all(|service| logs.contains(*service)), "logs came from {logs:?} only");
+    ensure!(
+        services.all(|service| metrics.contains(*service)),
+        "metrics came from {metrics:?} only"
+    );
+    let logs = collector
+        .logs
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    ensure!(
+        SERVICES.iter().all(|service| logs.contains(*service)),
+        "logs came from {logs:?} only"
+    );
     Ok(pairs)
 }
 
 pub(crate) async fn metrics_and_health_are_served() -> Result {
     let shop = Shop::open("metrics", &[]).await?;
-    shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed").await?;
+    shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed")
+        .await?;
     let client = cli::client::http_client()?;
     let mut all = String::new();
     for service in SERVICES {
         let admin = &shop.endpoints().admin[service];
         for path in ["livez", "readyz", "startupz"] {
-            client.get(format!("{admin}/{path}")).send().await?.error_for_status().context(service)?;
+            client
+                .get(format!("{admin}/{path}"))
+                .send()
+                .await?
+                .error_for_status()
+                .context(service)?;
         }
-        let metrics = client.get(format!("{admin}/metrics")).send().await?.error_for_status()?.text().await?;
-        ensure!(metrics.contains(&format!("service_name=\"{service}\"")), "{service}: {metrics}");
+        let metrics = client
+            .get(format!("{admin}/metrics"))
+            .send()
+            .await?
+            .error_for_status()?
+            .text()
+            .await?;
+        ensure!(
+            metrics.contains(&format!("service_name=\"{service}\"")),
+            "{service}: {metrics}"
+        );
         all.push_str(&metrics);
     }
-    let measured: BTreeSet<&str> =
-        all.lines().filter_map(|line| line.split(['{', ' ']).next()).filter(|name| !name.starts_with('#')).collect();
+    let measured: BTreeSet<&str> = all
+        .lines()
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .filter(|name| !name.starts_with('#'))
+        .collect();
     for name in dashboard()? {
-        ensure!(measured.contains(name.as_str()), "the dashboard shows {name}, which nobody measures: {measured:?}");
+        ensure!(
+            measured.contains(name.as_str()),
+            "the dashboard shows {name}, which nobody measures: {measured:?}"
+        );
     }
     close(shop).await
 }
 
 /// The metrics that the dashboard shows.
 fn dashboard() -> anyhow::Result<BTreeSet<String>> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/observability/sagacity.json");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../deploy/observability/sagacity.json"
+    );
     let dashboard: serde_json::Value = serde_json::from_slice(&std::fs::read(path)?)?;
-    let panels = dashboard["panels"].as_array().context("a dashboard has panels")?;
-    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let panels = dashboard["panels"]
+        .as_array()
+        .context("a dashboard has panels")?;
+    let targets = panels
+        .iter()
+        .filter_map(|panel| panel["targets"].as_array())
+        .flatten();
     let metrics = targets.filter(|target| target["datasource"]["type"] == "prometheus");
     let expressions = metrics.filter_map(|target| target["expr"].as_str());
-    let words = expressions.flat_map(|expression| expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
+    let words = expressions
+        .flat_map(|expression| expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
     let labels = ["http_route", "http_response_status_code"];
     let names = words.filter(|word| word.starts_with("http_") || word.starts_with("messaging_"));
-    let names: BTreeSet<String> = names.filter(|name| !labels.contains(name)).map(str::to_owned).collect();
+    let names: BTreeSet<String> = names
+        .filter(|name| !labels.contains(name))
+        .map(str::to_owned)
+        .collect();
     ensure!(names.len() > 5, "only {names:?} are shown");
     Ok(names)
 }

@@ -34,6 +34,9 @@ pub struct Config {
 
 impl Settings for Config {
     fn addresses(&self) -> Addresses {
-        Addresses { listen: self.listen, admin: self.admin_listen }
+        Addresses {
+            listen: self.listen,
+            admin: self.admin_listen,
+        }
     }
 }

@@ -18,21 +18,39 @@ use tracing::Instrument as _;
 use crate::{problem::Problem, shop::WHOLE};
 
 /// Boundaries in seconds.
-const BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const BUCKETS: [f64; 11] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
 
 /// Makes the histogram of request durations (OpenTelemetry semantic conventions, HTTP metrics).
 pub(crate) fn durations() -> Histogram<f64> {
     let meter = global::meter("gateway");
-    meter.f64_histogram("http.server.request.duration").with_unit("s").with_boundaries(BUCKETS.to_vec()).build()
+    meter
+        .f64_histogram("http.server.request.duration")
+        .with_unit("s")
+        .with_boundaries(BUCKETS.to_vec())
+        .build()
 }
 
 /// Gives each request what travels with it, and answers with its correlation id.
-pub(crate) async fn travel(State(durations): State<Histogram<f64>>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn travel(
+    State(durations): State<Histogram<f64>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("unmatched", MatchedPath::as_str)
+        .to_owned();
     let headers = request.headers();
-    let mut context = RequestContext::at_edge(text(headers, CORRELATION_ID), text(headers, TRACEPARENT), WHOLE);
+    let mut context = RequestContext::at_edge(
+        text(headers, CORRELATION_ID),
+        text(headers, TRACEPARENT),
+        WHOLE,
+    );
     let span = tracing::info_span!("http", otel.name = format!("{method} {route}"), otel.kind = "server",
         correlation.id = %context.correlation_id, trace.id = tracing::field::Empty);
     context.continue_in(&span);
@@ -54,7 +72,10 @@ pub(crate) async fn travel(State(durations): State<Histogram<f64>>, mut request:
     if let Ok(correlation) = HeaderValue::try_from(correlation) {
         response.headers_mut().insert(CORRELATION_ID, correlation);
     }
-    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     response
 }
 

@@ -46,11 +46,30 @@ pub(crate) async fn watch(
     OrderPath(id): OrderPath,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
-    let own = GetOrderRequest { order_id: id.to_string(), customer_id: customer.to_string() };
-    shop.orders.clone().get_order(ask(&context, WHOLE, own)).await?;
+    let own = GetOrderRequest {
+        order_id: id.to_string(),
+        customer_id: customer.to_string(),
+    };
+    shop.orders
+        .clone()
+        .get_order(ask(&context, WHOLE, own))
+        .await?;
     let watch = shop.live.watch(id);
-    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
-    let story = Story { shop, context, customer, id, watch, seen: HashSet::new(), last, ready: Vec::new(), over: None };
+    let last = headers
+        .get("last-event-id")
+        .and_then(|id| id.to_str().ok())
+        .map(str::to_owned);
+    let story = Story {
+        shop,
+        context,
+        customer,
+        id,
+        watch,
+        seen: HashSet::new(),
+        last,
+        ready: Vec::new(),
+        over: None,
+    };
     let until = tokio::time::Instant::now() + LONGEST;
     let events = stream::unfold(story, move |mut story| async move {
         let next = tokio::time::timeout_at(until, story.next()).await.ok()??;
@@ -84,14 +103,24 @@ impl Story {
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop() {
-                let data = Event::default().id(&event.id).event(&event.r#type).json_data(&event);
-                return data.inspect_err(|error| tracing::error!(%error, "an event cannot be written as JSON")).ok();
+                let data = Event::default()
+                    .id(&event.id)
+                    .event(&event.r#type)
+                    .json_data(&event);
+                return data
+                    .inspect_err(
+                        |error| tracing::error!(%error, "an event cannot be written as JSON"),
+                    )
+                    .ok();
             }
             match self.over {
                 Some(Over::Told) => return None,
                 Some(Over::Telling(status)) => {
                     self.over = Some(Over::Told);
-                    return Event::default().event("end").json_data(serde_json::json!({ "status": status })).ok();
+                    return Event::default()
+                        .event("end")
+                        .json_data(serde_json::json!({ "status": status }))
+                        .ok();
                 }
                 None => self.look().await,
             }
@@ -104,8 +133,13 @@ impl Story {
         let context = self.context.clone().without_deadline();
         let over = self.is_over(&context).await;
         let mut events = timeline(&self.shop, &context, self.id).await.events;
-        if let Some(place) = self.last.take().and_then(|last| events.iter().position(|event| event.id == last)) {
-            self.seen.extend(events.drain(..=place).map(|event| event.id));
+        if let Some(place) = self
+            .last
+            .take()
+            .and_then(|last| events.iter().position(|event| event.id == last))
+        {
+            self.seen
+                .extend(events.drain(..=place).map(|event| event.id));
         }
         events.retain(|event| self.seen.insert(event.id.clone()));
         events.reverse();
@@ -119,13 +153,32 @@ impl Story {
     /// The final status, when nothing more will happen: confirmed, or cancelled with the payment settled.
     async fn is_over(&self, context: &RequestContext) -> Option<&'static str> {
         let (order_id, customer_id) = (self.id.to_string(), self.customer.to_string());
-        let own = GetOrderRequest { order_id: order_id.clone(), customer_id };
-        let order = self.shop.orders.clone().get_order(ask(context, PART, own)).await.ok()?.into_inner().order?;
+        let own = GetOrderRequest {
+            order_id: order_id.clone(),
+            customer_id,
+        };
+        let order = self
+            .shop
+            .orders
+            .clone()
+            .get_order(ask(context, PART, own))
+            .await
+            .ok()?
+            .into_inner()
+            .order?;
         match order.status() {
             OrderStatus::Confirmed => Some("confirmed"),
             OrderStatus::Cancelled => {
                 let request = ask(context, PART, GetPaymentRequest { order_id });
-                let payment = self.shop.payments.clone().get_payment(request).await.ok()?.into_inner().payment?;
+                let payment = self
+                    .shop
+                    .payments
+                    .clone()
+                    .get_payment(request)
+                    .await
+                    .ok()?
+                    .into_inner()
+                    .payment?;
                 use PaymentStatus::{Failed, Refunded, Voided};
                 matches!(payment.status(), Failed | Voided | Refunded).then_some("cancelled")
             }

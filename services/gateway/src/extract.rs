@@ -39,20 +39,38 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let text: String = header_as(&parts.headers, "idempotency-key", "1 to 255 visible characters")?;
+        let text: String = header_as(
+            &parts.headers,
+            "idempotency-key",
+            "1 to 255 visible characters",
+        )?;
         // The draft makes it a string of RFC 8941, in quotes; most clients send it bare.
-        let key = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(&text);
+        let key = text
+            .strip_prefix('"')
+            .and_then(|text| text.strip_suffix('"'))
+            .unwrap_or(&text);
         if !(1..=255).contains(&key.len()) {
-            return Err(Problem::invalid("idempotency-key", "expected 1 to 255 visible characters"));
+            return Err(Problem::invalid(
+                "idempotency-key",
+                "expected 1 to 255 visible characters",
+            ));
         }
         Ok(Self(key.to_owned()))
     }
 }
 
-fn header_as<T: FromStr>(headers: &HeaderMap, name: &'static str, expected: &str) -> Result<T, Problem> {
-    let value =
-        headers.get(name).ok_or_else(|| Problem::invalid(name, format!("the header is missing: {expected}")))?;
-    let parsed = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+fn header_as<T: FromStr>(
+    headers: &HeaderMap,
+    name: &'static str,
+    expected: &str,
+) -> Result<T, Problem> {
+    let value = headers
+        .get(name)
+        .ok_or_else(|| Problem::invalid(name, format!("the header is missing: {expected}")))?;
+    let parsed = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     parsed.ok_or_else(|| Problem::invalid(name, format!("expected {expected}")))
 }
 
@@ -65,7 +83,9 @@ impl<S: Send + Sync> FromRequestParts<S> for OrderPath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let wrong = || Problem::invalid("id", "expected the UUID of an order in the path");
-        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| wrong())?;
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| wrong())?;
         text.parse().map(Self).map_err(|_| wrong())
     }
 }
@@ -79,7 +99,8 @@ impl<S: Send + Sync> FromRequestParts<S> for SkuPath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let path = Path::<String>::from_request_parts(parts, state).await;
-        path.map(|Path(sku)| Self(sku)).map_err(|_| Problem::invalid("sku", "expected UTF-8 in the path"))
+        path.map(|Path(sku)| Self(sku))
+            .map_err(|_| Problem::invalid("sku", "expected UTF-8 in the path"))
     }
 }
 
@@ -88,7 +109,12 @@ impl<S: Sync> FromRequestParts<S> for Travelling {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        parts.extensions.get::<RequestContext>().cloned().map(Self).ok_or_else(Problem::internal)
+        parts
+            .extensions
+            .get::<RequestContext>()
+            .cloned()
+            .map(Self)
+            .ok_or_else(Problem::internal)
     }
 }
 
@@ -107,22 +133,34 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         if !is_json(request.headers()) {
             return Err(Problem::media_type());
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(|_| Problem::too_large(MAX_BODY))?;
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|_| Problem::too_large(MAX_BODY))?;
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let Object(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().to_string();
             let field = if path == "." { "body".to_owned() } else { path };
             Problem::invalid(field, error.into_inner().to_string())
         })?;
-        json.end().map_err(|error| Problem::invalid("body", error.to_string()))?;
+        json.end()
+            .map_err(|error| Problem::invalid("body", error.to_string()))?;
         Ok(Self(value))
     }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = content_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
 /// Which part of a list is wanted.
@@ -146,13 +184,23 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Query(raw) = Query::<RawPage>::from_request_parts(parts, state)
             .await
-            .map_err(|_| Problem::invalid("query", "expected limit and cursor, each at most once, and nothing else"))?;
+            .map_err(|_| {
+                Problem::invalid(
+                    "query",
+                    "expected limit and cursor, each at most once, and nothing else",
+                )
+            })?;
         let wrong_limit = || Problem::invalid("limit", format!("expected 1 to {MAX_LIMIT}"));
-        let limit = raw.limit.map_or(Ok(DEFAULT_LIMIT), |text| text.parse().map_err(|_| wrong_limit()))?;
+        let limit = raw.limit.map_or(Ok(DEFAULT_LIMIT), |text| {
+            text.parse().map_err(|_| wrong_limit())
+        })?;
         if !(1..=MAX_LIMIT).contains(&limit) {
             return Err(wrong_limit());
         }
-        Ok(Self { limit, after: read_cursor(raw.cursor.as_deref().unwrap_or_default())? })
+        Ok(Self {
+            limit,
+            after: read_cursor(raw.cursor.as_deref().unwrap_or_default())?,
+        })
     }
 }
 
@@ -174,7 +222,10 @@ mod tests {
 
     #[test]
     fn cursors_read_back_and_others_are_refused() {
-        assert_eq!(read_cursor(&cursor("SKU-0020").unwrap()).unwrap(), "SKU-0020");
+        assert_eq!(
+            read_cursor(&cursor("SKU-0020").unwrap()).unwrap(),
+            "SKU-0020"
+        );
         assert_eq!(read_cursor("").unwrap(), "");
         for other in ["%%%", &"A".repeat(200), &cursor("SKU\0").unwrap()] {
             assert!(read_cursor(other).is_err(), "{other}");
@@ -183,8 +234,13 @@ mod tests {
 
     #[test]
     fn only_json_is_json() {
-        let with = |value: &'static str| HeaderMap::from_iter([(header::CONTENT_TYPE, value.parse().unwrap())]);
-        assert!(is_json(&with("application/json; charset=utf-8")) && is_json(&with("application/vnd.api+json")));
+        let with = |value: &'static str| {
+            HeaderMap::from_iter([(header::CONTENT_TYPE, value.parse().unwrap())])
+        };
+        assert!(
+            is_json(&with("application/json; charset=utf-8"))
+                && is_json(&with("application/vnd.api+json"))
+        );
         assert!(!is_json(&with("text/plain")) && !is_json(&HeaderMap::new()));
     }
 }

@@ -48,11 +48,16 @@ fn router(shop: shop::Shop) -> Router {
         .routes(routes!(products::look))
         .split_for_parts();
     api.merge(SwaggerUi::new("/docs").url("/openapi.json", document))
-        .fallback(async || problem::Problem::not_found("There is nothing at this path; /docs shows what there is."))
+        .fallback(async || {
+            problem::Problem::not_found("There is nothing at this path; /docs shows what there is.")
+        })
         .method_not_allowed_fallback(async || problem::Problem::method_not_allowed())
         .layer(CatchPanicLayer::custom(edge::panicked))
         .layer(DefaultBodyLimit::max(extract::MAX_BODY))
-        .layer(middleware::from_fn_with_state(edge::durations(), edge::travel))
+        .layer(middleware::from_fn_with_state(
+            edge::durations(),
+            edge::travel,
+        ))
         .with_state(shop)
 }
 
@@ -69,19 +74,29 @@ pub async fn run(
     let live = live::Live::default();
     let shop = shop::Shop::new(&config, live.clone())?;
     let mut supervisor = Supervisor::new(shutdown.clone());
-    let admin = admin::serve(listeners.admin, Readiness::default(), registry, shutdown.clone());
+    let admin = admin::serve(
+        listeners.admin,
+        Readiness::default(),
+        registry,
+        shutdown.clone(),
+    );
     supervisor.spawn("admin", admin);
     supervisor.spawn("live", live.run(config.broker.url, shutdown.clone()));
     supervisor.spawn("http", serve(listeners.main, router(shop), shutdown));
     supervisor.run().await
 }
 
-async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) -> anyhow::Result<()> {
+async fn serve(
+    listener: TcpListener,
+    router: Router,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let grace = async {
         shutdown.cancelled().await;
         tokio::time::sleep(GRACE).await;
     };
-    let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let served =
+        axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     tokio::select! {
         served = async { served.await } => served.context("serve HTTP"),
         () = grace => Ok(()),

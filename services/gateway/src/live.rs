@@ -38,15 +38,28 @@ impl Live {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         let woken = Arc::clone(watchers.entry(order).or_default());
         self.first.notify_one();
-        Watch { live: self.clone(), order, woken }
+        Watch {
+            live: self.clone(),
+            order,
+            woken,
+        }
     }
 
     fn is_watched(&self) -> bool {
-        !self.watchers.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self
+            .watchers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
     }
 
     fn wake(&self, order: OrderId) {
-        if let Some(watcher) = self.watchers.lock().unwrap_or_else(PoisonError::into_inner).get(&order) {
+        if let Some(watcher) = self
+            .watchers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&order)
+        {
             watcher.notify_waiters();
         }
     }
@@ -74,7 +87,10 @@ impl Live {
     async fn listen(&self, url: &str) -> anyhow::Result<()> {
         let client = ConnectOptions::new().name("gateway").connect(url).await?;
         let mut subscriptions = Vec::new();
-        for owner in Service::ALL.into_iter().filter(|owner| owner.stream().is_some()) {
+        for owner in Service::ALL
+            .into_iter()
+            .filter(|owner| owner.stream().is_some())
+        {
             subscriptions.push(client.subscribe(format!("{owner}.>")).await?);
         }
         let mut messages = select_all(subscriptions);
@@ -106,9 +122,16 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut watchers = self.live.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watchers = self
+            .live
+            .watchers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // The map and this watch hold one each.
-        if watchers.get(&self.order).is_some_and(|woken| Arc::strong_count(woken) <= 2) {
+        if watchers
+            .get(&self.order)
+            .is_some_and(|woken| Arc::strong_count(woken) <= 2)
+        {
             watchers.remove(&self.order);
         }
     }

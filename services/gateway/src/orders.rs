@@ -10,7 +10,9 @@ use contracts::OrderId;
 use proto::{
     inventory::v1::GetReservationRequest,
     notification::v1::ListNotificationsRequest,
-    order::v1::{CancelOrderRequest, CreateOrderRequest, GetOrderRequest, ListOrdersRequest, RequestedLine},
+    order::v1::{
+        CancelOrderRequest, CreateOrderRequest, GetOrderRequest, ListOrdersRequest, RequestedLine,
+    },
     payment::v1::GetPaymentRequest,
 };
 use tonic::Code;
@@ -39,19 +41,39 @@ pub(crate) async fn place(
     IdempotencyKey(key): IdempotencyKey,
     Body(order): Body<NewOrder>,
 ) -> Result<Response, Problem> {
-    let lines = order.items.into_iter().map(|item| RequestedLine { sku: item.sku, quantity: item.quantity }).collect();
+    let lines = order
+        .items
+        .into_iter()
+        .map(|item| RequestedLine {
+            sku: item.sku,
+            quantity: item.quantity,
+        })
+        .collect();
     let message = CreateOrderRequest {
         customer_id: customer.to_string(),
         idempotency_key: key,
         lines,
         payment_method: order.payment_method,
     };
-    let answer = shop.orders.clone().create_order(ask(&context, WHOLE, message)).await?.into_inner();
+    let answer = shop
+        .orders
+        .clone()
+        .create_order(ask(&context, WHOLE, message))
+        .await?
+        .into_inner();
     let order: Order = answer.order.ok_or_else(Problem::internal)?.into();
-    let location = HeaderValue::try_from(format!("/api/v1/orders/{}", order.id)).map_err(|_| Problem::internal())?;
-    let mut response = (StatusCode::CREATED, [(header::LOCATION, location)], Json(order)).into_response();
+    let location = HeaderValue::try_from(format!("/api/v1/orders/{}", order.id))
+        .map_err(|_| Problem::internal())?;
+    let mut response = (
+        StatusCode::CREATED,
+        [(header::LOCATION, location)],
+        Json(order),
+    )
+        .into_response();
     if answer.replayed {
-        response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+        response
+            .headers_mut()
+            .insert("idempotent-replayed", HeaderValue::from_static("true"));
     }
     Ok(response)
 }
@@ -68,14 +90,33 @@ pub(crate) async fn look(
     OrderPath(id): OrderPath,
 ) -> Result<Json<ComposedOrder>, Problem> {
     let order_id = id.to_string();
-    let own = GetOrderRequest { order_id: order_id.clone(), customer_id: customer.to_string() };
+    let own = GetOrderRequest {
+        order_id: order_id.clone(),
+        customer_id: customer.to_string(),
+    };
     let (mut orders, mut payments) = (shop.orders, shop.payments);
     let (mut inventory, mut notifications) = (shop.inventory, shop.notifications);
     let (order, payment, reserved, told) = tokio::join!(
         orders.get_order(ask(&context, WHOLE, own)),
-        payments.get_payment(ask(&context, PART, GetPaymentRequest { order_id: order_id.clone() })),
-        inventory.get_reservation(ask(&context, PART, GetReservationRequest { order_id: order_id.clone() })),
-        notifications.list_notifications(ask(&context, PART, ListNotificationsRequest { order_id })),
+        payments.get_payment(ask(
+            &context,
+            PART,
+            GetPaymentRequest {
+                order_id: order_id.clone()
+            }
+        )),
+        inventory.get_reservation(ask(
+            &context,
+            PART,
+            GetReservationRequest {
+                order_id: order_id.clone()
+            }
+        )),
+        notifications.list_notifications(ask(
+            &context,
+            PART,
+            ListNotificationsRequest { order_id }
+        )),
     );
     let order = order?.into_inner().order.ok_or_else(Problem::internal)?;
     let mut unavailable = Vec::new();
@@ -86,7 +127,12 @@ pub(crate) async fn look(
         order: order.into(),
         payment: payment.and_then(|answer| answer.payment).map(Payment::from),
         reservation: reserved.map(|answer| reservation(answer.status())),
-        notifications: told.map(|answer| answer.notifications).into_iter().flatten().map(Notification::from).collect(),
+        notifications: told
+            .map(|answer| answer.notifications)
+            .into_iter()
+            .flatten()
+            .map(Notification::from)
+            .collect(),
         unavailable,
     }))
 }
@@ -122,12 +168,26 @@ pub(crate) async fn list(
     page: Page,
 ) -> Result<Json<OrderPage>, Problem> {
     if !page.after.is_empty() && page.after.parse::<OrderId>().is_err() {
-        return Err(Problem::invalid("cursor", "expected the next_cursor of the page before"));
+        return Err(Problem::invalid(
+            "cursor",
+            "expected the next_cursor of the page before",
+        ));
     }
-    let message = ListOrdersRequest { customer_id: customer.to_string(), limit: page.limit, before: page.after };
-    let answer = shop.orders.list_orders(ask(&context, WHOLE, message)).await?.into_inner();
+    let message = ListOrdersRequest {
+        customer_id: customer.to_string(),
+        limit: page.limit,
+        before: page.after,
+    };
+    let answer = shop
+        .orders
+        .list_orders(ask(&context, WHOLE, message))
+        .await?
+        .into_inner();
     let orders = answer.orders.into_iter().map(Order::from).collect();
-    Ok(Json(OrderPage { orders, next_cursor: cursor(&answer.next_before) }))
+    Ok(Json(OrderPage {
+        orders,
+        next_cursor: cursor(&answer.next_before),
+    }))
 }
 
 /// Cancels an order; what was paid is given back.
@@ -142,7 +202,17 @@ pub(crate) async fn cancel(
     Customer(customer): Customer,
     OrderPath(id): OrderPath,
 ) -> Result<(StatusCode, Json<Order>), Problem> {
-    let message = CancelOrderRequest { order_id: id.to_string(), customer_id: customer.to_string() };
-    let answer = shop.orders.cancel_order(ask(&context, WHOLE, message)).await?.into_inner();
-    Ok((StatusCode::ACCEPTED, Json(answer.order.ok_or_else(Problem::internal)?.into())))
+    let message = CancelOrderRequest {
+        order_id: id.to_string(),
+        customer_id: customer.to_string(),
+    };
+    let answer = shop
+        .orders
+        .cancel_order(ask(&context, WHOLE, message))
+        .await?
+        .into_inner();
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(answer.order.ok_or_else(Problem::internal)?.into()),
+    ))
 }

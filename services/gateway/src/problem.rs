@@ -35,35 +35,69 @@ impl Problem {
     fn new(status: StatusCode, kind: &str, title: &'static str, detail: impl Into<String>) -> Self {
         let retry_safe = status.is_server_error() || status == StatusCode::CONFLICT;
         let r#type = format!("urn:sagacity:problem:{kind}");
-        Self { r#type, title, status: status.as_u16(), detail: detail.into(), field: None, retry_safe }
+        Self {
+            r#type,
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            field: None,
+            retry_safe,
+        }
     }
 
     /// Something in the request is wrong: 400.
     #[must_use]
     pub(crate) fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        let problem = Self::new(StatusCode::BAD_REQUEST, "invalid-request", "The request is invalid", detail);
-        Self { field: Some(field.into()), ..problem }
+        let problem = Self::new(
+            StatusCode::BAD_REQUEST,
+            "invalid-request",
+            "The request is invalid",
+            detail,
+        );
+        Self {
+            field: Some(field.into()),
+            ..problem
+        }
     }
 
     /// 404.
     #[must_use]
     pub(crate) fn not_found(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not-found", "There is no such thing", detail)
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not-found",
+            "There is no such thing",
+            detail,
+        )
     }
 
     /// 405.
     #[must_use]
     pub(crate) fn method_not_allowed() -> Self {
-        let detail = "This resource does not know the method; the header Allow lists those that it knows.";
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
+        let detail =
+            "This resource does not know the method; the header Allow lists those that it knows.";
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method-not-allowed",
+            "Method not allowed",
+            detail,
+        )
     }
 
     /// 413.
     #[must_use]
     pub(crate) fn too_large(limit: usize) -> Self {
         let detail = format!("The body is larger than {limit} bytes.");
-        let problem = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The request is too large", detail);
-        Self { field: Some("body".to_owned()), ..problem }
+        let problem = Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            "The request is too large",
+            detail,
+        );
+        Self {
+            field: Some("body".to_owned()),
+            ..problem
+        }
     }
 
     /// 415.
@@ -71,15 +105,28 @@ impl Problem {
     pub(crate) fn media_type() -> Self {
         let detail = "Expected the header Content-Type: application/json.";
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        let problem = Self::new(status, "unsupported-media-type", "Unsupported media type", detail);
-        Self { field: Some("content-type".to_owned()), ..problem }
+        let problem = Self::new(
+            status,
+            "unsupported-media-type",
+            "Unsupported media type",
+            detail,
+        );
+        Self {
+            field: Some("content-type".to_owned()),
+            ..problem
+        }
     }
 
     /// 500; the log has the details.
     #[must_use]
     pub(crate) fn internal() -> Self {
         let detail = "Something went wrong here; the log has the details under the correlation id of this answer.";
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", detail)
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "Internal error",
+            detail,
+        )
     }
 
     /// The HTTP status.
@@ -113,7 +160,10 @@ impl From<tonic::Status> for Problem {
                     "The idempotency key was used before",
                     "This Idempotency-Key belongs to another request; use a new key for a new order.",
                 );
-                Self { field: Some("idempotency-key".to_owned()), ..problem }
+                Self {
+                    field: Some("idempotency-key".to_owned()),
+                    ..problem
+                }
             }
             Code::Aborted => Self::new(
                 StatusCode::CONFLICT,
@@ -123,7 +173,12 @@ impl From<tonic::Status> for Problem {
             ),
             Code::FailedPrecondition => Self {
                 retry_safe: false,
-                ..Self::new(StatusCode::CONFLICT, "conflict", "It is too late for that", text)
+                ..Self::new(
+                    StatusCode::CONFLICT,
+                    "conflict",
+                    "It is too late for that",
+                    text,
+                )
             },
             Code::ResourceExhausted | Code::Unavailable => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -138,7 +193,11 @@ impl From<tonic::Status> for Problem {
                 "A part of the shop did not answer in time; the same request may be sent again.",
             ),
             code => {
-                tracing::error!(?code, text, "a service answered with what should not happen");
+                tracing::error!(
+                    ?code,
+                    text,
+                    "a service answered with what should not happen"
+                );
                 Self::internal()
             }
         }
@@ -150,7 +209,10 @@ impl IntoResponse for Problem {
         let status = self.status();
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -164,8 +226,13 @@ mod tests {
 
     #[test]
     fn a_refusal_of_a_service_names_the_field() {
-        let problem = Problem::from(tonic::Status::invalid_argument("items[0].quantity: expected 1 to 999"));
-        assert_eq!(problem, Problem::invalid("items[0].quantity", "expected 1 to 999"));
+        let problem = Problem::from(tonic::Status::invalid_argument(
+            "items[0].quantity: expected 1 to 999",
+        ));
+        assert_eq!(
+            problem,
+            Problem::invalid("items[0].quantity", "expected 1 to 999")
+        );
         assert!(!problem.retry_safe);
     }
 
@@ -183,7 +250,11 @@ mod tests {
             (Code::Internal, 500, true),
         ] {
             let problem = Problem::from(tonic::Status::new(code, "x"));
-            assert_eq!((problem.status, problem.retry_safe), (status, retry_safe), "{code:?}");
+            assert_eq!(
+                (problem.status, problem.retry_safe),
+                (status, retry_safe),
+                "{code:?}"
+            );
         }
     }
 

@@ -20,10 +20,20 @@ pub(crate) async fn list(
     Travelling(context): Travelling,
     page: Page,
 ) -> Result<Json<ProductPage>, Problem> {
-    let message = ListProductsRequest { limit: page.limit, after: page.after };
-    let answer = shop.inventory.list_products(ask(&context, WHOLE, message)).await?.into_inner();
+    let message = ListProductsRequest {
+        limit: page.limit,
+        after: page.after,
+    };
+    let answer = shop
+        .inventory
+        .list_products(ask(&context, WHOLE, message))
+        .await?
+        .into_inner();
     let products = answer.products.into_iter().map(Product::from).collect();
-    Ok(Json(ProductPage { products, next_cursor: cursor(&answer.next_after) }))
+    Ok(Json(ProductPage {
+        products,
+        next_cursor: cursor(&answer.next_after),
+    }))
 }
 
 /// One product.
@@ -35,6 +45,10 @@ pub(crate) async fn look(
     Travelling(context): Travelling,
     SkuPath(sku): SkuPath,
 ) -> Result<Json<Product>, Problem> {
-    let answer = shop.inventory.get_product(ask(&context, WHOLE, GetProductRequest { sku })).await?.into_inner();
+    let answer = shop
+        .inventory
+        .get_product(ask(&context, WHOLE, GetProductRequest { sku }))
+        .await?
+        .into_inner();
     Ok(Json(answer.product.ok_or_else(Problem::internal)?.into()))
 }

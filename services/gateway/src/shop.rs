@@ -8,7 +8,8 @@ use proto::{
     eventlog::v1::event_log_service_client::EventLogServiceClient,
     inventory::v1::inventory_service_client::InventoryServiceClient,
     notification::v1::notification_service_client::NotificationServiceClient,
-    order::v1::order_service_client::OrderServiceClient, payment::v1::payment_service_client::PaymentServiceClient,
+    order::v1::order_service_client::OrderServiceClient,
+    payment::v1::payment_service_client::PaymentServiceClient,
 };
 use tonic::{Request, transport::Channel};
 

@@ -69,7 +69,10 @@ pub(crate) async fn look(
     Customer(customer): Customer,
     OrderPath(id): OrderPath,
 ) -> Result<Json<Timeline>, Problem> {
-    let own = GetOrderRequest { order_id: id.to_string(), customer_id: customer.to_string() };
+    let own = GetOrderRequest {
+        order_id: id.to_string(),
+        customer_id: customer.to_string(),
+    };
     shop.orders.get_order(ask(&context, WHOLE, own)).await?;
     Ok(Json(timeline(&shop, &context, id).await))
 }
@@ -80,32 +83,58 @@ pub(crate) async fn look(
 /// read. Whoever reads once more finds the cause, because it was there before its effect.
 pub(crate) async fn timeline(shop: &Shop, context: &RequestContext, id: OrderId) -> Timeline {
     let first = read(shop, context, id).await;
-    let complete = first.events.iter().skip(1).all(|event| event.cause.is_some());
-    if complete { first } else { read(shop, context, id).await }
+    let complete = first
+        .events
+        .iter()
+        .skip(1)
+        .all(|event| event.cause.is_some());
+    if complete {
+        first
+    } else {
+        read(shop, context, id).await
+    }
 }
 
 async fn read(shop: &Shop, context: &RequestContext, id: OrderId) -> Timeline {
     let asked = shop.logs.iter().map(async |(service, log)| {
-        let request = ask(context, PART, ListEventsRequest { order_id: id.to_string() });
+        let request = ask(
+            context,
+            PART,
+            ListEventsRequest {
+                order_id: id.to_string(),
+            },
+        );
         (*service, log.clone().list_events(request).await)
     });
     let (mut recorded, mut unavailable) = (Vec::new(), Vec::new());
     for (service, answer) in join_all(asked).await {
         match answer {
-            Ok(answer) => recorded.extend(answer.into_inner().events.into_iter().map(|event| (service, event))),
+            Ok(answer) => recorded.extend(
+                answer
+                    .into_inner()
+                    .events
+                    .into_iter()
+                    .map(|event| (service, event)),
+            ),
             Err(status) => {
                 tracing::warn!(order.id = %id, service, %status, "the event log cannot be had now");
                 unavailable.push(service);
             }
         }
     }
-    Timeline { order_id: id.to_string(), events: sort(recorded), unavailable }
+    Timeline {
+        order_id: id.to_string(),
+        events: sort(recorded),
+        unavailable,
+    }
 }
 
 /// Oldest first, each with the kind of its cause and the time since the first.
 fn sort(recorded: Vec<(&'static str, RecordedEvent)>) -> Vec<TimelineEvent> {
-    let kinds: HashMap<String, String> =
-        recorded.iter().map(|(_, event)| (event.event_id.clone(), event.subject.clone())).collect();
+    let kinds: HashMap<String, String> = recorded
+        .iter()
+        .map(|(_, event)| (event.event_id.clone(), event.subject.clone()))
+        .collect();
     let mut events: Vec<TimelineEvent> = recorded
         .into_iter()
         .map(|(service, event)| TimelineEvent {
@@ -124,8 +153,13 @@ fn sort(recorded: Vec<(&'static str, RecordedEvent)>) -> Vec<TimelineEvent> {
     events.sort_by(|a, b| (a.recorded_at, &a.id).cmp(&(b.recorded_at, &b.id)));
     let first = events.first().and_then(|event| event.recorded_at);
     for event in &mut events {
-        let offset = event.recorded_at.zip(first).map(|(at, first)| (at - first).whole_milliseconds());
-        event.offset_ms = offset.and_then(|offset| i64::try_from(offset).ok()).unwrap_or_default();
+        let offset = event
+            .recorded_at
+            .zip(first)
+            .map(|(at, first)| (at - first).whole_milliseconds());
+        event.offset_ms = offset
+            .and_then(|offset| i64::try_from(offset).ok())
+            .unwrap_or_default();
     }
     events
 }

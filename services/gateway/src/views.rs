@@ -1,8 +1,8 @@
 //! What the HTTP API says: JSON, snake_case, money in minor units, times in RFC 3339.
 
 use proto::{
-    common::v1 as common, inventory::v1 as inventory, notification::v1 as notification, order::v1 as order,
-    payment::v1 as payment,
+    common::v1 as common, inventory::v1 as inventory, notification::v1 as notification,
+    order::v1 as order, payment::v1 as payment,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -161,7 +161,10 @@ pub(crate) struct ProductPage {
 
 impl From<common::Money> for Money {
     fn from(money: common::Money) -> Self {
-        Self { amount: money.amount, currency: money.currency }
+        Self {
+            amount: money.amount,
+            currency: money.currency,
+        }
     }
 }
 
@@ -200,7 +203,11 @@ impl From<order::Order> for Order {
 
 impl From<common::OrderLine> for Item {
     fn from(line: common::OrderLine) -> Self {
-        Self { sku: line.sku, quantity: line.quantity, unit_price: line.unit_price.map(Money::from) }
+        Self {
+            sku: line.sku,
+            quantity: line.quantity,
+            unit_price: line.unit_price.map(Money::from),
+        }
     }
 }
 
@@ -265,5 +272,7 @@ impl From<inventory::Product> for Product {
 
 /// A time as the standard library has it; nothing when a service sent what is none.
 pub(crate) fn time(timestamp: prost_types::Timestamp) -> Option<OffsetDateTime> {
-    std::time::SystemTime::try_from(timestamp).ok().map(OffsetDateTime::from)
+    std::time::SystemTime::try_from(timestamp)
+        .ok()
+        .map(OffsetDateTime::from)
 }

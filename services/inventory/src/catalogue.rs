@@ -132,12 +132,34 @@ const CATEGORIES: [(&str, i64, [&str; 10]); 10] = [
     (
         "clothing",
         1290,
-        ["T-Shirt", "Scarf", "Rain Jacket", "Wool Socks", "Beanie", "Belt", "Cardigan", "Gloves", "Trousers", "Apron"],
+        [
+            "T-Shirt",
+            "Scarf",
+            "Rain Jacket",
+            "Wool Socks",
+            "Beanie",
+            "Belt",
+            "Cardigan",
+            "Gloves",
+            "Trousers",
+            "Apron",
+        ],
     ),
     (
         "home",
         990,
-        ["Cushion", "Wall Clock", "Candle", "Blanket", "Vase", "Picture Frame", "Basket", "Doormat", "Mirror", "Rug"],
+        [
+            "Cushion",
+            "Wall Clock",
+            "Candle",
+            "Blanket",
+            "Vase",
+            "Picture Frame",
+            "Basket",
+            "Doormat",
+            "Mirror",
+            "Rug",
+        ],
     ),
     (
         "tools",
@@ -172,14 +194,19 @@ const KINDS: [(&str, i64); 10] = [
 
 /// `SKU-0001` to `SKU-1000`.
 pub(crate) fn seed() -> impl Iterator<Item = Seed> {
-    let kinds_first = KINDS.iter().flat_map(|kind| (0..10).map(move |nth| (kind, nth)));
-    let all = kinds_first.flat_map(|(kind, nth)| CATEGORIES.iter().map(move |category| (kind, category, nth)));
-    zip(1_u32.., all).map(|(number, ((kind, extra), (category, cheapest, things), nth))| Seed {
-        sku: format!("SKU-{number:04}"),
-        name: format!("{kind} {}", things[nth]),
-        category,
-        price: cheapest + extra + 100 * nth as i64,
-    })
+    let kinds_first = KINDS
+        .iter()
+        .flat_map(|kind| (0..10).map(move |nth| (kind, nth)));
+    let all = kinds_first
+        .flat_map(|(kind, nth)| CATEGORIES.iter().map(move |category| (kind, category, nth)));
+    zip(1_u32.., all).map(
+        |(number, ((kind, extra), (category, cheapest, things), nth))| Seed {
+            sku: format!("SKU-{number:04}"),
+            name: format!("{kind} {}", things[nth]),
+            category,
+            price: cheapest + extra + 100 * nth as i64,
+        },
+    )
 }
 
 #[cfg(test)]
@@ -191,8 +218,17 @@ mod tests {
     #[test]
     fn there_are_a_thousand_different_products() {
         let seed: Vec<Seed> = seed().collect();
-        assert_eq!((seed.len(), seed[0].sku.as_str(), seed[999].sku.as_str()), (1000, "SKU-0001", "SKU-1000"));
-        assert_eq!(seed.iter().map(|product| &product.name).collect::<HashSet<_>>().len(), 1000);
+        assert_eq!(
+            (seed.len(), seed[0].sku.as_str(), seed[999].sku.as_str()),
+            (1000, "SKU-0001", "SKU-1000")
+        );
+        assert_eq!(
+            seed.iter()
+                .map(|product| &product.name)
+                .collect::<HashSet<_>>()
+                .len(),
+            1000
+        );
         assert!(seed.iter().all(|product| product.price > 0));
         assert_eq!(seed[0].name, "Classic Kettle");
     }

@@ -69,7 +69,10 @@ pub type Stock = HashMap<String, i64>;
 /// What happens when the reservation of an order is told `command` while `stock` is on hand.
 #[must_use]
 pub fn decide(reservation: Option<&Reservation>, command: Command, stock: &Stock) -> Option<Event> {
-    match (command, reservation.map(|reservation| (reservation.status, &reservation.lines))) {
+    match (
+        command,
+        reservation.map(|reservation| (reservation.status, &reservation.lines)),
+    ) {
         (Command::Reserve(lines), None) => Some(reserve(lines, stock)),
         (Command::Reserve(_), Some(_)) => None,
         (Command::Release, None) => Some(Event::Buried),
@@ -79,19 +82,43 @@ pub fn decide(reservation: Option<&Reservation>, command: Command, stock: &Stock
 }
 
 fn reserve(lines: Vec<Line>, stock: &Stock) -> Event {
-    let enough = |line: &Line| stock.get(&line.sku).is_some_and(|on_hand| *on_hand >= i64::from(line.quantity));
-    let short_skus: Vec<String> = lines.iter().filter(|line| !enough(line)).map(|line| line.sku.clone()).collect();
-    if short_skus.is_empty() { Event::Reserved(lines) } else { Event::Rejected { lines, short_skus } }
+    let enough = |line: &Line| {
+        stock
+            .get(&line.sku)
+            .is_some_and(|on_hand| *on_hand >= i64::from(line.quantity))
+    };
+    let short_skus: Vec<String> = lines
+        .iter()
+        .filter(|line| !enough(line))
+        .map(|line| line.sku.clone())
+        .collect();
+    if short_skus.is_empty() {
+        Event::Reserved(lines)
+    } else {
+        Event::Rejected { lines, short_skus }
+    }
 }
 
 /// What `event` makes of the reservation.
 #[must_use]
 pub fn evolve(event: &Event) -> Reservation {
     match event {
-        Event::Reserved(lines) => Reservation { status: Status::Reserved, lines: lines.clone() },
-        Event::Rejected { lines, .. } => Reservation { status: Status::Rejected, lines: lines.clone() },
-        Event::Released(lines) => Reservation { status: Status::Released, lines: lines.clone() },
-        Event::Buried => Reservation { status: Status::Released, lines: Vec::new() },
+        Event::Reserved(lines) => Reservation {
+            status: Status::Reserved,
+            lines: lines.clone(),
+        },
+        Event::Rejected { lines, .. } => Reservation {
+            status: Status::Rejected,
+            lines: lines.clone(),
+        },
+        Event::Released(lines) => Reservation {
+            status: Status::Released,
+            lines: lines.clone(),
+        },
+        Event::Buried => Reservation {
+            status: Status::Released,
+            lines: Vec::new(),
+        },
     }
 }
 
@@ -99,8 +126,14 @@ pub fn evolve(event: &Event) -> Reservation {
 #[must_use]
 pub fn movements(event: &Event) -> Vec<(&str, i64)> {
     match event {
-        Event::Reserved(lines) => lines.iter().map(|line| (line.sku.as_str(), -i64::from(line.quantity))).collect(),
-        Event::Released(lines) => lines.iter().map(|line| (line.sku.as_str(), i64::from(line.quantity))).collect(),
+        Event::Reserved(lines) => lines
+            .iter()
+            .map(|line| (line.sku.as_str(), -i64::from(line.quantity)))
+            .collect(),
+        Event::Released(lines) => lines
+            .iter()
+            .map(|line| (line.sku.as_str(), i64::from(line.quantity)))
+            .collect(),
         Event::Rejected { .. } | Event::Buried => Vec::new(),
     }
 }

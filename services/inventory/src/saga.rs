@@ -31,7 +31,10 @@ impl Inbound for Heard {
     fn from_event(event: Contract) -> Result<Self, DecodeError> {
         match event {
             Contract::PaymentCompleted(event) => {
-                let lines = event.lines.into_iter().map(|line| Line { sku: line.sku, quantity: line.quantity });
+                let lines = event.lines.into_iter().map(|line| Line {
+                    sku: line.sku,
+                    quantity: line.quantity,
+                });
                 Ok(Self::PaymentCompleted(lines.collect()))
             }
             Contract::OrderCancelled(_) => Ok(Self::OrderCancelled),
@@ -47,15 +50,23 @@ pub struct Saga;
 impl Handler for Saga {
     type Inbound = Heard;
 
-    async fn handle(&self, tx: &mut PgConnection, batch: &[Delivery<Heard>]) -> anyhow::Result<Vec<Outcome>> {
+    async fn handle(
+        &self,
+        tx: &mut PgConnection,
+        batch: &[Delivery<Heard>],
+    ) -> anyhow::Result<Vec<Outcome>> {
         let orders: Vec<OrderId> = batch.iter().map(Delivery::order_id).collect();
-        let mut reservations = store::lock(tx, &orders).await.context("lock reservations")?;
+        let mut reservations = store::lock(tx, &orders)
+            .await
+            .context("lock reservations")?;
         let known: BTreeSet<OrderId> = reservations.keys().copied().collect();
         let wanted = batch.iter().flat_map(|delivery| match &delivery.event {
             Heard::PaymentCompleted(lines) => lines.as_slice(),
             Heard::OrderCancelled => &[],
         });
-        let held = reservations.values().flat_map(|reservation| &reservation.lines);
+        let held = reservations
+            .values()
+            .flat_map(|reservation| &reservation.lines);
         let skus: BTreeSet<String> = wanted.chain(held).map(|line| line.sku.clone()).collect();
         let skus: Vec<&str> = skus.iter().map(String::as_str).collect();
         let mut stock = store::lock_stock(tx, &skus).await.context("lock stock")?;
@@ -80,7 +91,10 @@ impl Handler for Saga {
             }
             reservations.insert(order, evolve(&event));
             changed.insert(order);
-            events.extend(publish(order, &event).map(|contract| Outgoing::new(order, contract, delivery.cause())));
+            events.extend(
+                publish(order, &event)
+                    .map(|contract| Outgoing::new(order, contract, delivery.cause())),
+            );
             outcomes.push(Outcome::Done);
         }
 
@@ -89,8 +103,12 @@ impl Handler for Saga {
             .filter_map(|order| Some((*order, reservations.get(order)?)))
             .partition(|(order, _)| known.contains(order));
         store::move_stock(tx, &moved).await.context("move stock")?;
-        store::update(tx, &old).await.context("update reservations")?;
-        store::insert(tx, &new).await.context("insert reservations")?;
+        store::update(tx, &old)
+            .await
+            .context("update reservations")?;
+        store::insert(tx, &new)
+            .await
+            .context("insert reservations")?;
         outbox::append(tx, &events).await.context("append events")?;
         Ok(outcomes)
     }
@@ -100,11 +118,18 @@ impl Handler for Saga {
 fn publish(order: OrderId, event: &Event) -> Option<Contract> {
     let order_id = order.to_string();
     match event {
-        Event::Reserved(_) => Some(Contract::InventoryReserved(wire::InventoryReserved { order_id })),
+        Event::Reserved(_) => Some(Contract::InventoryReserved(wire::InventoryReserved {
+            order_id,
+        })),
         Event::Rejected { short_skus, .. } => {
-            Some(Contract::InventoryRejected(wire::InventoryRejected { order_id, short_skus: short_skus.clone() }))
+            Some(Contract::InventoryRejected(wire::InventoryRejected {
+                order_id,
+                short_skus: short_skus.clone(),
+            }))
         }
-        Event::Released(_) => Some(Contract::InventoryReleased(wire::InventoryReleased { order_id })),
+        Event::Released(_) => Some(Contract::InventoryReleased(wire::InventoryReleased {
+            order_id,
+        })),
         Event::Buried => None,
     }
 }
@@ -117,11 +142,17 @@ mod tests {
 
     #[test]
     fn everything_the_choreography_sends_here_is_understood_and_nothing_else() {
-        let declared: Vec<Subject> =
-            Service::ALL.into_iter().flat_map(|owner| listens_to(Service::Inventory, owner)).collect();
+        let declared: Vec<Subject> = Service::ALL
+            .into_iter()
+            .flat_map(|owner| listens_to(Service::Inventory, owner))
+            .collect();
         for subject in Subject::ALL {
             let event = Contract::decode(subject, &[]).unwrap();
-            assert_eq!(Heard::from_event(event).is_ok(), declared.contains(&subject), "{subject}");
+            assert_eq!(
+                Heard::from_event(event).is_ok(),
+                declared.contains(&subject),
+                "{subject}"
+            );
         }
     }
 }

@@ -48,7 +48,10 @@ pub(crate) async fn seed(pool: &PgPool, stock_each: i64) -> sqlx::Result<()> {
 }
 
 /// Locks the reservations of orders in key order, so that batches cannot deadlock. Those that do not exist are left out.
-pub(crate) async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<HashMap<OrderId, Reservation>> {
+pub(crate) async fn lock(
+    tx: &mut PgConnection,
+    orders: &[OrderId],
+) -> sqlx::Result<HashMap<OrderId, Reservation>> {
     let orders: Vec<Uuid> = orders.iter().map(|order| order.0).collect();
     let rows = sqlx::query!(
         r#"-- reservations_lock
@@ -60,7 +63,10 @@ pub(crate) async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Res
     .await?;
     rows.into_iter()
         .map(|row| {
-            let reservation = Reservation { status: read_status(&row.status)?, lines: row.lines.0 };
+            let reservation = Reservation {
+                status: read_status(&row.status)?,
+                lines: row.lines.0,
+            };
             Ok((OrderId(row.order_id), reservation))
         })
         .collect()
@@ -79,11 +85,17 @@ pub(crate) async fn lock_stock(tx: &mut PgConnection, skus: &[&str]) -> sqlx::Re
 }
 
 /// Moves units between on hand and reserved: positive numbers come back on hand.
-pub(crate) async fn move_stock(tx: &mut PgConnection, movements: &BTreeMap<String, i64>) -> sqlx::Result<()> {
+pub(crate) async fn move_stock(
+    tx: &mut PgConnection,
+    movements: &BTreeMap<String, i64>,
+) -> sqlx::Result<()> {
     if movements.is_empty() {
         return Ok(());
     }
-    let (skus, by): (Vec<&str>, Vec<i64>) = movements.iter().map(|(sku, by)| (sku.as_str(), *by)).unzip();
+    let (skus, by): (Vec<&str>, Vec<i64>) = movements
+        .iter()
+        .map(|(sku, by)| (sku.as_str(), *by))
+        .unzip();
     sqlx::query!(
         r#"-- stock_move
         UPDATE stock SET on_hand = on_hand + m.by, reserved = reserved - m.by
@@ -97,7 +109,10 @@ pub(crate) async fn move_stock(tx: &mut PgConnection, movements: &BTreeMap<Strin
 }
 
 /// Inserts new reservations, in key order. One that exists by now is an error: the batch is then tried again.
-pub(crate) async fn insert(tx: &mut PgConnection, new: &BTreeMap<OrderId, &Reservation>) -> sqlx::Result<()> {
+pub(crate) async fn insert(
+    tx: &mut PgConnection,
+    new: &BTreeMap<OrderId, &Reservation>,
+) -> sqlx::Result<()> {
     if new.is_empty() {
         return Ok(());
     }
@@ -116,7 +131,10 @@ pub(crate) async fn insert(tx: &mut PgConnection, new: &BTreeMap<OrderId, &Reser
 }
 
 /// Writes the status of locked reservations.
-pub(crate) async fn update(tx: &mut PgConnection, changed: &BTreeMap<OrderId, &Reservation>) -> sqlx::Result<()> {
+pub(crate) async fn update(
+    tx: &mut PgConnection,
+    changed: &BTreeMap<OrderId, &Reservation>,
+) -> sqlx::Result<()> {
     if changed.is_empty() {
         return Ok(());
     }
@@ -137,16 +155,28 @@ type Columns<'a> = (Vec<Uuid>, Vec<&'static str>, Vec<Json<&'a Vec<Line>>>);
 
 fn columns<'a>(reservations: &BTreeMap<OrderId, &'a Reservation>) -> Columns<'a> {
     let orders = reservations.keys().map(|order| order.0).collect();
-    let statuses = reservations.values().map(|reservation| status_text(reservation.status)).collect();
-    (orders, statuses, reservations.values().map(|reservation| Json(&reservation.lines)).collect())
+    let statuses = reservations
+        .values()
+        .map(|reservation| status_text(reservation.status))
+        .collect();
+    (
+        orders,
+        statuses,
+        reservations
+            .values()
+            .map(|reservation| Json(&reservation.lines))
+            .collect(),
+    )
 }
 
 /// The status of one order's reservation.
 pub(crate) async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Status>> {
-    let status =
-        sqlx::query_scalar!("-- reservation_find\nSELECT status FROM reservations WHERE order_id = $1", order.0)
-            .fetch_optional(pool)
-            .await?;
+    let status = sqlx::query_scalar!(
+        "-- reservation_find\nSELECT status FROM reservations WHERE order_id = $1",
+        order.0
+    )
+    .fetch_optional(pool)
+    .await?;
     status.map(|status| read_status(&status)).transpose()
 }
 
@@ -196,7 +226,10 @@ pub(crate) async fn prices(pool: &PgPool, skus: &[String]) -> sqlx::Result<Vec<(
     .fetch_all(pool)
     .await?;
     let price = |amount, currency| Money { amount, currency };
-    Ok(rows.into_iter().map(|row| (row.sku, price(row.price_amount, row.price_currency))).collect())
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.sku, price(row.price_amount, row.price_currency)))
+        .collect())
 }
 
 const fn status_text(status: Status) -> &'static str {

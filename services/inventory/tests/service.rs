@@ -15,15 +15,22 @@ use tonic::{Code, transport::Channel};
 type Client = InventoryServiceClient<Channel>;
 
 async fn start(database: &str, broker: &str, stock: &str) -> (Program, Client) {
-    let settings = [("DATABASE_URL", database), ("NATS_URL", broker), ("INITIAL_STOCK", stock)];
-    let program = Program::start(env!("CARGO_BIN_EXE_inventory"), &settings).await.unwrap();
+    let settings = [
+        ("DATABASE_URL", database),
+        ("NATS_URL", broker),
+        ("INITIAL_STOCK", stock),
+    ];
+    let program = Program::start(env!("CARGO_BIN_EXE_inventory"), &settings)
+        .await
+        .unwrap();
     let client = Client::connect(program.url.clone()).await.unwrap();
     (program, client)
 }
 
 /// Products and units.
 async fn stock(database: &PgPool) -> (i64, i64) {
-    let sums = sqlx::query_as("SELECT count(*), sum(on_hand)::bigint FROM stock").fetch_one(database);
+    let sums =
+        sqlx::query_as("SELECT count(*), sum(on_hand)::bigint FROM stock").fetch_one(database);
     sums.await.unwrap()
 }
 
@@ -35,11 +42,26 @@ async fn replicas_that_start_at_once_load_the_catalogue_once() {
     let mut replicas = join_all((0..3).map(|_| start(&url, &broker_url, "7"))).await;
     assert_eq!(stock(&database).await, (1000, 7000));
     for (_, client) in &mut replicas {
-        let request = GetProductRequest { sku: "SKU-1000".to_owned() };
-        assert_eq!(client.get_product(request).await.unwrap().into_inner().product.unwrap().available, 7);
+        let request = GetProductRequest {
+            sku: "SKU-1000".to_owned(),
+        };
+        assert_eq!(
+            client
+                .get_product(request)
+                .await
+                .unwrap()
+                .into_inner()
+                .product
+                .unwrap()
+                .available,
+            7
+        );
     }
     // A later start with another setting does not fill the shelves again.
-    sqlx::query("UPDATE stock SET initial = 1, on_hand = 1 WHERE sku = 'SKU-0001'").execute(&database).await.unwrap();
+    sqlx::query("UPDATE stock SET initial = 1, on_hand = 1 WHERE sku = 'SKU-0001'")
+        .execute(&database)
+        .await
+        .unwrap();
     let _later = start(&url, &broker_url, "9").await;
     assert_eq!(stock(&database).await, (1000, 6994));
 }
@@ -51,8 +73,15 @@ async fn products_are_listed_page_by_page_and_priced_in_one_question() {
     let (_program, mut client) = start(&url, &broker.url(), "3").await;
     let (mut skus, mut after) = (BTreeSet::new(), String::new());
     loop {
-        let page = client.list_products(ListProductsRequest { limit: 100, after }).await.unwrap().into_inner();
-        assert!(page.products.len() <= 100 && page.products.iter().all(|product| product.price.is_some()));
+        let page = client
+            .list_products(ListProductsRequest { limit: 100, after })
+            .await
+            .unwrap()
+            .into_inner();
+        assert!(
+            page.products.len() <= 100
+                && page.products.iter().all(|product| product.price.is_some())
+        );
         skus.extend(page.products.into_iter().map(|product| product.sku));
         if page.next_after.is_empty() {
             break;
@@ -60,10 +89,21 @@ async fn products_are_listed_page_by_page_and_priced_in_one_question() {
         after = page.next_after;
     }
     assert_eq!(skus.len(), 1000);
-    let asked = ["SKU-0002", "SKU-9999", "SKU-0001"].map(str::to_owned).to_vec();
-    let prices = client.get_prices(GetPricesRequest { skus: asked }).await.unwrap().into_inner().prices;
+    let asked = ["SKU-0002", "SKU-9999", "SKU-0001"]
+        .map(str::to_owned)
+        .to_vec();
+    let prices = client
+        .get_prices(GetPricesRequest { skus: asked })
+        .await
+        .unwrap()
+        .into_inner()
+        .prices;
     let priced: BTreeSet<&str> = prices.iter().map(|price| price.sku.as_str()).collect();
-    assert_eq!(priced, BTreeSet::from(["SKU-0001", "SKU-0002"]), "what does not exist has no price");
+    assert_eq!(
+        priced,
+        BTreeSet::from(["SKU-0001", "SKU-0002"]),
+        "what does not exist has no price"
+    );
 }
 
 #[tokio::test]
@@ -72,13 +112,35 @@ async fn wrong_questions_are_answered_with_what_is_wrong() {
     let (_, url) = test::database(&[]).await.unwrap();
     let (_program, mut client) = start(&url, &broker.url(), "3").await;
     let skus = vec![String::new(); 1001];
-    let status = client.get_prices(GetPricesRequest { skus }).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "skus: expected at most 1000"));
-    let status = client.get_reservation(GetReservationRequest { order_id: "x".to_owned() }).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "order_id: expected a UUID"));
+    let status = client
+        .get_prices(GetPricesRequest { skus })
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::InvalidArgument, "skus: expected at most 1000")
+    );
+    let status = client
+        .get_reservation(GetReservationRequest {
+            order_id: "x".to_owned(),
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::InvalidArgument, "order_id: expected a UUID")
+    );
     let order_id = uuid::Uuid::now_v7().to_string();
-    let status = client.get_reservation(GetReservationRequest { order_id }).await.unwrap_err();
+    let status = client
+        .get_reservation(GetReservationRequest { order_id })
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
-    let status = client.get_product(GetProductRequest { sku: "SKU-9999".to_owned() }).await.unwrap_err();
+    let status = client
+        .get_product(GetProductRequest {
+            sku: "SKU-9999".to_owned(),
+        })
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
 }

@@ -26,10 +26,18 @@ pub struct Config {
     #[arg(long, env = "SMTP_URL", value_name = "SMTP_URL", hide_env_values = true, value_parser = smtp_url)]
     pub smtp_url: Option<SmtpUrl>,
     /// Who mails come from
-    #[arg(long, env = "MAIL_FROM", default_value = "Sagacity <shop@sagacity.example>")]
+    #[arg(
+        long,
+        env = "MAIL_FROM",
+        default_value = "Sagacity <shop@sagacity.example>"
+    )]
     pub mail_from: Mailbox,
     /// Domain of the customers' addresses, until accounts know better: a mail goes to their id at this domain
-    #[arg(long, env = "MAIL_CUSTOMER_DOMAIN", default_value = "customers.sagacity.example")]
+    #[arg(
+        long,
+        env = "MAIL_CUSTOMER_DOMAIN",
+        default_value = "customers.sagacity.example"
+    )]
     pub mail_customer_domain: String,
 }
 
@@ -52,6 +60,9 @@ fn smtp_url(text: &str) -> Result<SmtpUrl, String> {
 
 impl Settings for Config {
     fn addresses(&self) -> Addresses {
-        Addresses { listen: self.listen, admin: self.admin_listen }
+        Addresses {
+            listen: self.listen,
+            admin: self.admin_listen,
+        }
     }
 }

@@ -25,12 +25,17 @@ impl NotificationService for Grpc {
         request: Request<ListNotificationsRequest>,
     ) -> Result<Response<ListNotificationsResponse>, Status> {
         let text = &request.get_ref().order_id;
-        let order: OrderId = text.parse().map_err(|_| Status::invalid_argument("order_id: expected a UUID"))?;
+        let order: OrderId = text
+            .parse()
+            .map_err(|_| Status::invalid_argument("order_id: expected a UUID"))?;
         let told = store::about(&self.pool, order).await.map_err(|error| {
             tracing::warn!(order.id = %order, %error, "the database does not answer");
             Status::unavailable("the database is away; a retry is safe")
         })?;
-        let notifications = told.into_iter().map(|notification| into_wire(order, &notification)).collect();
+        let notifications = told
+            .into_iter()
+            .map(|notification| into_wire(order, &notification))
+            .collect();
         Ok(Response::new(ListNotificationsResponse { notifications }))
     }
 }

@@ -42,12 +42,24 @@ pub(crate) struct Postman {
 impl Postman {
     /// The one whom the settings ask for, if any.
     pub(crate) fn hire(config: &Config, pool: PgPool) -> anyhow::Result<Option<Self>> {
-        let Some(url) = &config.smtp_url else { return Ok(None) };
+        let Some(url) = &config.smtp_url else {
+            return Ok(None);
+        };
         // Once per process; whoever was first is fine.
         let _installed = rustls::crypto::ring::default_provider().install_default();
-        let server = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url.0).context("SMTP_URL")?.build();
-        let (from, domain) = (config.mail_from.clone(), config.mail_customer_domain.clone());
-        Ok(Some(Self { pool, server, from, domain }))
+        let server = AsyncSmtpTransport::<Tokio1Executor>::from_url(&url.0)
+            .context("SMTP_URL")?
+            .build();
+        let (from, domain) = (
+            config.mail_from.clone(),
+            config.mail_customer_domain.clone(),
+        );
+        Ok(Some(Self {
+            pool,
+            server,
+            from,
+            domain,
+        }))
     }
 
     /// Works until `shutdown`.
@@ -97,20 +109,29 @@ impl Postman {
     async fn send(&self, mail: &Mail) -> anyhow::Result<()> {
         let (order, domain) = (mail.order_id, &self.domain);
         let (subject, text) = match mail.kind {
-            Kind::OrderConfirmed => ("confirmed", "Thank you: your order is confirmed and on its way to you."),
+            Kind::OrderConfirmed => (
+                "confirmed",
+                "Thank you: your order is confirmed and on its way to you.",
+            ),
             Kind::OrderCancelled => ("cancelled", "Your order was cancelled. You pay nothing."),
-            Kind::PaymentRefunded => ("refunded", "What you had paid for your order was given back to you."),
+            Kind::PaymentRefunded => (
+                "refunded",
+                "What you had paid for your order was given back to you.",
+            ),
         };
         let message = Message::builder()
             .message_id(Some(format!("<{}@{domain}>", mail.notification_id)))
             .from(self.from.clone())
-            .to(format!("{}@{domain}", mail.customer_id).parse().context("MAIL_CUSTOMER_DOMAIN")?)
+            .to(format!("{}@{domain}", mail.customer_id)
+                .parse()
+                .context("MAIL_CUSTOMER_DOMAIN")?)
             .subject(format!("Your order {order}: {subject}"))
             .header(ContentType::TEXT_PLAIN)
             .body(format!("{text}\n\nOrder {order}\n"))
             .context("write the mail")?;
         let sent = tokio::time::timeout(TIMEOUT, self.server.send(message)).await;
-        sent.context("the mail server does not answer")?.context("send the mail")?;
+        sent.context("the mail server does not answer")?
+            .context("send the mail")?;
         tracing::info!(order.id = %order, customer.id = %mail.customer_id, kind = ?mail.kind, "mailed the customer");
         Ok(())
     }

@@ -26,7 +26,9 @@ impl Inbound for Heard {
         match event {
             Event::OrderConfirmed(event) => Ok(Self::OrderConfirmed(customer(&event.customer_id)?)),
             Event::OrderCancelled(event) => Ok(Self::OrderCancelled(customer(&event.customer_id)?)),
-            Event::PaymentRefunded(event) => Ok(Self::PaymentRefunded(customer(&event.customer_id)?)),
+            Event::PaymentRefunded(event) => {
+                Ok(Self::PaymentRefunded(customer(&event.customer_id)?))
+            }
             other => Err(DecodeError::NotForUs(other.subject())),
         }
     }
@@ -42,7 +44,11 @@ pub struct Saga {
 impl Handler for Saga {
     type Inbound = Heard;
 
-    async fn handle(&self, tx: &mut PgConnection, batch: &[Delivery<Heard>]) -> anyhow::Result<Vec<Outcome>> {
+    async fn handle(
+        &self,
+        tx: &mut PgConnection,
+        batch: &[Delivery<Heard>],
+    ) -> anyhow::Result<Vec<Outcome>> {
         let all: Vec<_> = batch
             .iter()
             .map(|delivery| {
@@ -54,7 +60,9 @@ impl Handler for Saga {
                 (delivery.order_id(), customer, kind)
             })
             .collect();
-        store::tell(tx, &all, self.mail).await.context("tell customers")?;
+        store::tell(tx, &all, self.mail)
+            .await
+            .context("tell customers")?;
         for (delivery, (_, customer, kind)) in batch.iter().zip(&all) {
             tracing::debug!(parent: &delivery.span, customer.id = %customer, ?kind, "told the customer");
         }
@@ -70,8 +78,10 @@ mod tests {
 
     #[test]
     fn everything_the_choreography_sends_here_is_understood_and_nothing_else() {
-        let declared: Vec<Subject> =
-            Service::ALL.into_iter().flat_map(|owner| listens_to(Service::Notification, owner)).collect();
+        let declared: Vec<Subject> = Service::ALL
+            .into_iter()
+            .flat_map(|owner| listens_to(Service::Notification, owner))
+            .collect();
         for subject in Subject::ALL {
             let event = Event::decode(subject, &[]).unwrap();
             let refused = matches!(Heard::from_event(event), Err(DecodeError::NotForUs(_)));

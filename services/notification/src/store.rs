@@ -28,7 +28,11 @@ impl Kind {
 }
 
 /// Tells customers, all with one statement; what was told before is not told again. With `mail` a mail is due for each.
-pub(crate) async fn tell(tx: &mut PgConnection, all: &[(OrderId, CustomerId, Kind)], mail: bool) -> sqlx::Result<()> {
+pub(crate) async fn tell(
+    tx: &mut PgConnection,
+    all: &[(OrderId, CustomerId, Kind)],
+    mail: bool,
+) -> sqlx::Result<()> {
     let ids: Vec<_> = all.iter().map(|_| NotificationId::new().0).collect();
     let orders: Vec<_> = all.iter().map(|(order, ..)| order.0).collect();
     let customers: Vec<_> = all.iter().map(|(_, customer, _)| customer.0).collect();
@@ -70,7 +74,11 @@ pub(crate) async fn about(pool: &PgPool, order: OrderId) -> sqlx::Result<Vec<Not
     rows.into_iter()
         .map(|row| {
             let kind = read_kind(&row.kind)?;
-            Ok(Notification { notification_id: row.notification_id, kind, created_at: row.created_at })
+            Ok(Notification {
+                notification_id: row.notification_id,
+                kind,
+                created_at: row.created_at,
+            })
         })
         .collect()
 }
@@ -87,7 +95,11 @@ pub(crate) struct Mail {
 }
 
 /// Takes mails that are due, oldest first; nobody else gets them before `until`.
-pub(crate) async fn lease(pool: &PgPool, most: i64, until: OffsetDateTime) -> sqlx::Result<Vec<Mail>> {
+pub(crate) async fn lease(
+    pool: &PgPool,
+    most: i64,
+    until: OffsetDateTime,
+) -> sqlx::Result<Vec<Mail>> {
     let rows = sqlx::query!(
         r#"-- mails_lease
         UPDATE notifications SET mail_due_at = $2, mail_attempts = mail_attempts + 1
@@ -114,7 +126,10 @@ pub(crate) async fn lease(pool: &PgPool, most: i64, until: OffsetDateTime) -> sq
 }
 
 /// Remembers what became of mails: those without a time are sent, the others are due again then.
-pub(crate) async fn settle(pool: &PgPool, mails: &[(Uuid, Option<OffsetDateTime>)]) -> sqlx::Result<()> {
+pub(crate) async fn settle(
+    pool: &PgPool,
+    mails: &[(Uuid, Option<OffsetDateTime>)],
+) -> sqlx::Result<()> {
     let ids: Vec<_> = mails.iter().map(|(id, _)| *id).collect();
     let due: Vec<_> = mails.iter().map(|(_, due)| *due).collect();
     sqlx::query!(
@@ -130,9 +145,13 @@ pub(crate) async fn settle(pool: &PgPool, mails: &[(Uuid, Option<OffsetDateTime>
 }
 
 fn read_kind(text: &str) -> sqlx::Result<Kind> {
-    [Kind::OrderConfirmed, Kind::OrderCancelled, Kind::PaymentRefunded]
-        .into_iter()
-        .find(|kind| kind.as_str() == text)
-        // The table's constraint excludes this.
-        .ok_or_else(|| sqlx::Error::Decode(format!("a notification cannot be {text:?}").into()))
+    [
+        Kind::OrderConfirmed,
+        Kind::OrderCancelled,
+        Kind::PaymentRefunded,
+    ]
+    .into_iter()
+    .find(|kind| kind.as_str() == text)
+    // The table's constraint excludes this.
+    .ok_or_else(|| sqlx::Error::Decode(format!("a notification cannot be {text:?}").into()))
 }

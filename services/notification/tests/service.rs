@@ -11,12 +11,15 @@ use std::{
 };
 
 use async_nats::jetstream;
-use contracts::{CorrelationId, CustomerId, Envelope, Event, EventId, Money, OrderId, choreography::Service};
+use contracts::{
+    CorrelationId, CustomerId, Envelope, Event, EventId, Money, OrderId, choreography::Service,
+};
 use devstack::test::{self, Program};
 use futures::future::try_join_all;
 use proto::{
     notification::v1::{
-        ListNotificationsRequest, NotificationKind, notification_service_client::NotificationServiceClient,
+        ListNotificationsRequest, NotificationKind,
+        notification_service_client::NotificationServiceClient,
     },
     order::v1::OrderConfirmed,
 };
@@ -51,14 +54,25 @@ async fn say(jetstream: &jetstream::Context, order: OrderId) {
     };
     let headers = envelope.to_headers(Service::Order);
     #[expect(clippy::disallowed_methods, reason = "the test is the order service")]
-    let published = jetstream.publish_with_headers(event.subject().as_str(), headers, event.encode().into());
+    let published =
+        jetstream.publish_with_headers(event.subject().as_str(), headers, event.encode().into());
     published.await.unwrap().await.unwrap();
 }
 
 async fn told(client: &mut Client, order: OrderId) -> Vec<NotificationKind> {
-    let request = ListNotificationsRequest { order_id: order.to_string() };
-    let answer = client.list_notifications(request).await.unwrap().into_inner();
-    answer.notifications.iter().map(|notification| notification.kind()).collect()
+    let request = ListNotificationsRequest {
+        order_id: order.to_string(),
+    };
+    let answer = client
+        .list_notifications(request)
+        .await
+        .unwrap()
+        .into_inner();
+    answer
+        .notifications
+        .iter()
+        .map(|notification| notification.kind())
+        .collect()
 }
 
 /// A mail server that has no time for the first mail, keeps the others, and says whose order each is about.
@@ -111,8 +125,16 @@ async fn each_notification_is_mailed_even_if_the_mail_server_is_busy_or_the_serv
     let broker = test::broker().await.unwrap();
     let (database, url) = test::database(&[]).await.unwrap();
     let broker_url = broker.url();
-    let settings = [("DATABASE_URL", url.as_str()), ("NATS_URL", &broker_url), ("SMTP_URL", &mail_server)];
-    let start = async || Program::start(env!("CARGO_BIN_EXE_notification"), &settings).await.unwrap();
+    let settings = [
+        ("DATABASE_URL", url.as_str()),
+        ("NATS_URL", &broker_url),
+        ("SMTP_URL", &mail_server),
+    ];
+    let start = async || {
+        Program::start(env!("CARGO_BIN_EXE_notification"), &settings)
+            .await
+            .unwrap()
+    };
     let first = start().await;
     let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
     let orders: Vec<OrderId> = (0..20).map(|_| OrderId::new()).collect();
@@ -130,20 +152,40 @@ async fn each_notification_is_mailed_even_if_the_mail_server_is_busy_or_the_serv
     let due = "SELECT count(*) FROM notifications WHERE mail_due_at IS NOT NULL";
     let until = Instant::now() + Duration::from_secs(60);
     let told = "SELECT count(*) FROM notifications";
-    let count = async |query: &'static str| sqlx::query_scalar::<_, i64>(query).fetch_one(&database).await.unwrap();
+    let count = async |query: &'static str| {
+        sqlx::query_scalar::<_, i64>(query)
+            .fetch_one(&database)
+            .await
+            .unwrap()
+    };
     while count(told).await < 20 || count(due).await > 0 {
-        assert!(Instant::now() < until, "{} mails still wait", count(due).await);
+        assert!(
+            Instant::now() < until,
+            "{} mails still wait",
+            count(due).await
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     while let Ok(mail) = kept.try_recv() {
         mails.push(mail);
     }
     for order in orders {
-        let about: Vec<&String> =
-            mails.iter().filter(|mail| mail.contains(&format!("Subject: Your order {order}: confirmed"))).collect();
-        let id = |mail: &str| mail.lines().find(|line| line.starts_with("Message-ID: <")).map(str::to_owned);
+        let about: Vec<&String> = mails
+            .iter()
+            .filter(|mail| mail.contains(&format!("Subject: Your order {order}: confirmed")))
+            .collect();
+        let id = |mail: &str| {
+            mail.lines()
+                .find(|line| line.starts_with("Message-ID: <"))
+                .map(str::to_owned)
+        };
         assert!(!about.is_empty(), "no mail about {order}");
-        assert!(about.iter().all(|mail| id(mail).is_some() && id(mail) == id(about[0])), "one id: {about:?}");
+        assert!(
+            about
+                .iter()
+                .all(|mail| id(mail).is_some() && id(mail) == id(about[0])),
+            "one id: {about:?}"
+        );
     }
 }
 
@@ -153,7 +195,8 @@ async fn a_customer_is_told_once_whoever_hears_it_and_however_often() {
     let (database, url) = test::database(&[]).await.unwrap();
     let broker_url = broker.url();
     let settings = [("DATABASE_URL", url.as_str()), ("NATS_URL", &broker_url)];
-    let replicas = try_join_all((0..2).map(|_| Program::start(env!("CARGO_BIN_EXE_notification"), &settings)));
+    let replicas =
+        try_join_all((0..2).map(|_| Program::start(env!("CARGO_BIN_EXE_notification"), &settings)));
     let replicas = replicas.await.unwrap();
     let mut clients = Vec::new();
     for replica in &replicas {
@@ -166,16 +209,32 @@ async fn a_customer_is_told_once_whoever_hears_it_and_however_often() {
     }
     let heard = "SELECT count(*) FROM inbox";
     let until = Instant::now() + Duration::from_secs(60);
-    while sqlx::query_scalar::<_, i64>(heard).fetch_one(&database).await.unwrap() < 150 {
+    while sqlx::query_scalar::<_, i64>(heard)
+        .fetch_one(&database)
+        .await
+        .unwrap()
+        < 150
+    {
         assert!(Instant::now() < until, "the events were not heard");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     for order in orders {
-        assert_eq!(told(&mut clients[0], order).await, [NotificationKind::OrderConfirmed]);
-        assert_eq!(told(&mut clients[1], order).await, [NotificationKind::OrderConfirmed]);
+        assert_eq!(
+            told(&mut clients[0], order).await,
+            [NotificationKind::OrderConfirmed]
+        );
+        assert_eq!(
+            told(&mut clients[1], order).await,
+            [NotificationKind::OrderConfirmed]
+        );
     }
     assert!(told(&mut clients[0], OrderId::new()).await.is_empty());
-    let request = ListNotificationsRequest { order_id: "mine".to_owned() };
+    let request = ListNotificationsRequest {
+        order_id: "mine".to_owned(),
+    };
     let status = clients[0].list_notifications(request).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "order_id: expected a UUID"));
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::InvalidArgument, "order_id: expected a UUID")
+    );
 }

@@ -60,9 +60,15 @@ const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 impl Settings for Config {
     fn addresses(&self) -> Addresses {
         match self.task {
-            None => Addresses { listen: self.listen, admin: self.admin_listen },
+            None => Addresses {
+                listen: self.listen,
+                admin: self.admin_listen,
+            },
             // A task serves nobody; any free port does, so that it can run beside the service.
-            Some(_) => Addresses { listen: ANY, admin: ANY },
+            Some(_) => Addresses {
+                listen: ANY,
+                admin: ANY,
+            },
         }
     }
 }

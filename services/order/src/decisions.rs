@@ -33,14 +33,28 @@ impl<'a> Decisions<'a> {
     /// On orders that are locked.
     pub(crate) fn on(orders: Vec<Order>) -> Self {
         let orders = orders.into_iter().map(|order| (order.id, order)).collect();
-        Self { orders, changed: BTreeSet::new(), events: Vec::new(), now: outbox::now() }
+        Self {
+            orders,
+            changed: BTreeSet::new(),
+            events: Vec::new(),
+            now: outbox::now(),
+        }
     }
 
     /// Tells an order something; returns whether anything happened. A later call sees what an earlier one did.
-    pub(crate) fn tell(&mut self, id: OrderId, command: Command, cause: &'a Cause) -> Result<bool, Undecided> {
+    pub(crate) fn tell(
+        &mut self,
+        id: OrderId,
+        command: Command,
+        cause: &'a Cause,
+    ) -> Result<bool, Undecided> {
         let order = self.orders.get(&id).ok_or(Undecided::NoSuchOrder(id))?;
-        let Some(event) = decide(order, command, self.now)? else { return Ok(false) };
-        let Some(order) = evolve(self.orders.remove(&id), &event, self.now) else { return Ok(false) };
+        let Some(event) = decide(order, command, self.now)? else {
+            return Ok(false);
+        };
+        let Some(order) = evolve(self.orders.remove(&id), &event, self.now) else {
+            return Ok(false);
+        };
         let mut outgoing = Outgoing::new(id, log::publish(&order, &event), cause);
         outgoing.recorded_at = self.now;
         self.events.push(outgoing);
@@ -51,7 +65,11 @@ impl<'a> Decisions<'a> {
 
     /// Writes all changed orders with one statement and all events with another.
     pub(crate) async fn save(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
-        let changed: Vec<&Order> = self.changed.iter().filter_map(|id| self.orders.get(id)).collect();
+        let changed: Vec<&Order> = self
+            .changed
+            .iter()
+            .filter_map(|id| self.orders.get(id))
+            .collect();
         if changed.is_empty() {
             return Ok(());
         }

@@ -138,9 +138,16 @@ pub enum Refusal {
 ///
 /// # Errors
 /// [`Refusal`] when the command contradicts what has already happened.
-pub fn decide(order: &Order, command: Command, now: OffsetDateTime) -> Result<Option<Event>, Refusal> {
+pub fn decide(
+    order: &Order,
+    command: Command,
+    now: OffsetDateTime,
+) -> Result<Option<Event>, Refusal> {
     use Status::{Cancelled, Confirmed, Paid, Pending};
-    let contradiction = Err(Refusal::Contradiction { command, status: order.status });
+    let contradiction = Err(Refusal::Contradiction {
+        command,
+        status: order.status,
+    });
     match (command, order.status) {
         // A late capture is noted although the order is cancelled: the refund is then due.
         (Command::NotePayment, Pending | Cancelled(_)) => Ok((!order.paid).then_some(Event::Paid)),
@@ -161,7 +168,9 @@ pub fn decide(order: &Order, command: Command, now: OffsetDateTime) -> Result<Op
         (Command::NoteRefund, Pending | Paid | Confirmed) => contradiction,
         (Command::NoteRefund, Cancelled(_)) => Ok((!order.refunded).then_some(Event::Refunded)),
 
-        (Command::Cancel, Pending | Paid | Confirmed) => Ok(Some(Event::Cancelled(CancelReason::CustomerRequest))),
+        (Command::Cancel, Pending | Paid | Confirmed) => {
+            Ok(Some(Event::Cancelled(CancelReason::CustomerRequest)))
+        }
         (Command::Cancel, Cancelled(CancelReason::CustomerRequest)) => Ok(None),
         (Command::Cancel, Cancelled(reason)) => Err(Refusal::AlreadyCancelled(reason)),
 
@@ -176,7 +185,9 @@ pub fn decide(order: &Order, command: Command, now: OffsetDateTime) -> Result<Op
 /// else leaves it as it is.
 #[must_use]
 pub fn evolve(order: Option<Order>, event: &Event, at: OffsetDateTime) -> Option<Order> {
-    let Some(mut order) = order else { return create(event, at) };
+    let Some(mut order) = order else {
+        return create(event, at);
+    };
     match event {
         Event::Created(_) => {}
         Event::Paid => {
@@ -201,7 +212,9 @@ pub fn evolve(order: Option<Order>, event: &Event, at: OffsetDateTime) -> Option
 }
 
 fn create(event: &Event, at: OffsetDateTime) -> Option<Order> {
-    let Event::Created(created) = event else { return None };
+    let Event::Created(created) = event else {
+        return None;
+    };
     Some(Order {
         id: created.id,
         customer_id: created.customer_id,

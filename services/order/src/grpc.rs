@@ -10,8 +10,9 @@ use messaging::{
     outbox::{self, Cause},
 };
 use proto::order::v1::{
-    self as wire, CancelOrderRequest, CancelOrderResponse, CreateOrderRequest, CreateOrderResponse, GetOrderRequest,
-    GetOrderResponse, ListOrdersRequest, ListOrdersResponse, RequestedLine, order_service_server::OrderService,
+    self as wire, CancelOrderRequest, CancelOrderResponse, CreateOrderRequest, CreateOrderResponse,
+    GetOrderRequest, GetOrderResponse, ListOrdersRequest, ListOrdersResponse, RequestedLine,
+    order_service_server::OrderService,
 };
 use tonic::{Request, Response, Status};
 
@@ -59,23 +60,46 @@ impl OrderService for Grpc {
             deadline: outbox::now() + self.deadline,
         };
         let key = (customer_id, request.idempotency_key);
-        let answer = self.intake.accept(intake::Request { key, order, cause: cause(&context) }).await;
+        let answer = self
+            .intake
+            .accept(intake::Request {
+                key,
+                order,
+                cause: cause(&context),
+            })
+            .await;
         let (order, replayed) = match answer.map_err(|refused| refused_status(&refused))? {
             Answer::Accepted(order) => (order, false),
             Answer::Replayed(order) => (order, true),
         };
-        Ok(Response::new(CreateOrderResponse { order: Some(into_wire(&order)), replayed }))
+        Ok(Response::new(CreateOrderResponse {
+            order: Some(into_wire(&order)),
+            replayed,
+        }))
     }
 
-    async fn get_order(&self, request: Request<GetOrderRequest>) -> Result<Response<GetOrderResponse>, Status> {
+    async fn get_order(
+        &self,
+        request: Request<GetOrderRequest>,
+    ) -> Result<Response<GetOrderResponse>, Status> {
         let request = request.get_ref();
-        let (customer, order) = (id("customer_id", &request.customer_id)?, id("order_id", &request.order_id)?);
-        let found = store::find(&self.node.pool, customer, order).await.map_err(|error| unavailable(&error.into()))?;
+        let (customer, order) = (
+            id("customer_id", &request.customer_id)?,
+            id("order_id", &request.order_id)?,
+        );
+        let found = store::find(&self.node.pool, customer, order)
+            .await
+            .map_err(|error| unavailable(&error.into()))?;
         let order = found.ok_or_else(not_found)?;
-        Ok(Response::new(GetOrderResponse { order: Some(into_wire(&order)) }))
+        Ok(Response::new(GetOrderResponse {
+            order: Some(into_wire(&order)),
+        }))
     }
 
-    async fn list_orders(&self, request: Request<ListOrdersRequest>) -> Result<Response<ListOrdersResponse>, Status> {
+    async fn list_orders(
+        &self,
+        request: Request<ListOrdersRequest>,
+    ) -> Result<Response<ListOrdersResponse>, Status> {
         let request = request.get_ref();
         let customer = id("customer_id", &request.customer_id)?;
         let before = match request.before.as_str() {
@@ -89,8 +113,15 @@ impl OrderService for Grpc {
             .map_err(|error| unavailable(&error.into()))?;
         let more = orders.len() > limit;
         orders.truncate(limit);
-        let next_before = orders.last().filter(|_| more).map(|last| last.id.to_string()).unwrap_or_default();
-        Ok(Response::new(ListOrdersResponse { orders: orders.iter().map(into_wire).collect(), next_before }))
+        let next_before = orders
+            .last()
+            .filter(|_| more)
+            .map(|last| last.id.to_string())
+            .unwrap_or_default();
+        Ok(Response::new(ListOrdersResponse {
+            orders: orders.iter().map(into_wire).collect(),
+            next_before,
+        }))
     }
 
     async fn cancel_order(
@@ -99,15 +130,27 @@ impl OrderService for Grpc {
     ) -> Result<Response<CancelOrderResponse>, Status> {
         let cause = cause(&RequestContext::from_metadata(request.metadata()));
         let request = request.get_ref();
-        let (customer, order_id) = (id("customer_id", &request.customer_id)?, id("order_id", &request.order_id)?);
-        let order = self.cancel(customer, order_id, &cause).await.map_err(|error| unavailable(&error))??;
-        Ok(Response::new(CancelOrderResponse { order: Some(into_wire(&order)) }))
+        let (customer, order_id) = (
+            id("customer_id", &request.customer_id)?,
+            id("order_id", &request.order_id)?,
+        );
+        let order = self
+            .cancel(customer, order_id, &cause)
+            .await
+            .map_err(|error| unavailable(&error))??;
+        Ok(Response::new(CancelOrderResponse {
+            order: Some(into_wire(&order)),
+        }))
     }
 }
 
 impl Grpc {
     /// Checks lines and puts prices on them.
-    async fn priced(&self, lines: Vec<RequestedLine>, context: &RequestContext) -> Result<Vec<OrderLine>, Status> {
+    async fn priced(
+        &self,
+        lines: Vec<RequestedLine>,
+        context: &RequestContext,
+    ) -> Result<Vec<OrderLine>, Status> {
         check_lines(&lines)?;
         let skus: Vec<&str> = lines.iter().map(|line| line.sku.as_str()).collect();
         let prices =
@@ -115,22 +158,42 @@ impl Grpc {
                 tracing::warn!(correlation.id = %context.correlation_id, %status, "inventory does not answer");
                 Status::unavailable("prices cannot be had now; a retry with the same key is safe")
             })?;
-        let priced = lines.into_iter().zip(prices).enumerate().map(|(nth, (line, price))| match price {
-            Some(unit_price) => Ok(OrderLine { sku: line.sku, quantity: line.quantity, unit_price }),
-            None => Err(Status::invalid_argument(format!("items[{nth}].sku: there is no product {:?}", line.sku))),
-        });
+        let priced = lines
+            .into_iter()
+            .zip(prices)
+            .enumerate()
+            .map(|(nth, (line, price))| match price {
+                Some(unit_price) => Ok(OrderLine {
+                    sku: line.sku,
+                    quantity: line.quantity,
+                    unit_price,
+                }),
+                None => Err(Status::invalid_argument(format!(
+                    "items[{nth}].sku: there is no product {:?}",
+                    line.sku
+                ))),
+            });
         priced.collect()
     }
 
-    async fn cancel(&self, customer: CustomerId, id: OrderId, cause: &Cause) -> anyhow::Result<Result<Order, Status>> {
+    async fn cancel(
+        &self,
+        customer: CustomerId,
+        id: OrderId,
+        cause: &Cause,
+    ) -> anyhow::Result<Result<Order, Status>> {
         let mut tx = self.node.pool.begin().await.context("begin")?;
-        let mut locked = store::lock(&mut tx, &[id]).await.context("lock the order")?;
+        let mut locked = store::lock(&mut tx, &[id])
+            .await
+            .context("lock the order")?;
         locked.retain(|order| order.customer_id == customer);
         let mut decisions = Decisions::on(locked);
         match decisions.tell(id, Command::Cancel, cause) {
             Ok(_) => {}
             Err(Undecided::NoSuchOrder(_)) => return Ok(Err(not_found())),
-            Err(Undecided::Refused(refusal)) => return Ok(Err(Status::failed_precondition(refusal.to_string()))),
+            Err(Undecided::Refused(refusal)) => {
+                return Ok(Err(Status::failed_precondition(refusal.to_string())));
+            }
         }
         decisions.save(&mut tx).await.context("save the order")?;
         tx.commit().await.context("commit")?;
@@ -144,21 +207,30 @@ fn check_text(field: impl Display, text: &str) -> Result<(), Status> {
     if (1..=MAX_TEXT).contains(&text.len()) && !text.contains(char::is_control) {
         return Ok(());
     }
-    Err(Status::invalid_argument(format!("{field}: expected 1 to {MAX_TEXT} characters, no control characters")))
+    Err(Status::invalid_argument(format!(
+        "{field}: expected 1 to {MAX_TEXT} characters, no control characters"
+    )))
 }
 
 fn check_lines(lines: &[RequestedLine]) -> Result<(), Status> {
     if lines.is_empty() || lines.len() > MAX_LINES {
-        return Err(Status::invalid_argument(format!("items: expected 1 to {MAX_LINES} lines")));
+        return Err(Status::invalid_argument(format!(
+            "items: expected 1 to {MAX_LINES} lines"
+        )));
     }
     let mut seen = HashSet::new();
     for (nth, line) in lines.iter().enumerate() {
         if !(1..=MAX_QUANTITY).contains(&line.quantity) {
-            return Err(Status::invalid_argument(format!("items[{nth}].quantity: expected 1 to {MAX_QUANTITY}")));
+            return Err(Status::invalid_argument(format!(
+                "items[{nth}].quantity: expected 1 to {MAX_QUANTITY}"
+            )));
         }
         check_text(format_args!("items[{nth}].sku"), &line.sku)?;
         if !seen.insert(&line.sku) {
-            return Err(Status::invalid_argument(format!("items[{nth}].sku: {:?} has a line already", line.sku)));
+            return Err(Status::invalid_argument(format!(
+                "items[{nth}].sku: {:?} has a line already",
+                line.sku
+            )));
         }
     }
     Ok(())
@@ -166,9 +238,14 @@ fn check_lines(lines: &[RequestedLine]) -> Result<(), Status> {
 
 fn total(lines: &[OrderLine]) -> Result<Money, Status> {
     let wrong = |error: contracts::MoneyError| Status::invalid_argument(format!("items: {error}"));
-    let mut sums = lines.iter().map(|line| line.unit_price.times(line.quantity));
-    let first = sums.next().ok_or_else(|| Status::invalid_argument("items: expected 1 to 100 lines"))?;
-    sums.try_fold(first.map_err(wrong)?, |sum, line| sum.plus(&line?)).map_err(wrong)
+    let mut sums = lines
+        .iter()
+        .map(|line| line.unit_price.times(line.quantity));
+    let first = sums
+        .next()
+        .ok_or_else(|| Status::invalid_argument("items: expected 1 to 100 lines"))?;
+    sums.try_fold(first.map_err(wrong)?, |sum, line| sum.plus(&line?))
+        .map_err(wrong)
 }
 
 fn cause(context: &RequestContext) -> Cause {
@@ -180,7 +257,8 @@ fn cause(context: &RequestContext) -> Cause {
 }
 
 fn id<T: std::str::FromStr>(field: &str, text: &str) -> Result<T, Status> {
-    text.parse().map_err(|_| Status::invalid_argument(format!("{field}: expected a UUID")))
+    text.parse()
+        .map_err(|_| Status::invalid_argument(format!("{field}: expected a UUID")))
 }
 
 fn not_found() -> Status {
@@ -205,8 +283,13 @@ fn into_wire(order: &Order) -> wire::Order {
     let (status, reason) = match order.status {
         domain::Status::Pending => (wire::OrderStatus::Pending, wire::CancelReason::Unspecified),
         domain::Status::Paid => (wire::OrderStatus::Paid, wire::CancelReason::Unspecified),
-        domain::Status::Confirmed => (wire::OrderStatus::Confirmed, wire::CancelReason::Unspecified),
-        domain::Status::Cancelled(reason) => (wire::OrderStatus::Cancelled, log::cancel_reason(reason)),
+        domain::Status::Confirmed => (
+            wire::OrderStatus::Confirmed,
+            wire::CancelReason::Unspecified,
+        ),
+        domain::Status::Cancelled(reason) => {
+            (wire::OrderStatus::Cancelled, log::cancel_reason(reason))
+        }
     };
     let refund = match order.refund() {
         Refund::None => wire::RefundStatus::None,

@@ -39,13 +39,19 @@ pub(crate) fn fingerprint(order: &Created) -> Vec<u8> {
 
 /// Claims keys in the caller's transaction and returns, for every key, the claim that now holds: the caller's, or an
 /// earlier one. Waits for another transaction that is just claiming the same key.
-pub(crate) async fn claim(tx: &mut PgConnection, claims: &[(&Key, Claim)]) -> sqlx::Result<HashMap<Key, Claim>> {
+pub(crate) async fn claim(
+    tx: &mut PgConnection,
+    claims: &[(&Key, Claim)],
+) -> sqlx::Result<HashMap<Key, Claim>> {
     let mut claims: Vec<_> = claims.iter().collect();
     // In key order, so that the batches of two replicas cannot deadlock.
     claims.sort_unstable_by_key(|(key, _)| *key);
     let customers: Vec<_> = claims.iter().map(|(key, _)| key.0.0).collect();
     let keys: Vec<_> = claims.iter().map(|(key, _)| key.1.as_str()).collect();
-    let prints: Vec<_> = claims.iter().map(|(_, claim)| claim.fingerprint.as_slice()).collect();
+    let prints: Vec<_> = claims
+        .iter()
+        .map(|(_, claim)| claim.fingerprint.as_slice())
+        .collect();
     let orders: Vec<_> = claims.iter().map(|(_, claim)| claim.order_id.0).collect();
     let inserted = sqlx::query_scalar!(
         r#"-- idempotency_claim
@@ -59,14 +65,21 @@ pub(crate) async fn claim(tx: &mut PgConnection, claims: &[(&Key, Claim)]) -> sq
     )
     .fetch_all(&mut *tx)
     .await?;
-    let mut held: HashMap<Key, Claim> = claims.iter().map(|(key, claim)| ((*key).clone(), claim.clone())).collect();
+    let mut held: HashMap<Key, Claim> = claims
+        .iter()
+        .map(|(key, claim)| ((*key).clone(), claim.clone()))
+        .collect();
     if inserted.len() < claims.len() {
         held.extend(earlier(tx, &customers, &keys).await?);
     }
     Ok(held)
 }
 
-async fn earlier(tx: &mut PgConnection, customers: &[Uuid], keys: &[&str]) -> sqlx::Result<Vec<(Key, Claim)>> {
+async fn earlier(
+    tx: &mut PgConnection,
+    customers: &[Uuid],
+    keys: &[&str],
+) -> sqlx::Result<Vec<(Key, Claim)>> {
     let rows = sqlx::query!(
         r#"-- idempotency_find
         SELECT customer_id, key, fingerprint, order_id FROM idempotency_keys
@@ -77,7 +90,10 @@ async fn earlier(tx: &mut PgConnection, customers: &[Uuid], keys: &[&str]) -> sq
     .fetch_all(tx)
     .await?;
     let claims = rows.into_iter().map(|row| {
-        let claim = Claim { order_id: OrderId(row.order_id), fingerprint: row.fingerprint };
+        let claim = Claim {
+            order_id: OrderId(row.order_id),
+            fingerprint: row.fingerprint,
+        };
         ((CustomerId(row.customer_id), row.key), claim)
     });
     Ok(claims.collect())

@@ -73,7 +73,13 @@ pub(crate) fn intake(
     shutdown: CancellationToken,
 ) -> (Intake, impl Future<Output = anyhow::Result<()>> + Send) {
     let (queue, requests) = mpsc::channel(QUEUE);
-    (Intake { queue, in_flight: Arc::default() }, serve(node, requests, shutdown))
+    (
+        Intake {
+            queue,
+            in_flight: Arc::default(),
+        },
+        serve(node, requests, shutdown),
+    )
 }
 
 impl Intake {
@@ -81,10 +87,12 @@ impl Intake {
     pub(crate) async fn accept(&self, request: Request) -> Result<Answer, Refused> {
         let _in_flight = InFlight::enter(&self.in_flight, &request.key).ok_or(Refused::InFlight)?;
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send((request, reply)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Refused::Busy,
-            mpsc::error::TrySendError::Closed(_) => Refused::Unavailable,
-        })?;
+        self.queue
+            .try_send((request, reply))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => Refused::Busy,
+                mpsc::error::TrySendError::Closed(_) => Refused::Unavailable,
+            })?;
         answer.await.unwrap_or(Err(Refused::Unavailable))
     }
 }
@@ -97,14 +105,23 @@ struct InFlight<'a> {
 
 impl<'a> InFlight<'a> {
     fn enter(keys: &'a Mutex<HashSet<Key>>, key: &Key) -> Option<Self> {
-        let entered = keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
-        entered.then(|| Self { keys, key: key.clone() })
+        let entered = keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key.clone());
+        entered.then(|| Self {
+            keys,
+            key: key.clone(),
+        })
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.key);
     }
 }
 
@@ -142,7 +159,11 @@ async fn accept_all(node: &Node, requests: &[Request]) -> Vec<Result<Answer, Ref
             vec![Err(Refused::Unavailable)]
         }
         Err(error) => {
-            tracing::warn!(error = format!("{error:#}"), batch = requests.len(), "accepting orders one by one");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                batch = requests.len(),
+                "accepting orders one by one"
+            );
             let mut answers = Vec::with_capacity(requests.len());
             for request in requests {
                 answers.extend(Box::pin(accept_all(node, std::slice::from_ref(request))).await);
@@ -152,16 +173,27 @@ async fn accept_all(node: &Node, requests: &[Request]) -> Vec<Result<Answer, Ref
     }
 }
 
-async fn transaction(node: &Node, requests: &[Request]) -> anyhow::Result<Vec<Result<Answer, Refused>>> {
+async fn transaction(
+    node: &Node,
+    requests: &[Request],
+) -> anyhow::Result<Vec<Result<Answer, Refused>>> {
     let claims: Vec<(&Key, Claim)> = requests
         .iter()
         .map(|request| {
             let fingerprint = idempotency::fingerprint(&request.order);
-            (&request.key, Claim { order_id: request.order.id, fingerprint })
+            (
+                &request.key,
+                Claim {
+                    order_id: request.order.id,
+                    fingerprint,
+                },
+            )
         })
         .collect();
     let mut tx = node.pool.begin().await.context("begin")?;
-    let held = idempotency::claim(&mut tx, &claims).await.context("claim idempotency keys")?;
+    let held = idempotency::claim(&mut tx, &claims)
+        .await
+        .context("claim idempotency keys")?;
     let mut verdicts = Vec::with_capacity(requests.len());
     let mut events = Vec::with_capacity(requests.len());
     for (request, (key, claim)) in requests.iter().zip(&claims) {
@@ -178,8 +210,12 @@ async fn transaction(node: &Node, requests: &[Request]) -> anyhow::Result<Vec<Re
     }
     let new: Vec<&Order> = verdicts.iter().filter_map(Verdict::new_order).collect();
     if !new.is_empty() {
-        crate::store::insert(&mut tx, &new).await.context("insert orders")?;
-        outbox::append(&mut tx, &events).await.context("append events")?;
+        crate::store::insert(&mut tx, &new)
+            .await
+            .context("insert orders")?;
+        outbox::append(&mut tx, &events)
+            .await
+            .context("append events")?;
     }
     tx.commit().await.context("commit")?;
     node.wake.wake();

@@ -1,6 +1,8 @@
 //! Orders' events as contracts and back: the outbox is the event log, so what is published is what is folded.
 
-use contracts::{DecodeError, Event as Contract, Money, MoneyError, OrderLine, Subject, parse_field};
+use contracts::{
+    DecodeError, Event as Contract, Money, MoneyError, OrderLine, Subject, parse_field,
+};
 use prost_types::Timestamp;
 use proto::order::v1 as wire;
 use time::OffsetDateTime;
@@ -76,9 +78,13 @@ pub(crate) fn read(subject: &str, payload: &[u8]) -> Result<Event, DecodeError> 
 
 fn read_created(event: wire::OrderCreated) -> Result<Created, DecodeError> {
     let deadline = event.deadline.ok_or_else(|| missing("deadline"))?;
-    let deadline = std::time::SystemTime::try_from(deadline)
-        .map_err(|error| DecodeError::Field { field: "deadline", reason: error.to_string() })?;
-    let lines: Result<Vec<OrderLine>, MoneyError> = event.lines.into_iter().map(OrderLine::try_from).collect();
+    let deadline =
+        std::time::SystemTime::try_from(deadline).map_err(|error| DecodeError::Field {
+            field: "deadline",
+            reason: error.to_string(),
+        })?;
+    let lines: Result<Vec<OrderLine>, MoneyError> =
+        event.lines.into_iter().map(OrderLine::try_from).collect();
     Ok(Created {
         id: parse_field("order_id", &event.order_id)?,
         customer_id: parse_field("customer_id", &event.customer_id)?,
@@ -100,9 +106,15 @@ fn read_reason(reason: wire::CancelReason) -> Result<CancelReason, DecodeError> 
 }
 
 fn missing(field: &'static str) -> DecodeError {
-    DecodeError::Field { field, reason: "it is missing".to_owned() }
+    DecodeError::Field {
+        field,
+        reason: "it is missing".to_owned(),
+    }
 }
 
 fn money(field: &'static str, error: &MoneyError) -> DecodeError {
-    DecodeError::Field { field, reason: error.to_string() }
+    DecodeError::Field {
+        field,
+        reason: error.to_string(),
+    }
 }

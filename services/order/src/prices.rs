@@ -27,7 +27,10 @@ pub(crate) struct Prices {
 impl Prices {
     /// Asks inventory through `channel`.
     pub(crate) fn new(channel: Channel) -> Self {
-        Self { inventory: InventoryServiceClient::new(channel), known: Mutex::default() }
+        Self {
+            inventory: InventoryServiceClient::new(channel),
+            known: Mutex::default(),
+        }
     }
 
     /// The prices of `skus`, in the same order; `None` for a SKU that does not exist.
@@ -40,13 +43,22 @@ impl Prices {
         apply: impl FnOnce(&mut Request<GetPricesRequest>),
     ) -> Result<Vec<Option<Money>>, Status> {
         let mut prices = self.remembered(skus);
-        let missing: Vec<String> =
-            skus.iter().zip(&prices).filter(|(_, price)| price.is_none()).map(|(sku, _)| (*sku).to_owned()).collect();
+        let missing: Vec<String> = skus
+            .iter()
+            .zip(&prices)
+            .filter(|(_, price)| price.is_none())
+            .map(|(sku, _)| (*sku).to_owned())
+            .collect();
         if !missing.is_empty() {
             let mut request = Request::new(GetPricesRequest { skus: missing });
             request.set_timeout(DEADLINE);
             apply(&mut request);
-            let answer = self.inventory.clone().get_prices(request).await?.into_inner();
+            let answer = self
+                .inventory
+                .clone()
+                .get_prices(request)
+                .await?
+                .into_inner();
             let fetched: HashMap<String, Money> = answer
                 .prices
                 .into_iter()
@@ -62,8 +74,12 @@ impl Prices {
 
     fn remembered(&self, skus: &[&str]) -> Vec<Option<Money>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh =
-            |sku: &&str| known.get(*sku).filter(|(_, since)| since.elapsed() < FRESH).map(|(price, _)| price.clone());
+        let fresh = |sku: &&str| {
+            known
+                .get(*sku)
+                .filter(|(_, since)| since.elapsed() < FRESH)
+                .map(|(price, _)| price.clone())
+        };
         skus.iter().map(fresh).collect()
     }
 

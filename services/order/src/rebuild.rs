@@ -35,16 +35,27 @@ pub async fn rebuild(pool: &PgPool, write: bool) -> anyhow::Result<Report> {
     let mut after = Uuid::nil();
     loop {
         let mut tx = pool.begin().await?;
-        let ids = next_orders(&mut tx, after).await.context("list orders in the log")?;
-        let Some(last) = ids.last() else { return Ok(report) };
+        let ids = next_orders(&mut tx, after)
+            .await
+            .context("list orders in the log")?;
+        let Some(last) = ids.last() else {
+            return Ok(report);
+        };
         after = last.0;
         report.orders += ids.len();
         let rows = store::lock(&mut tx, &ids).await.context("lock orders")?;
         let folded = fold(&mut tx, &ids).await?;
-        let different: Vec<&Order> = folded.iter().filter(|order| !rows.contains(order)).collect();
-        report.different.extend(different.iter().map(|order| order.id));
+        let different: Vec<&Order> = folded
+            .iter()
+            .filter(|order| !rows.contains(order))
+            .collect();
+        report
+            .different
+            .extend(different.iter().map(|order| order.id));
         if write && !different.is_empty() {
-            mend(&mut tx, &rows, &different).await.context("mend orders")?;
+            mend(&mut tx, &rows, &different)
+                .await
+                .context("mend orders")?;
         }
         tx.commit().await?;
     }
@@ -52,10 +63,15 @@ pub async fn rebuild(pool: &PgPool, write: bool) -> anyhow::Result<Report> {
 
 /// An order as it was accepted: what the first answer said.
 pub(crate) async fn as_accepted(pool: &PgPool, id: OrderId) -> anyhow::Result<Order> {
-    let history = outbox::history(pool, id).await.context("read the order's log")?;
-    let first = history.first().with_context(|| format!("order {id} has no log"))?;
+    let history = outbox::history(pool, id)
+        .await
+        .context("read the order's log")?;
+    let first = history
+        .first()
+        .with_context(|| format!("order {id} has no log"))?;
     let event = log::read(&first.subject, &first.payload)?;
-    evolve(None, &event, first.recorded_at).with_context(|| format!("the log of order {id} begins without a creation"))
+    evolve(None, &event, first.recorded_at)
+        .with_context(|| format!("the log of order {id} begins without a creation"))
 }
 
 async fn next_orders(tx: &mut PgConnection, after: Uuid) -> sqlx::Result<Vec<OrderId>> {
@@ -89,7 +105,8 @@ async fn fold(tx: &mut PgConnection, ids: &[OrderId]) -> anyhow::Result<Vec<Orde
     .fetch(tx);
     let mut orders: Vec<Order> = Vec::with_capacity(ids.len());
     while let Some(row) = events.try_next().await.context("read the log")? {
-        let event = log::read(&row.subject, &row.payload).with_context(|| format!("log of order {}", row.order_id))?;
+        let event = log::read(&row.subject, &row.payload)
+            .with_context(|| format!("log of order {}", row.order_id))?;
         let so_far = orders.pop_if(|order| order.id.0 == row.order_id);
         orders.extend(evolve(so_far, &event, row.recorded_at));
     }
@@ -97,8 +114,11 @@ async fn fold(tx: &mut PgConnection, ids: &[OrderId]) -> anyhow::Result<Vec<Orde
 }
 
 async fn mend(tx: &mut PgConnection, rows: &[Order], different: &[&Order]) -> sqlx::Result<()> {
-    let lost: Vec<&Order> =
-        different.iter().copied().filter(|order| rows.iter().all(|row| row.id != order.id)).collect();
+    let lost: Vec<&Order> = different
+        .iter()
+        .copied()
+        .filter(|order| rows.iter().all(|row| row.id != order.id))
+        .collect();
     store::insert(tx, &lost).await?;
     store::update(tx, different).await
 }

@@ -47,7 +47,11 @@ pub struct Saga;
 impl Handler for Saga {
     type Inbound = Heard;
 
-    async fn handle(&self, tx: &mut PgConnection, batch: &[Delivery<Heard>]) -> anyhow::Result<Vec<Outcome>> {
+    async fn handle(
+        &self,
+        tx: &mut PgConnection,
+        batch: &[Delivery<Heard>],
+    ) -> anyhow::Result<Vec<Outcome>> {
         let ids: Vec<OrderId> = batch.iter().map(Delivery::order_id).collect();
         let mut decisions = Decisions::on(store::lock(tx, &ids).await?);
         let outcomes = batch.iter().map(|delivery| {
@@ -61,7 +65,9 @@ impl Handler for Saga {
             match decisions.tell(delivery.order_id(), command, delivery.cause()) {
                 Ok(true) => Outcome::Done,
                 Ok(false) => Outcome::Ignored("the order has moved on"),
-                Err(error @ (Undecided::NoSuchOrder(_) | Undecided::Refused(_))) => Outcome::Poison(error.into()),
+                Err(error @ (Undecided::NoSuchOrder(_) | Undecided::Refused(_))) => {
+                    Outcome::Poison(error.into())
+                }
             }
         });
         let outcomes = outcomes.collect();
@@ -78,11 +84,17 @@ mod tests {
 
     #[test]
     fn everything_the_choreography_sends_here_is_understood_and_nothing_else() {
-        let declared: Vec<Subject> =
-            Service::ALL.into_iter().flat_map(|owner| listens_to(Service::Order, owner)).collect();
+        let declared: Vec<Subject> = Service::ALL
+            .into_iter()
+            .flat_map(|owner| listens_to(Service::Order, owner))
+            .collect();
         for subject in Subject::ALL {
             let event = Event::decode(subject, &[]).unwrap();
-            assert_eq!(Heard::from_event(event).is_ok(), declared.contains(&subject), "{subject}");
+            assert_eq!(
+                Heard::from_event(event).is_ok(),
+                declared.contains(&subject),
+                "{subject}"
+            );
         }
     }
 }

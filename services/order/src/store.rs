@@ -41,7 +41,11 @@ pub(crate) async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result
 }
 
 /// Locks up to `limit` orders that are in flight after their deadline and that nobody else has locked.
-pub(crate) async fn lock_overdue(tx: &mut PgConnection, now: OffsetDateTime, limit: i64) -> sqlx::Result<Vec<Order>> {
+pub(crate) async fn lock_overdue(
+    tx: &mut PgConnection,
+    now: OffsetDateTime,
+    limit: i64,
+) -> sqlx::Result<Vec<Order>> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- orders_lock_overdue
@@ -58,7 +62,11 @@ pub(crate) async fn lock_overdue(tx: &mut PgConnection, now: OffsetDateTime, lim
 }
 
 /// One order of a customer; `None` also when it belongs to another.
-pub(crate) async fn find(pool: &PgPool, customer_id: CustomerId, id: OrderId) -> sqlx::Result<Option<Order>> {
+pub(crate) async fn find(
+    pool: &PgPool,
+    customer_id: CustomerId,
+    id: OrderId,
+) -> sqlx::Result<Option<Order>> {
     let row = sqlx::query_as!(
         Row,
         r#"-- order_find
@@ -101,8 +109,14 @@ pub(crate) async fn insert(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Re
     let customers: Vec<_> = orders.iter().map(|order| order.customer_id.0).collect();
     let lines: Vec<_> = orders.iter().map(|order| Json(&order.lines)).collect();
     let amounts: Vec<_> = orders.iter().map(|order| order.total.amount).collect();
-    let currencies: Vec<_> = orders.iter().map(|order| order.total.currency.as_str()).collect();
-    let methods: Vec<_> = orders.iter().map(|order| order.payment_method.as_str()).collect();
+    let currencies: Vec<_> = orders
+        .iter()
+        .map(|order| order.total.currency.as_str())
+        .collect();
+    let methods: Vec<_> = orders
+        .iter()
+        .map(|order| order.payment_method.as_str())
+        .collect();
     let deadlines: Vec<_> = orders.iter().map(|order| order.deadline).collect();
     let times: Vec<_> = orders.iter().map(|order| order.created_at).collect();
     sqlx::query!(
@@ -130,8 +144,14 @@ pub(crate) async fn insert(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Re
 /// Writes what may change of locked orders.
 pub(crate) async fn update(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Result<()> {
     let ids: Vec<_> = orders.iter().map(|order| order.id.0).collect();
-    let statuses: Vec<_> = orders.iter().map(|order| status_text(order.status)).collect();
-    let reasons: Vec<_> = orders.iter().map(|order| reason_text(order.status)).collect();
+    let statuses: Vec<_> = orders
+        .iter()
+        .map(|order| status_text(order.status))
+        .collect();
+    let reasons: Vec<_> = orders
+        .iter()
+        .map(|order| reason_text(order.status))
+        .collect();
     let paid: Vec<_> = orders.iter().map(|order| order.paid).collect();
     let refunded: Vec<_> = orders.iter().map(|order| order.refunded).collect();
     let times: Vec<_> = orders.iter().map(|order| order.updated_at).collect();
@@ -165,7 +185,10 @@ impl Row {
             paid: self.paid,
             refunded: self.refunded,
             lines: self.lines.0,
-            total: Money { amount: self.total_amount, currency: self.total_currency },
+            total: Money {
+                amount: self.total_amount,
+                currency: self.total_currency,
+            },
             payment_method: self.payment_method,
             deadline: self.deadline,
             created_at: self.created_at,

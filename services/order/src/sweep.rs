@@ -24,7 +24,10 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) -> anyhow::Resu
         match sweep(&node).await {
             Ok(0) => {}
             Ok(orders) => tracing::info!(orders, "cancelled orders whose deadline has passed"),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "could not sweep; trying again in {EVERY:?}"),
+            Err(error) => tracing::warn!(
+                error = format!("{error:#}"),
+                "could not sweep; trying again in {EVERY:?}"
+            ),
         }
     }
 }
@@ -32,7 +35,9 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) -> anyhow::Resu
 /// Cancels up to [`BATCH`] overdue orders; returns how many.
 async fn sweep(node: &Node) -> anyhow::Result<usize> {
     let mut tx = node.pool.begin().await.context("begin")?;
-    let overdue = store::lock_overdue(&mut tx, outbox::now(), BATCH).await.context("lock overdue orders")?;
+    let overdue = store::lock_overdue(&mut tx, outbox::now(), BATCH)
+        .await
+        .context("lock overdue orders")?;
     if overdue.is_empty() {
         return Ok(0);
     }
@@ -50,5 +55,9 @@ async fn sweep(node: &Node) -> anyhow::Result<usize> {
 }
 
 fn command() -> Cause {
-    Cause { correlation_id: CorrelationId::new(), causation_id: EventId::new(), traceparent: None }
+    Cause {
+        correlation_id: CorrelationId::new(),
+        causation_id: EventId::new(),
+        traceparent: None,
+    }
 }

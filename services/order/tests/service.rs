@@ -18,8 +18,9 @@ use futures::future::{join_all, try_join_all};
 use proto::{
     common::v1::Money,
     inventory::v1::{
-        GetPricesRequest, GetPricesResponse, GetProductRequest, GetProductResponse, GetReservationRequest,
-        GetReservationResponse, ListProductsRequest, ListProductsResponse, Price,
+        GetPricesRequest, GetPricesResponse, GetProductRequest, GetProductResponse,
+        GetReservationRequest, GetReservationResponse, ListProductsRequest, ListProductsResponse,
+        Price,
         inventory_service_server::{InventoryService, InventoryServiceServer},
     },
     order::v1::{
@@ -47,18 +48,39 @@ struct Inventory {
 
 #[tonic::async_trait]
 impl InventoryService for Inventory {
-    async fn get_prices(&self, request: Request<GetPricesRequest>) -> Result<Response<GetPricesResponse>, Status> {
+    async fn get_prices(
+        &self,
+        request: Request<GetPricesRequest>,
+    ) -> Result<Response<GetPricesResponse>, Status> {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        let price = |sku| Price { sku, price: Some(Money { amount: 250, currency: "EUR".to_owned() }) };
-        let known = request.into_inner().skus.into_iter().filter(|sku| sku == "TEAPOT");
-        Ok(Response::new(GetPricesResponse { prices: known.map(price).collect() }))
+        let price = |sku| Price {
+            sku,
+            price: Some(Money {
+                amount: 250,
+                currency: "EUR".to_owned(),
+            }),
+        };
+        let known = request
+            .into_inner()
+            .skus
+            .into_iter()
+            .filter(|sku| sku == "TEAPOT");
+        Ok(Response::new(GetPricesResponse {
+            prices: known.map(price).collect(),
+        }))
     }
 
-    async fn list_products(&self, _: Request<ListProductsRequest>) -> Result<Response<ListProductsResponse>, Status> {
+    async fn list_products(
+        &self,
+        _: Request<ListProductsRequest>,
+    ) -> Result<Response<ListProductsResponse>, Status> {
         Err(Status::unimplemented("nobody asks"))
     }
 
-    async fn get_product(&self, _: Request<GetProductRequest>) -> Result<Response<GetProductResponse>, Status> {
+    async fn get_product(
+        &self,
+        _: Request<GetProductRequest>,
+    ) -> Result<Response<GetProductResponse>, Status> {
         Err(Status::unimplemented("nobody asks"))
     }
 
@@ -97,15 +119,26 @@ impl Rig {
             ("ORDER_DEADLINE_SECONDS", deadline_seconds),
         ];
         // At once: both find an empty database.
-        let replicas = try_join_all((0..2).map(|_| Program::start(env!("CARGO_BIN_EXE_order"), &settings)));
+        let replicas =
+            try_join_all((0..2).map(|_| Program::start(env!("CARGO_BIN_EXE_order"), &settings)));
         let replicas = replicas.await.unwrap();
         let client = async |nth: usize| Client::connect(replicas[nth].url.clone()).await.unwrap();
         let clients = [client(0).await, client(1).await];
-        Self { _broker: broker, _replicas: replicas, clients, database, inventory, inventory_is_away }
+        Self {
+            _broker: broker,
+            _replicas: replicas,
+            clients,
+            database,
+            inventory,
+            inventory_is_away,
+        }
     }
 
     async fn count(&self, query: &'static str) -> i64 {
-        sqlx::query_scalar(query).fetch_one(&self.database).await.unwrap()
+        sqlx::query_scalar(query)
+            .fetch_one(&self.database)
+            .await
+            .unwrap()
     }
 }
 
@@ -113,7 +146,10 @@ fn order(customer: Uuid, key: &str, sku: &str, quantity: u32) -> CreateOrderRequ
     CreateOrderRequest {
         customer_id: customer.to_string(),
         idempotency_key: key.to_owned(),
-        lines: vec![RequestedLine { sku: sku.to_owned(), quantity }],
+        lines: vec![RequestedLine {
+            sku: sku.to_owned(),
+            quantity,
+        }],
         payment_method: "tok_visa".to_owned(),
     }
 }
@@ -127,16 +163,32 @@ async fn prices_come_from_inventory_and_are_remembered() {
     let mut rig = Rig::new("60").await;
     let customer = Uuid::now_v7();
     for key in ["one", "two", "three"] {
-        let answer = rig.clients[0].create_order(order(customer, key, "TEAPOT", 3)).await.unwrap().into_inner();
+        let answer = rig.clients[0]
+            .create_order(order(customer, key, "TEAPOT", 3))
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(answer.order.unwrap().total.unwrap().amount, 750);
     }
     assert_eq!(rig.inventory.asked.load(Ordering::Relaxed), 1);
-    let status = rig.clients[0].create_order(order(customer, "four", "KETTLE", 1)).await.unwrap_err();
-    assert_eq!(status.message(), "items[0].sku: there is no product \"KETTLE\"");
+    let status = rig.clients[0]
+        .create_order(order(customer, "four", "KETTLE", 1))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        status.message(),
+        "items[0].sku: there is no product \"KETTLE\""
+    );
     // Without inventory what is remembered still sells; the other replica remembers nothing and says so.
     rig.inventory_is_away.cancel();
-    rig.clients[0].create_order(order(customer, "five", "TEAPOT", 1)).await.unwrap();
-    let status = rig.clients[1].create_order(order(customer, "six", "TEAPOT", 1)).await.unwrap_err();
+    rig.clients[0]
+        .create_order(order(customer, "five", "TEAPOT", 1))
+        .await
+        .unwrap();
+    let status = rig.clients[1]
+        .create_order(order(customer, "six", "TEAPOT", 1))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert_eq!(rig.count("SELECT count(*) FROM orders").await, 4);
 }
@@ -148,8 +200,13 @@ async fn a_key_makes_one_order_whichever_replica_is_asked() {
     let ask = async |nth: usize| {
         let mut client = rig.clients[nth % 2].clone();
         loop {
-            match client.create_order(order(customer, "once", "TEAPOT", 1)).await {
-                Err(busy) if busy.code() == Code::Aborted => tokio::time::sleep(Duration::from_millis(5)).await,
+            match client
+                .create_order(order(customer, "once", "TEAPOT", 1))
+                .await
+            {
+                Err(busy) if busy.code() == Code::Aborted => {
+                    tokio::time::sleep(Duration::from_millis(5)).await
+                }
                 answer => return id(answer.unwrap().into_inner()),
             }
         }
@@ -158,7 +215,11 @@ async fn a_key_makes_one_order_whichever_replica_is_asked() {
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     assert_eq!(rig.count("SELECT count(*) FROM orders").await, 1);
     assert_eq!(rig.count("SELECT count(*) FROM outbox").await, 1);
-    let other = rig.clients[1].clone().create_order(order(customer, "once", "TEAPOT", 2)).await.unwrap_err();
+    let other = rig.clients[1]
+        .clone()
+        .create_order(order(customer, "once", "TEAPOT", 2))
+        .await
+        .unwrap_err();
     assert_eq!(other.code(), Code::AlreadyExists);
 }
 
@@ -176,13 +237,26 @@ async fn overdue_orders_are_cancelled_once_though_both_replicas_sweep() {
             .into_inner()));
     }
     let until = Instant::now() + Duration::from_secs(60);
-    while rig.count("SELECT count(*) FROM orders WHERE status <> 'cancelled'").await > 0 {
+    while rig
+        .count("SELECT count(*) FROM orders WHERE status <> 'cancelled'")
+        .await
+        > 0
+    {
         assert!(Instant::now() < until, "the overdue were not cancelled");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     for order_id in placed {
-        let request = GetOrderRequest { order_id, customer_id: customer.to_string() };
-        let order = rig.clients[0].get_order(request).await.unwrap().into_inner().order.unwrap();
+        let request = GetOrderRequest {
+            order_id,
+            customer_id: customer.to_string(),
+        };
+        let order = rig.clients[0]
+            .get_order(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .order
+            .unwrap();
         assert_eq!((order.status(), order.version), (OrderStatus::Cancelled, 2));
     }
     let said = "SELECT count(*) FROM outbox WHERE subject = 'order.cancelled.v1'";

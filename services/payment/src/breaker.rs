@@ -44,7 +44,10 @@ impl Breaker {
         state.failures = state.failures.saturating_add(1);
         if state.failures >= THRESHOLD {
             if state.open_until.is_none() {
-                tracing::warn!(failures = state.failures, "the provider keeps failing; the circuit is open");
+                tracing::warn!(
+                    failures = state.failures,
+                    "the provider keeps failing; the circuit is open"
+                );
             }
             state.open_until = Instant::now().checked_add(COOL_DOWN);
         }

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use bootstrap::settings::{Addresses, BrokerSettings, DatabaseSettings, Settings, not_of_development, service_url};
+use bootstrap::settings::{
+    Addresses, BrokerSettings, DatabaseSettings, Settings, not_of_development, service_url,
+};
 use clap::Parser;
 
 /// The payment service of Sagacity: charges orders and gives back what must be given back.
@@ -43,12 +45,18 @@ fn api_key(text: &str) -> Result<ApiKey, String> {
     not_of_development(text)?;
     match text.starts_with("sk_") || text.starts_with("rk_") {
         true => Ok(ApiKey(text.to_owned())),
-        false => Err("expected a secret key of the provider, for example sk_test_sagacity for the sandbox".to_owned()),
+        false => Err(
+            "expected a secret key of the provider, for example sk_test_sagacity for the sandbox"
+                .to_owned(),
+        ),
     }
 }
 
 impl Settings for Config {
     fn addresses(&self) -> Addresses {
-        Addresses { listen: self.listen, admin: self.admin_listen }
+        Addresses {
+            listen: self.listen,
+            admin: self.admin_listen,
+        }
     }
 }

@@ -132,13 +132,17 @@ pub fn decide(payment: Option<&Payment>, command: Command) -> Result<Vec<Event>,
         // The provider may have charged: the answer to the question that is open decides.
         (Command::Cancel(cause), Some(Pending | Failed)) => Ok(vec![Event::Cancelled(cause)]),
         // This is where a payment is refunded when stock runs out, a deadline passes or the customer cancels.
-        (Command::Cancel(cause), Some(Completed)) => Ok(vec![Event::Cancelled(cause), Event::RefundRequested]),
+        (Command::Cancel(cause), Some(Completed)) => {
+            Ok(vec![Event::Cancelled(cause), Event::RefundRequested])
+        }
         (Command::Cancel(_), Some(Voided | Refunding | Refunded)) => Ok(vec![]),
 
         (Command::NoteCapture { reference }, Some(Pending)) if cancelled => {
             Ok(vec![Event::Completed { reference }, Event::RefundRequested])
         }
-        (Command::NoteCapture { reference }, Some(Pending)) => Ok(vec![Event::Completed { reference }]),
+        (Command::NoteCapture { reference }, Some(Pending)) => {
+            Ok(vec![Event::Completed { reference }])
+        }
         // Two workers asked with the same key and got the same answer.
         (Command::NoteCapture { .. }, Some(Completed | Refunding | Refunded)) => Ok(vec![]),
         (Command::NoteDecline { code }, Some(Pending)) => Ok(vec![Event::Failed { code }]),
@@ -147,9 +151,15 @@ pub fn decide(payment: Option<&Payment>, command: Command) -> Result<Vec<Event>,
         (Command::NoteRefund, Some(Refunded)) => Ok(vec![]),
 
         (command @ Command::NoteCapture { .. }, None | Some(Failed | Voided))
-        | (command @ Command::NoteDecline { .. }, None | Some(Completed | Voided | Refunding | Refunded))
+        | (
+            command @ Command::NoteDecline { .. },
+            None | Some(Completed | Voided | Refunding | Refunded),
+        )
         | (command @ Command::NoteRefund, None | Some(Pending | Completed | Failed | Voided)) => {
-            Err(Contradiction { command: Box::new(command), status })
+            Err(Contradiction {
+                command: Box::new(command),
+                status,
+            })
         }
     }
 }

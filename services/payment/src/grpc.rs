@@ -1,7 +1,9 @@
 //! Queries over gRPC.
 
 use contracts::OrderId;
-use proto::payment::v1::{self as wire, GetPaymentRequest, GetPaymentResponse, payment_service_server::PaymentService};
+use proto::payment::v1::{
+    self as wire, GetPaymentRequest, GetPaymentResponse, payment_service_server::PaymentService,
+};
 use sqlx::PgPool;
 use tonic::{Request, Response, Status as Code};
 
@@ -17,15 +19,22 @@ pub(crate) struct Grpc {
 
 #[tonic::async_trait]
 impl PaymentService for Grpc {
-    async fn get_payment(&self, request: Request<GetPaymentRequest>) -> Result<Response<GetPaymentResponse>, Code> {
+    async fn get_payment(
+        &self,
+        request: Request<GetPaymentRequest>,
+    ) -> Result<Response<GetPaymentResponse>, Code> {
         let text = &request.get_ref().order_id;
-        let order: OrderId = text.parse().map_err(|_| Code::invalid_argument("order_id: expected a UUID"))?;
+        let order: OrderId = text
+            .parse()
+            .map_err(|_| Code::invalid_argument("order_id: expected a UUID"))?;
         let found = store::find(&self.pool, order).await.map_err(|error| {
             tracing::warn!(order.id = %order, %error, "the database does not answer");
             Code::unavailable("the database is away; a retry is safe")
         })?;
         let payment = found.ok_or_else(|| Code::not_found("there is no payment for this order"))?;
-        Ok(Response::new(GetPaymentResponse { payment: Some(into_wire(payment)) }))
+        Ok(Response::new(GetPaymentResponse {
+            payment: Some(into_wire(payment)),
+        }))
     }
 }
 

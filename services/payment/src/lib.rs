@@ -16,7 +16,9 @@ mod worker;
 
 use std::sync::Arc;
 
-use bootstrap::{Listeners, Readiness, Supervisor, admin, database, grpc as transport, process::Registry};
+use bootstrap::{
+    Listeners, Readiness, Supervisor, admin, database, grpc as transport, process::Registry,
+};
 use contracts::choreography::Service;
 use messaging::{Broker, EventLog, Node};
 use proto::{
@@ -46,25 +48,44 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let service = Service::Payment;
-    let pool = database::connect(&config.database, service.name(), &[messaging::migrator(), migrator()]).await?;
+    let pool = database::connect(
+        &config.database,
+        service.name(),
+        &[messaging::migrator(), migrator()],
+    )
+    .await?;
     let broker = Broker::connect(&config.broker.url, service.name()).await?;
     let node = Node::new(service, pool.clone(), broker);
     let work = Arc::new(Notify::new());
     let provider = provider::Provider::new(&config.provider_url, &config.provider_api_key.0)?;
-    let worker = worker::Worker { node: node.clone(), provider, work: Arc::clone(&work) };
+    let worker = worker::Worker {
+        node: node.clone(),
+        provider,
+        work: Arc::clone(&work),
+    };
     let routes = Routes::new(PaymentServiceServer::new(grpc::Grpc { pool: pool.clone() }))
         .add_service(EventLogServiceServer::new(EventLog::new(pool.clone())));
     let progress = node.progress.clone();
-    let readiness =
-        Readiness::default().check("database", move || database::ping(pool.clone())).check("saga", move || {
+    let readiness = Readiness::default()
+        .check("database", move || database::ping(pool.clone()))
+        .check("saga", move || {
             let moving = progress.check();
             async { moving }
         });
 
     let mut supervisor = Supervisor::new(shutdown.clone());
-    supervisor.spawn("admin", admin::serve(listeners.admin, readiness, registry, shutdown.clone()));
-    supervisor.spawn("grpc", transport::serve(listeners.main, routes, shutdown.clone()));
+    supervisor.spawn(
+        "admin",
+        admin::serve(listeners.admin, readiness, registry, shutdown.clone()),
+    );
+    supervisor.spawn(
+        "grpc",
+        transport::serve(listeners.main, routes, shutdown.clone()),
+    );
     supervisor.spawn("worker", worker.run(shutdown.clone()));
-    supervisor.spawn("saga", messaging::run(node, Arc::new(saga::Saga { work }), shutdown));
+    supervisor.spawn(
+        "saga",
+        messaging::run(node, Arc::new(saga::Saga { work }), shutdown),
+    );
     supervisor.run().await
 }

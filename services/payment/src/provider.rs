@@ -74,14 +74,27 @@ impl Provider {
             .build()
             .context("set up the client of the payment service provider")?;
         let url = url.trim_end_matches('/').to_owned();
-        Ok(Self { client, url, key: key.to_owned(), breaker: Arc::default() })
+        Ok(Self {
+            client,
+            url,
+            key: key.to_owned(),
+            breaker: Arc::default(),
+        })
     }
 
     /// Charges an order; the payment's id is the idempotency key.
-    pub(crate) async fn charge(&self, payment: PaymentId, order: OrderId, charge: &Charge) -> Answer {
+    pub(crate) async fn charge(
+        &self,
+        payment: PaymentId,
+        order: OrderId,
+        charge: &Charge,
+    ) -> Answer {
         let method = match charge.method.as_str() {
             saved if saved.starts_with("pm_") => vec![("payment_method", saved)],
-            token => vec![("payment_method_data[type]", "card"), ("payment_method_data[card][token]", token)],
+            token => vec![
+                ("payment_method_data[type]", "card"),
+                ("payment_method_data[card][token]", token),
+            ],
         };
         let request = self
             .client
@@ -117,12 +130,22 @@ impl Provider {
             .form(&[("payment_intent", reference)]);
         match self.ask(request).await {
             Ok(body) => match serde_json::from_slice::<Refund>(&body) {
-                Ok(refund) if matches!(refund.status.as_str(), "succeeded" | "pending") => Answer::Refunded,
-                Ok(refund) => Answer::Unknown { reason: format!("the refund is {}", refund.status) },
-                Err(error) => Answer::Unknown { reason: format!("no refund in the answer: {error}") },
+                Ok(refund) if matches!(refund.status.as_str(), "succeeded" | "pending") => {
+                    Answer::Refunded
+                }
+                Ok(refund) => Answer::Unknown {
+                    reason: format!("the refund is {}", refund.status),
+                },
+                Err(error) => Answer::Unknown {
+                    reason: format!("no refund in the answer: {error}"),
+                },
             },
-            Err(Refusal::Rejected(fault)) if fault.code == "charge_already_refunded" => Answer::Refunded,
-            Err(Refusal::Rejected(fault)) => Answer::Unknown { reason: fault.to_string() },
+            Err(Refusal::Rejected(fault)) if fault.code == "charge_already_refunded" => {
+                Answer::Refunded
+            }
+            Err(Refusal::Rejected(fault)) => Answer::Unknown {
+                reason: fault.to_string(),
+            },
             Err(Refusal::Unknown(reason)) => Answer::Unknown { reason },
         }
     }
@@ -130,51 +153,86 @@ impl Provider {
     async fn read_intent(&self, body: &[u8]) -> Answer {
         let mut intent = match serde_json::from_slice::<Intent>(body) {
             Ok(intent) => intent,
-            Err(error) => return Answer::Unknown { reason: format!("no payment intent in the answer: {error}") },
+            Err(error) => {
+                return Answer::Unknown {
+                    reason: format!("no payment intent in the answer: {error}"),
+                };
+            }
         };
         if intent.status == "processing" {
             // The answer to our key stays the same for ever; only the intent itself moves on.
-            let request = self.client.get(format!("{}/v1/payment_intents/{}", self.url, intent.id));
-            match self.ask(request).await.map(|body| serde_json::from_slice::<Intent>(&body)) {
+            let request = self
+                .client
+                .get(format!("{}/v1/payment_intents/{}", self.url, intent.id));
+            match self
+                .ask(request)
+                .await
+                .map(|body| serde_json::from_slice::<Intent>(&body))
+            {
                 Ok(Ok(now)) => intent = now,
-                Ok(Err(error)) => return Answer::Unknown { reason: error.to_string() },
-                Err(refusal) => return Answer::Unknown { reason: refusal.to_string() },
+                Ok(Err(error)) => {
+                    return Answer::Unknown {
+                        reason: error.to_string(),
+                    };
+                }
+                Err(refusal) => {
+                    return Answer::Unknown {
+                        reason: refusal.to_string(),
+                    };
+                }
             }
         }
         match intent.status.as_str() {
-            "succeeded" => Answer::Captured { reference: intent.id },
-            "processing" => Answer::Unknown { reason: "the charge is being processed".to_owned() },
-            other => Answer::Declined { code: other.to_owned() },
+            "succeeded" => Answer::Captured {
+                reference: intent.id,
+            },
+            "processing" => Answer::Unknown {
+                reason: "the charge is being processed".to_owned(),
+            },
+            other => Answer::Declined {
+                code: other.to_owned(),
+            },
         }
     }
 
     async fn ask(&self, request: RequestBuilder) -> Result<Vec<u8>, Refusal> {
         let answer = self.send(request).await;
-        self.breaker.note(!matches!(answer, Err(Refusal::Unknown(_))));
+        self.breaker
+            .note(!matches!(answer, Err(Refusal::Unknown(_))));
         answer
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, Refusal> {
-        let unknown = |error: reqwest::Error| Refusal::Unknown(format!("{:#}", anyhow::Error::new(error)));
-        let mut response = request.bearer_auth(&self.key).send().await.map_err(unknown)?;
+        let unknown =
+            |error: reqwest::Error| Refusal::Unknown(format!("{:#}", anyhow::Error::new(error)));
+        let mut response = request
+            .bearer_auth(&self.key)
+            .send()
+            .await
+            .map_err(unknown)?;
         let status = response.status();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unknown)? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_ANSWER_BYTES {
-                return Err(Refusal::Unknown(format!("the answer is larger than {MAX_ANSWER_BYTES} bytes")));
+                return Err(Refusal::Unknown(format!(
+                    "the answer is larger than {MAX_ANSWER_BYTES} bytes"
+                )));
             }
         }
         if status == StatusCode::OK {
             return Ok(body);
         }
-        let fault = serde_json::from_slice::<Failure>(&body).map(|failure| failure.error).unwrap_or_default();
+        let fault = serde_json::from_slice::<Failure>(&body)
+            .map(|failure| failure.error)
+            .unwrap_or_default();
         match (status, fault.r#type.as_str()) {
             // The card is at fault, or what the customer gave us: nothing was done and nothing will be.
             (StatusCode::PAYMENT_REQUIRED, _)
-            | (StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, "invalid_request_error" | "card_error") => {
-                Err(Refusal::Rejected(fault))
-            }
+            | (
+                StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND,
+                "invalid_request_error" | "card_error",
+            ) => Err(Refusal::Rejected(fault)),
             // A wrong API key, too many requests, a key in use, an outage: all mended by time or by an operator.
             _ => Err(Refusal::Unknown(format!("{status}: {fault}"))),
         }
@@ -192,7 +250,9 @@ enum Refusal {
 impl Fault {
     /// The most telling code.
     fn code(&self) -> String {
-        let code = [&self.decline_code, &self.code, &self.r#type].into_iter().find(|code| !code.is_empty());
+        let code = [&self.decline_code, &self.code, &self.r#type]
+            .into_iter()
+            .find(|code| !code.is_empty());
         code.cloned().unwrap_or_else(|| "declined".to_owned())
     }
 }

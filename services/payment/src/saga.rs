@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use contracts::{
-    CustomerId, DecodeError, Event, Inbound, Money, MoneyError, OrderLine, choreography::Service, parse_field,
+    CustomerId, DecodeError, Event, Inbound, Money, MoneyError, OrderLine, choreography::Service,
+    parse_field,
 };
 use messaging::{Delivery, Handler, Outcome};
 use proto::order::v1::OrderCreated;
@@ -43,17 +44,23 @@ impl Inbound for Heard {
     fn from_event(event: Event) -> Result<Self, DecodeError> {
         match event {
             Event::OrderCreated(event) => created(event),
-            Event::OrderCancelled(event) => {
-                Ok(Self::OrderCancelled { customer_id: parse_field("customer_id", &event.customer_id)? })
-            }
+            Event::OrderCancelled(event) => Ok(Self::OrderCancelled {
+                customer_id: parse_field("customer_id", &event.customer_id)?,
+            }),
             other => Err(DecodeError::NotForUs(other.subject())),
         }
     }
 }
 
 fn created(event: OrderCreated) -> Result<Heard, DecodeError> {
-    let wrong = |field| move |error: MoneyError| DecodeError::Field { field, reason: error.to_string() };
-    let lines: Result<Vec<OrderLine>, MoneyError> = event.lines.into_iter().map(OrderLine::try_from).collect();
+    let wrong = |field| {
+        move |error: MoneyError| DecodeError::Field {
+            field,
+            reason: error.to_string(),
+        }
+    };
+    let lines: Result<Vec<OrderLine>, MoneyError> =
+        event.lines.into_iter().map(OrderLine::try_from).collect();
     Ok(Heard::OrderCreated {
         customer_id: parse_field("customer_id", &event.customer_id)?,
         amount: Money::try_from(event.total).map_err(wrong("total"))?,
@@ -72,7 +79,11 @@ pub struct Saga {
 impl Handler for Saga {
     type Inbound = Heard;
 
-    async fn handle(&self, tx: &mut PgConnection, batch: &[Delivery<Heard>]) -> anyhow::Result<Vec<Outcome>> {
+    async fn handle(
+        &self,
+        tx: &mut PgConnection,
+        batch: &[Delivery<Heard>],
+    ) -> anyhow::Result<Vec<Outcome>> {
         let orders: Vec<_> = batch.iter().map(Delivery::order_id).collect();
         let mut decisions = Decisions::on(store::lock(tx, &orders).await?);
         let outcomes = batch.iter().map(|delivery| {
@@ -96,8 +107,18 @@ impl Handler for Saga {
 fn command(delivery: &Delivery<Heard>) -> (CustomerId, Command) {
     let cause = delivery.cause().clone();
     match &delivery.event {
-        Heard::OrderCreated { customer_id, amount, method, lines } => {
-            let charge = Charge { amount: amount.clone(), method: method.clone(), lines: lines.clone(), cause };
+        Heard::OrderCreated {
+            customer_id,
+            amount,
+            method,
+            lines,
+        } => {
+            let charge = Charge {
+                amount: amount.clone(),
+                method: method.clone(),
+                lines: lines.clone(),
+                cause,
+            };
             (*customer_id, Command::Charge(charge))
         }
         Heard::OrderCancelled { customer_id } => (*customer_id, Command::Cancel(cause)),
@@ -112,8 +133,10 @@ mod tests {
 
     #[test]
     fn everything_the_choreography_sends_here_is_understood_and_nothing_else() {
-        let declared: Vec<Subject> =
-            Service::ALL.into_iter().flat_map(|owner| listens_to(Service::Payment, owner)).collect();
+        let declared: Vec<Subject> = Service::ALL
+            .into_iter()
+            .flat_map(|owner| listens_to(Service::Payment, owner))
+            .collect();
         for subject in Subject::ALL {
             let event = Event::decode(subject, &[]).unwrap();
             let refused = matches!(Heard::from_event(event), Err(DecodeError::NotForUs(_)));

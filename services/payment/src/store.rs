@@ -66,7 +66,11 @@ pub(crate) async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<P
 
 /// Takes up to `limit` payments that are due: counts the attempt and keeps other workers off for `lease`. Committed
 /// before the provider is asked, so that a payment without attempts is one that the provider cannot know of.
-pub(crate) async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<Vec<Payment>> {
+pub(crate) async fn lease(
+    pool: &PgPool,
+    limit: i64,
+    lease: Duration,
+) -> sqlx::Result<Vec<Payment>> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- payments_lease
@@ -87,12 +91,17 @@ pub(crate) async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::R
 }
 
 /// Asks again later about payments whose outcome is not known.
-pub(crate) async fn postpone(tx: &mut PgConnection, later: &[(OrderId, Duration)]) -> sqlx::Result<()> {
+pub(crate) async fn postpone(
+    tx: &mut PgConnection,
+    later: &[(OrderId, Duration)],
+) -> sqlx::Result<()> {
     if later.is_empty() {
         return Ok(());
     }
-    let (orders, delays): (Vec<Uuid>, Vec<f64>) =
-        later.iter().map(|(order, delay)| (order.0, delay.as_secs_f64())).unzip();
+    let (orders, delays): (Vec<Uuid>, Vec<f64>) = later
+        .iter()
+        .map(|(order, delay)| (order.0, delay.as_secs_f64()))
+        .unzip();
     sqlx::query!(
         r#"-- payments_postpone
         UPDATE payments SET due_at = now() + make_interval(secs => later.delay)
@@ -115,14 +124,33 @@ pub(crate) async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx
     let charges: Vec<Option<Charge>> = payments.iter().map(charge).collect();
     let orders: Vec<_> = payments.iter().map(|payment| payment.order_id.0).collect();
     let ids: Vec<_> = payments.iter().map(|payment| payment.id.0).collect();
-    let customers: Vec<_> = payments.iter().map(|payment| payment.customer_id.0).collect();
-    let statuses: Vec<_> = payments.iter().map(|payment| status_text(payment.status)).collect();
+    let customers: Vec<_> = payments
+        .iter()
+        .map(|payment| payment.customer_id.0)
+        .collect();
+    let statuses: Vec<_> = payments
+        .iter()
+        .map(|payment| status_text(payment.status))
+        .collect();
     let of = |charge: &'_ Option<Charge>| charge.as_ref().map(|charge| charge.amount.amount);
     let amounts: Vec<_> = charges.iter().map(of).collect();
-    let currencies: Vec<_> = charges.iter().map(|c| c.as_ref().map(|c| c.amount.currency.as_str())).collect();
-    let methods: Vec<_> = charges.iter().map(|c| c.as_ref().map(|c| c.method.as_str())).collect();
-    let lines: Vec<_> = charges.iter().map(|c| c.as_ref().map(|c| Json(&c.lines))).collect();
-    let charge_causes = Causes::of(charges.iter().map(|charge| charge.as_ref().map(|charge| &charge.cause)));
+    let currencies: Vec<_> = charges
+        .iter()
+        .map(|c| c.as_ref().map(|c| c.amount.currency.as_str()))
+        .collect();
+    let methods: Vec<_> = charges
+        .iter()
+        .map(|c| c.as_ref().map(|c| c.method.as_str()))
+        .collect();
+    let lines: Vec<_> = charges
+        .iter()
+        .map(|c| c.as_ref().map(|c| Json(&c.lines)))
+        .collect();
+    let charge_causes = Causes::of(
+        charges
+            .iter()
+            .map(|charge| charge.as_ref().map(|charge| &charge.cause)),
+    );
     let cancel_causes = Causes::of(payments.iter().map(|payment| payment.cancelled.as_ref()));
     sqlx::query!(
         r#"-- payments_insert
@@ -157,10 +185,19 @@ pub(crate) async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx
         return Ok(());
     }
     let orders: Vec<_> = payments.iter().map(|payment| payment.order_id.0).collect();
-    let statuses: Vec<_> = payments.iter().map(|payment| status_text(payment.status)).collect();
+    let statuses: Vec<_> = payments
+        .iter()
+        .map(|payment| status_text(payment.status))
+        .collect();
     let attempts: Vec<_> = payments.iter().map(|payment| payment.attempts).collect();
-    let references: Vec<_> = payments.iter().map(|payment| payment.reference.as_deref()).collect();
-    let failures: Vec<_> = payments.iter().map(|payment| payment.failure_code.as_deref()).collect();
+    let references: Vec<_> = payments
+        .iter()
+        .map(|payment| payment.reference.as_deref())
+        .collect();
+    let failures: Vec<_> = payments
+        .iter()
+        .map(|payment| payment.failure_code.as_deref())
+        .collect();
     let causes = Causes::of(payments.iter().map(|payment| payment.cancelled.as_ref()));
     sqlx::query!(
         r#"-- payments_update
@@ -196,19 +233,42 @@ struct Causes<'a> {
 impl<'a> Causes<'a> {
     fn of(causes: impl Iterator<Item = Option<&'a Cause>> + Clone) -> Self {
         Self {
-            correlations: causes.clone().map(|cause| cause.map(|cause| cause.correlation_id.0)).collect(),
-            causations: causes.clone().map(|cause| cause.map(|cause| cause.causation_id.0)).collect(),
-            traceparents: causes.map(|cause| cause.and_then(|cause| cause.traceparent.as_deref())).collect(),
+            correlations: causes
+                .clone()
+                .map(|cause| cause.map(|cause| cause.correlation_id.0))
+                .collect(),
+            causations: causes
+                .clone()
+                .map(|cause| cause.map(|cause| cause.causation_id.0))
+                .collect(),
+            traceparents: causes
+                .map(|cause| cause.and_then(|cause| cause.traceparent.as_deref()))
+                .collect(),
         }
     }
 }
 
 impl Row {
     fn read(self) -> sqlx::Result<Payment> {
-        let charge_cause = cause(self.charge_correlation_id, self.charge_causation_id, self.charge_traceparent);
-        let charge = match (self.amount, self.currency, self.method, self.lines, charge_cause) {
+        let charge_cause = cause(
+            self.charge_correlation_id,
+            self.charge_causation_id,
+            self.charge_traceparent,
+        );
+        let charge = match (
+            self.amount,
+            self.currency,
+            self.method,
+            self.lines,
+            charge_cause,
+        ) {
             (Some(amount), Some(currency), Some(method), Some(Json(lines)), Some(cause)) => {
-                Some(Charge { amount: Money { amount, currency }, method, lines, cause })
+                Some(Charge {
+                    amount: Money { amount, currency },
+                    method,
+                    lines,
+                    cause,
+                })
             }
             _ => None,
         };
@@ -218,7 +278,11 @@ impl Row {
             customer_id: CustomerId(self.customer_id),
             charge,
             status: read_status(&self.status)?,
-            cancelled: cause(self.cancel_correlation_id, self.cancel_causation_id, self.cancel_traceparent),
+            cancelled: cause(
+                self.cancel_correlation_id,
+                self.cancel_causation_id,
+                self.cancel_traceparent,
+            ),
             attempts: self.attempts,
             reference: self.reference,
             failure_code: self.failure_code,
@@ -226,8 +290,16 @@ impl Row {
     }
 }
 
-fn cause(correlation: Option<Uuid>, causation: Option<Uuid>, traceparent: Option<String>) -> Option<Cause> {
-    Some(Cause { correlation_id: CorrelationId(correlation?), causation_id: EventId(causation?), traceparent })
+fn cause(
+    correlation: Option<Uuid>,
+    causation: Option<Uuid>,
+    traceparent: Option<String>,
+) -> Option<Cause> {
+    Some(Cause {
+        correlation_id: CorrelationId(correlation?),
+        causation_id: EventId(causation?),
+        traceparent,
+    })
 }
 
 const fn status_text(status: Status) -> &'static str {

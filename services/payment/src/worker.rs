@@ -98,18 +98,31 @@ impl Worker {
         }
         if let Err(error) = self.transaction(&answers).await {
             // The leases run out and the provider is asked again, with the same keys.
-            tracing::warn!(error = format!("{error:#}"), answers = answers.len(), "the answers could not be recorded");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                answers = answers.len(),
+                "the answers could not be recorded"
+            );
         }
     }
 
     async fn transaction(&self, answers: &[(Payment, Answer)]) -> anyhow::Result<()> {
-        let orders: Vec<OrderId> = answers.iter().map(|(payment, _)| payment.order_id).collect();
+        let orders: Vec<OrderId> = answers
+            .iter()
+            .map(|(payment, _)| payment.order_id)
+            .collect();
         let mut tx = self.node.pool.begin().await.context("begin")?;
-        let mut decisions = Decisions::on(store::lock(&mut tx, &orders).await.context("lock payments")?);
+        let mut decisions = Decisions::on(
+            store::lock(&mut tx, &orders)
+                .await
+                .context("lock payments")?,
+        );
         let mut later = Vec::new();
         for (asked, answer) in answers {
             let command = match answer {
-                Answer::Captured { reference } => Command::NoteCapture { reference: reference.clone() },
+                Answer::Captured { reference } => Command::NoteCapture {
+                    reference: reference.clone(),
+                },
                 Answer::Declined { code } => Command::NoteDecline { code: code.clone() },
                 Answer::Refunded => Command::NoteRefund,
                 Answer::Unknown { reason } => {
@@ -128,7 +141,11 @@ impl Worker {
         store::postpone(&mut tx, &later).await.context("postpone")?;
         tx.commit().await.context("commit")?;
         self.node.wake.wake();
-        let refund_due = |order: &OrderId| decisions.payment(*order).is_some_and(|p| p.status == Status::Refunding);
+        let refund_due = |order: &OrderId| {
+            decisions
+                .payment(*order)
+                .is_some_and(|p| p.status == Status::Refunding)
+        };
         if orders.iter().any(refund_due) {
             self.work.notify_one();
         }
@@ -152,19 +169,33 @@ async fn ask(provider: &Provider, payment: &Payment) -> Answer {
         (Status::Pending, Some(_), _) if payment.attempts > 1 && age(payment.id) > KEY_MEMORY => {
             let reason = "first asked so long ago that the provider may have forgotten the key and would charge again; \
                           look there for a payment with this order.id in its metadata and settle it by hand";
-            Answer::Unknown { reason: reason.to_owned() }
+            Answer::Unknown {
+                reason: reason.to_owned(),
+            }
         }
-        (Status::Pending, Some(charge), _) => provider.charge(payment.id, payment.order_id, charge).await,
+        (Status::Pending, Some(charge), _) => {
+            provider.charge(payment.id, payment.order_id, charge).await
+        }
         // The table's constraints exclude this.
-        _ => Answer::Unknown { reason: format!("there is nothing to ask for a payment that is {:?}", payment.status) },
+        _ => Answer::Unknown {
+            reason: format!(
+                "there is nothing to ask for a payment that is {:?}",
+                payment.status
+            ),
+        },
     }
 }
 
 /// How long ago the payment was made: its id, a UUIDv7, says when.
 fn age(payment: PaymentId) -> Duration {
-    let made =
-        payment.0.get_timestamp().map(|made| made.to_unix()).map(|(seconds, nanos)| Duration::new(seconds, nanos));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let made = payment
+        .0
+        .get_timestamp()
+        .map(|made| made.to_unix())
+        .map(|(seconds, nanos)| Duration::new(seconds, nanos));
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     now.saturating_sub(made.unwrap_or_default())
 }
 
@@ -187,14 +218,40 @@ mod tests {
     #[tokio::test]
     async fn a_charge_is_not_asked_for_again_once_the_provider_may_have_forgotten_its_key() {
         let nowhere = Provider::new("http://127.0.0.1:1", "sk_test_nobody").unwrap();
-        let amount = Money { amount: 1, currency: "EUR".to_owned() };
-        let cause = Cause { correlation_id: CorrelationId::new(), causation_id: EventId::new(), traceparent: None };
-        let charge = Charge { amount, method: "tok_visa".to_owned(), lines: vec![], cause };
+        let amount = Money {
+            amount: 1,
+            currency: "EUR".to_owned(),
+        };
+        let cause = Cause {
+            correlation_id: CorrelationId::new(),
+            causation_id: EventId::new(),
+            traceparent: None,
+        };
+        let charge = Charge {
+            amount,
+            method: "tok_visa".to_owned(),
+            lines: vec![],
+            cause,
+        };
         let is_asked = async |made: SystemTime, attempts| {
             let made = made.duration_since(SystemTime::UNIX_EPOCH).unwrap();
-            let id = PaymentId(Uuid::new_v7(Timestamp::from_unix(NoContext, made.as_secs(), made.subsec_nanos())));
+            let id = PaymentId(Uuid::new_v7(Timestamp::from_unix(
+                NoContext,
+                made.as_secs(),
+                made.subsec_nanos(),
+            )));
             let payment = Payment::of(OrderId::new(), CustomerId::new());
-            match ask(&nowhere, &Payment { id, attempts, charge: Some(charge.clone()), ..payment }).await {
+            match ask(
+                &nowhere,
+                &Payment {
+                    id,
+                    attempts,
+                    charge: Some(charge.clone()),
+                    ..payment
+                },
+            )
+            .await
+            {
                 Answer::Unknown { reason } => !reason.contains("forgotten"),
                 other => panic!("{other:?}"),
             }
@@ -202,7 +259,10 @@ mod tests {
         let now = SystemTime::now();
         let yesterday = now.checked_sub(Duration::from_secs(24 * 3600)).unwrap();
         assert!(is_asked(now, 1).await && is_asked(now, 9).await);
-        assert!(is_asked(yesterday, 1).await, "it was never asked before: there is no key to forget");
+        assert!(
+            is_asked(yesterday, 1).await,
+            "it was never asked before: there is no key to forget"
+        );
         assert!(!is_asked(yesterday, 2).await);
     }
 }

@@ -15,8 +15,13 @@ struct Sandbox {
 impl Sandbox {
     async fn start(memory: &Path) -> Self {
         let settings = [("DATA_DIR", memory.to_str().unwrap())];
-        let program = Program::start(env!("CARGO_BIN_EXE_psp-sandbox"), &settings).await.unwrap();
-        Self { program, client: Client::new() }
+        let program = Program::start(env!("CARGO_BIN_EXE_psp-sandbox"), &settings)
+            .await
+            .unwrap();
+        Self {
+            program,
+            client: Client::new(),
+        }
     }
 
     /// Kills the process where it stands and starts it again on the same memory.
@@ -26,11 +31,16 @@ impl Sandbox {
     }
 
     fn get(&self, path: &str) -> RequestBuilder {
-        self.client.get(format!("{}{path}", self.program.url)).bearer_auth("sk_test_x")
+        self.client
+            .get(format!("{}{path}", self.program.url))
+            .bearer_auth("sk_test_x")
     }
 
     fn post(&self, path: &str, key: &str, form: &[(&str, &str)]) -> RequestBuilder {
-        let request = self.client.post(format!("{}{path}", self.program.url)).bearer_auth("sk_test_x");
+        let request = self
+            .client
+            .post(format!("{}{path}", self.program.url))
+            .bearer_auth("sk_test_x");
         request.header("idempotency-key", key).form(form)
     }
 
@@ -47,8 +57,18 @@ impl Sandbox {
     }
 
     async fn ledger(&self) -> Vec<Value> {
-        let lines = self.get("/sandbox/ledger").send().await.unwrap().text().await.unwrap();
-        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        let lines = self
+            .get("/sandbox/ledger")
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 }
 
@@ -56,7 +76,11 @@ impl Sandbox {
 async fn said(request: RequestBuilder) -> (u16, bool, Value) {
     let answer = request.send().await.unwrap();
     let replayed = answer.headers().contains_key("idempotent-replayed");
-    (answer.status().as_u16(), replayed, answer.json().await.unwrap())
+    (
+        answer.status().as_u16(),
+        replayed,
+        answer.json().await.unwrap(),
+    )
 }
 
 fn memory() -> TemporaryDirectory {
@@ -68,15 +92,33 @@ async fn a_key_charges_once_even_over_a_crash() {
     let memory = memory();
     let sandbox = Sandbox::start(memory.path()).await;
     let (status, replayed, intent) = said(sandbox.charge("one", "1990", "tok_visa")).await;
-    assert_eq!((status, replayed, &intent["status"]), (200, false, &json!("succeeded")), "{intent}");
-    assert_eq!(said(sandbox.charge("one", "1990", "tok_visa")).await, (200, true, intent.clone()));
+    assert_eq!(
+        (status, replayed, &intent["status"]),
+        (200, false, &json!("succeeded")),
+        "{intent}"
+    );
+    assert_eq!(
+        said(sandbox.charge("one", "1990", "tok_visa")).await,
+        (200, true, intent.clone())
+    );
 
     let sandbox = sandbox.crash(memory.path()).await;
-    assert_eq!(said(sandbox.charge("one", "1990", "tok_visa")).await, (200, true, intent.clone()));
+    assert_eq!(
+        said(sandbox.charge("one", "1990", "tok_visa")).await,
+        (200, true, intent.clone())
+    );
     let id = intent["id"].as_str().unwrap();
-    assert_eq!(said(sandbox.get(&format!("/v1/payment_intents/{id}"))).await.2, intent);
+    assert_eq!(
+        said(sandbox.get(&format!("/v1/payment_intents/{id}")))
+            .await
+            .2,
+        intent
+    );
     let (status, _, other) = said(sandbox.charge("one", "1991", "tok_visa")).await;
-    assert_eq!((status, &other["error"]["type"]), (400, &json!("idempotency_error")));
+    assert_eq!(
+        (status, &other["error"]["type"]),
+        (400, &json!("idempotency_error"))
+    );
     let balance = json!({ "order_id": "one", "currency": "EUR", "captured": 1990, "refunded": 0, "captures": 1 });
     assert_eq!(sandbox.ledger().await, [balance]);
 }
@@ -86,7 +128,10 @@ async fn a_decline_is_remembered_like_a_charge() {
     let memory = memory();
     let sandbox = Sandbox::start(memory.path()).await;
     let declined = said(sandbox.charge("poor", "500", "tok_chargeDeclinedInsufficientFunds")).await;
-    assert_eq!((declined.0, &declined.2["error"]["decline_code"]), (402, &json!("insufficient_funds")));
+    assert_eq!(
+        (declined.0, &declined.2["error"]["decline_code"]),
+        (402, &json!("insufficient_funds"))
+    );
     assert_eq!(declined.2["error"]["type"], "card_error");
     let sandbox = sandbox.crash(memory.path()).await;
     let again = said(sandbox.charge("poor", "500", "tok_chargeDeclinedInsufficientFunds")).await;
@@ -101,11 +146,20 @@ async fn a_refund_gives_back_what_was_captured_and_no_more() {
     let (_, _, intent) = said(sandbox.charge("back", "700", "tok_visa")).await;
     let form = [("payment_intent", intent["id"].as_str().unwrap())];
     let (status, _, refund) = said(sandbox.post("/v1/refunds", "back-refund", &form)).await;
-    assert_eq!((status, &refund["amount"], &refund["status"]), (200, &json!(700), &json!("succeeded")));
+    assert_eq!(
+        (status, &refund["amount"], &refund["status"]),
+        (200, &json!(700), &json!("succeeded"))
+    );
     let sandbox = sandbox.crash(memory.path()).await;
-    assert_eq!(said(sandbox.post("/v1/refunds", "back-refund", &form)).await, (200, true, refund.clone()));
+    assert_eq!(
+        said(sandbox.post("/v1/refunds", "back-refund", &form)).await,
+        (200, true, refund.clone())
+    );
     let (status, _, twice) = said(sandbox.post("/v1/refunds", "another key", &form)).await;
-    assert_eq!((status, &twice["error"]["code"]), (400, &json!("charge_already_refunded")));
+    assert_eq!(
+        (status, &twice["error"]["code"]),
+        (400, &json!("charge_already_refunded"))
+    );
     let found = said(sandbox.get(&format!("/v1/refunds/{}", refund["id"].as_str().unwrap()))).await;
     assert_eq!(found.2, refund);
     assert_eq!(sandbox.ledger().await[0]["refunded"], 700);
@@ -118,13 +172,32 @@ async fn what_is_wrong_is_named_and_charges_nothing() {
     for (request, status, param) in [
         (sandbox.charge("a", "0", "tok_visa"), 400, Some("amount")),
         (sandbox.charge("b", "many", "tok_visa"), 400, Some("amount")),
-        (sandbox.charge("c", "1", "tok_unheard_of"), 400, Some("payment_method_data[card][token]")),
-        (sandbox.post("/v1/refunds", "d", &[("payment_intent", "pi_none")]), 400, Some("payment_intent")),
+        (
+            sandbox.charge("c", "1", "tok_unheard_of"),
+            400,
+            Some("payment_method_data[card][token]"),
+        ),
+        (
+            sandbox.post("/v1/refunds", "d", &[("payment_intent", "pi_none")]),
+            400,
+            Some("payment_intent"),
+        ),
         (sandbox.get("/v1/payment_intents/pi_none"), 404, None),
-        (sandbox.client.get(format!("{}/v1/refunds/re_none", sandbox.program.url)).bearer_auth("sk_live_x"), 401, None),
+        (
+            sandbox
+                .client
+                .get(format!("{}/v1/refunds/re_none", sandbox.program.url))
+                .bearer_auth("sk_live_x"),
+            401,
+            None,
+        ),
     ] {
         let (found, _, body) = said(request).await;
-        assert_eq!((found, body["error"]["param"].as_str()), (status, param), "{body}");
+        assert_eq!(
+            (found, body["error"]["param"].as_str()),
+            (status, param),
+            "{body}"
+        );
         assert_eq!(body["error"]["type"], "invalid_request_error", "{body}");
     }
     assert!(sandbox.ledger().await.is_empty());
@@ -135,9 +208,17 @@ async fn a_client_that_gives_up_waiting_finds_its_charge_made() {
     let memory = memory();
     let sandbox = Sandbox::start(memory.path()).await;
     let fault = json!({ "stall_after_charge_ms": 60_000 });
-    let set = sandbox.client.put(format!("{}/sandbox/faults/tok_visa", sandbox.program.url)).json(&fault).send();
+    let set = sandbox
+        .client
+        .put(format!("{}/sandbox/faults/tok_visa", sandbox.program.url))
+        .json(&fault)
+        .send();
     set.await.unwrap().error_for_status().unwrap();
-    let given_up = sandbox.charge("stalled", "100", "tok_visa").timeout(Duration::from_millis(300)).send().await;
+    let given_up = sandbox
+        .charge("stalled", "100", "tok_visa")
+        .timeout(Duration::from_millis(300))
+        .send()
+        .await;
     assert!(given_up.unwrap_err().is_timeout());
     let (status, replayed, _) = said(sandbox.charge("stalled", "100", "tok_visa")).await;
     assert_eq!((status, replayed), (200, true));

@@ -22,14 +22,20 @@ pub struct Readiness {
 
 impl std::fmt::Debug for Readiness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.checks.iter().map(|(name, _)| name)).finish()
+        f.debug_list()
+            .entries(self.checks.iter().map(|(name, _)| name))
+            .finish()
     }
 }
 
 impl Readiness {
     /// Adds a named check; its error says what is wrong.
     #[must_use]
-    pub fn check<F>(mut self, name: &'static str, check: impl Fn() -> F + Send + Sync + 'static) -> Self
+    pub fn check<F>(
+        mut self,
+        name: &'static str,
+        check: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
@@ -38,11 +44,21 @@ impl Readiness {
     }
 
     async fn report(&self) -> (bool, Value) {
-        let results = join_all(self.checks.iter().map(async |(name, check)| (*name, check().await))).await;
+        let results = join_all(
+            self.checks
+                .iter()
+                .map(async |(name, check)| (*name, check().await)),
+        )
+        .await;
         let ready = results.iter().all(|(_, result)| result.is_ok());
         let checks: Map<String, Value> = results
             .into_iter()
-            .map(|(name, result)| (name.to_owned(), result.map_or_else(Value::from, |()| Value::from("ok"))))
+            .map(|(name, result)| {
+                (
+                    name.to_owned(),
+                    result.map_or_else(Value::from, |()| Value::from("ok")),
+                )
+            })
             .collect();
         (ready, json!({ "ready": ready, "checks": checks }))
     }
@@ -66,7 +82,11 @@ pub async fn serve(
     registry: Registry,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let admin = Admin { readiness: Arc::new(readiness), registry, shutdown: shutdown.clone() };
+    let admin = Admin {
+        readiness: Arc::new(readiness),
+        registry,
+        shutdown: shutdown.clone(),
+    };
     let routes = Router::new()
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(ready))
@@ -74,22 +94,37 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .with_state(admin);
     let stop = async move { shutdown.cancelled().await };
-    axum::serve(listener, routes).with_graceful_shutdown(stop).await?;
+    axum::serve(listener, routes)
+        .with_graceful_shutdown(stop)
+        .await?;
     Ok(())
 }
 
 async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
     if admin.shutdown.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "checks": { "shutdown": "begun" } })));
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(json!({ "ready": false, "checks": { "shutdown": "begun" } })),
+        );
     }
     let (ready, report) = admin.readiness.report().await;
-    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(report))
+    (
+        if ready {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        },
+        Json(report),
+    )
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let mut text = Vec::new();
     match TextEncoder::new().encode(&admin.registry.gather(), &mut text) {
         Ok(()) => (StatusCode::OK, text),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string().into_bytes()),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            error.to_string().into_bytes(),
+        ),
     }
 }

@@ -38,10 +38,16 @@ pub struct RequestContext {
 impl RequestContext {
     /// Of a request at the edge: what the client sent is taken if it is well-formed, else made.
     #[must_use]
-    pub fn at_edge(correlation_id: Option<&str>, traceparent: Option<&str>, budget: Duration) -> Self {
+    pub fn at_edge(
+        correlation_id: Option<&str>,
+        traceparent: Option<&str>,
+        budget: Duration,
+    ) -> Self {
         let traceparent = traceparent.filter(|text| is_traceparent(text));
         Self {
-            correlation_id: correlation_id.and_then(|text| text.parse().ok()).unwrap_or_else(CorrelationId::new),
+            correlation_id: correlation_id
+                .and_then(|text| text.parse().ok())
+                .unwrap_or_else(CorrelationId::new),
             command_id: EventId::new(),
             begins_trace: traceparent.is_none(),
             traceparent: traceparent.map_or_else(new_traceparent, str::to_owned),
@@ -52,14 +58,19 @@ impl RequestContext {
     /// The same request, by a caller who goes on waiting: each call gets its own time.
     #[must_use]
     pub fn without_deadline(self) -> Self {
-        Self { deadline: None, ..self }
+        Self {
+            deadline: None,
+            ..self
+        }
     }
 
     /// Of a call that another service makes; continues in the span of the call.
     #[must_use]
     pub fn from_metadata(metadata: &MetadataMap) -> Self {
         let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
-        let budget = text("grpc-timeout").and_then(parse_timeout).unwrap_or(DEFAULT_BUDGET);
+        let budget = text("grpc-timeout")
+            .and_then(parse_timeout)
+            .unwrap_or(DEFAULT_BUDGET);
         let mut context = Self::at_edge(text(CORRELATION_ID), text(TRACEPARENT), budget);
         context.hand_on(&Span::current().context());
         context
@@ -78,17 +89,27 @@ impl RequestContext {
     fn hand_on(&mut self, context: &opentelemetry::Context) {
         if context.span().span_context().is_valid() {
             let mut carrier = HashMap::new();
-            global::get_text_map_propagator(|propagator| propagator.inject_context(context, &mut carrier));
-            self.traceparent = carrier.remove(TRACEPARENT).unwrap_or_else(|| std::mem::take(&mut self.traceparent));
+            global::get_text_map_propagator(|propagator| {
+                propagator.inject_context(context, &mut carrier)
+            });
+            self.traceparent = carrier
+                .remove(TRACEPARENT)
+                .unwrap_or_else(|| std::mem::take(&mut self.traceparent));
         }
     }
 
     /// Hands correlation, trace and the remaining time on to a call, which may take `most` at the most.
     pub fn apply<T>(&self, request: &mut Request<T>, most: Duration) {
-        let remaining = self.deadline.map_or(most, |deadline| deadline.saturating_duration_since(Instant::now()));
+        let remaining = self.deadline.map_or(most, |deadline| {
+            deadline.saturating_duration_since(Instant::now())
+        });
         request.set_timeout(remaining.min(most));
         let mut correlation = Uuid::encode_buffer();
-        let correlation: &str = self.correlation_id.0.as_hyphenated().encode_lower(&mut correlation);
+        let correlation: &str = self
+            .correlation_id
+            .0
+            .as_hyphenated()
+            .encode_lower(&mut correlation);
         if let Ok(value) = MetadataValue::try_from(correlation) {
             request.metadata_mut().insert(CORRELATION_ID, value);
         }
@@ -106,7 +127,13 @@ impl RequestContext {
 
 /// The span of a gRPC call, child of the caller's.
 pub(crate) fn call_span(request: &http::Request<()>) -> Span {
-    let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let text = |name| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    };
     let (path, traceparent) = (request.uri().path(), text(TRACEPARENT));
     let span = tracing::info_span!(
         "grpc",
@@ -137,10 +164,14 @@ pub fn trace_id(traceparent: &str) -> &str {
 /// Whether a text is a `traceparent` of version 00 (W3C Trace Context, section 3.2.2).
 fn is_traceparent(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
-    let hex = |part: &str, length| part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let hex = |part: &str, length| {
+        part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
     let zero = |part: &str| part.bytes().all(|byte| byte == b'0');
     match parts[..] {
-        ["00", trace, span, flags] => hex(trace, 32) && hex(span, 16) && hex(flags, 2) && !zero(trace) && !zero(span),
+        ["00", trace, span, flags] => {
+            hex(trace, 32) && hex(span, 16) && hex(flags, 2) && !zero(trace) && !zero(span)
+        }
         _ => false,
     }
 }
@@ -154,7 +185,11 @@ fn new_traceparent() -> String {
 /// Reads `grpc-timeout` (gRPC over HTTP/2, "Timeout"): up to eight digits and a unit.
 fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let value: u64 = if digits.len() <= 8 { digits.parse().ok()? } else { return None };
+    let value: u64 = if digits.len() <= 8 {
+        digits.parse().ok()?
+    } else {
+        return None;
+    };
     match unit {
         "H" => Some(Duration::from_secs(value * 3600)),
         "M" => Some(Duration::from_secs(value * 60)),
@@ -175,12 +210,24 @@ mod tests {
     #[test]
     fn a_wellformed_context_is_kept_and_anything_else_is_replaced() {
         let id = CorrelationId::new();
-        let kept = RequestContext::at_edge(Some(&id.to_string()), Some(TRACE), Duration::from_secs(1));
-        assert_eq!((kept.correlation_id, kept.traceparent.as_str()), (id, TRACE));
-        for wrong in ["", "00-x-y-z", "00-00000000000000000000000000000000-b7ad6b7169203331-01", &TRACE.to_uppercase()]
-        {
-            let replaced = RequestContext::at_edge(Some("no uuid\r\n"), Some(wrong), Duration::from_secs(1));
-            assert!(is_traceparent(&replaced.traceparent) && replaced.traceparent != wrong, "{wrong}");
+        let kept =
+            RequestContext::at_edge(Some(&id.to_string()), Some(TRACE), Duration::from_secs(1));
+        assert_eq!(
+            (kept.correlation_id, kept.traceparent.as_str()),
+            (id, TRACE)
+        );
+        for wrong in [
+            "",
+            "00-x-y-z",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            &TRACE.to_uppercase(),
+        ] {
+            let replaced =
+                RequestContext::at_edge(Some("no uuid\r\n"), Some(wrong), Duration::from_secs(1));
+            assert!(
+                is_traceparent(&replaced.traceparent) && replaced.traceparent != wrong,
+                "{wrong}"
+            );
         }
     }
 

@@ -17,7 +17,11 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// A wrong password or database, or a migration that fails.
-pub async fn connect(settings: &DatabaseSettings, service: &str, migrators: &[Migrator]) -> anyhow::Result<PgPool> {
+pub async fn connect(
+    settings: &DatabaseSettings,
+    service: &str,
+    migrators: &[Migrator],
+) -> anyhow::Result<PgPool> {
     let options = settings.url.0.clone().application_name(service).options([
         ("statement_timeout", STATEMENT_TIMEOUT),
         ("lock_timeout", LOCK_TIMEOUT),
@@ -34,7 +38,9 @@ pub async fn connect(settings: &DatabaseSettings, service: &str, migrators: &[Mi
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
         .connect_lazy_with(options);
-    wait_until_up(&pool).await.with_context(|| format!("DATABASE_URL ({:?})", settings.url))?;
+    wait_until_up(&pool)
+        .await
+        .with_context(|| format!("DATABASE_URL ({:?})", settings.url))?;
     for migrator in migrators {
         migrator.run(&pool).await.context("migrate the database")?;
     }
@@ -68,5 +74,9 @@ fn may_come_up(error: &sqlx::Error) -> bool {
 /// # Errors
 /// Says what is wrong.
 pub async fn ping(pool: PgPool) -> Result<(), String> {
-    sqlx::query("-- ping\nSELECT 1").execute(&pool).await.map(drop).map_err(|error| error.to_string())
+    sqlx::query("-- ping\nSELECT 1")
+        .execute(&pool)
+        .await
+        .map(drop)
+        .map_err(|error| error.to_string())
 }

@@ -31,7 +31,11 @@ const MOST_REPLICAS: usize = 128;
 ///
 /// # Errors
 /// Those of the transport.
-pub async fn serve(listener: TcpListener, routes: Routes, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    routes: Routes,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let (_reporter, health) = tonic_health::server::health_reporter();
     let incoming = TcpListenerStream::new(listener).map(|accepted| {
         accepted.inspect(|stream| {
@@ -65,14 +69,22 @@ pub async fn serve(listener: TcpListener, routes: Routes, shutdown: Cancellation
 pub fn channel(url: &str) -> anyhow::Result<Channel> {
     let wrong = || format!("{url:?} is no address of a service: expected http://host:port");
     let uri: Uri = url.parse().with_context(wrong)?;
-    let (host, port) = (uri.host().with_context(wrong)?.to_owned(), uri.port_u16().unwrap_or(80));
+    let (host, port) = (
+        uri.host().with_context(wrong)?.to_owned(),
+        uri.port_u16().unwrap_or(80),
+    );
     let (channel, changes) = Channel::balance_channel(MOST_REPLICAS);
     tokio::spawn(follow(host, port, uri, changes));
     Ok(channel)
 }
 
 /// Keeps the channel's replicas those that the host's name stands for, as long as somebody uses the channel.
-async fn follow(host: String, port: u16, origin: Uri, changes: mpsc::Sender<Change<SocketAddr, Endpoint>>) {
+async fn follow(
+    host: String,
+    port: u16,
+    origin: Uri,
+    changes: mpsc::Sender<Change<SocketAddr, Endpoint>>,
+) {
     let mut known = HashSet::new();
     while !changes.is_closed() {
         let found: HashSet<SocketAddr> = match lookup_host((host.as_str(), port)).await {
@@ -84,21 +96,33 @@ async fn follow(host: String, port: u16, origin: Uri, changes: mpsc::Sender<Chan
         };
         // Without an answer those of yesterday are the best guess, and fail faster than nobody.
         if !found.is_empty() {
-            let gone = known.difference(&found).map(|address| Change::Remove(*address));
-            let new = found.difference(&known).map(|address| Change::Insert(*address, endpoint(*address, &origin)));
+            let gone = known
+                .difference(&found)
+                .map(|address| Change::Remove(*address));
+            let new = found
+                .difference(&known)
+                .map(|address| Change::Insert(*address, endpoint(*address, &origin)));
             for change in new.chain(gone) {
                 // Closed: nobody uses the channel any more.
                 let _closed = changes.send(change).await;
             }
             known = found;
         }
-        let pause = if known.is_empty() { Duration::from_millis(100) } else { LOOK_AGAIN };
+        let pause = if known.is_empty() {
+            Duration::from_millis(100)
+        } else {
+            LOOK_AGAIN
+        };
         tokio::time::sleep(pause).await;
     }
 }
 
 fn endpoint(address: SocketAddr, origin: &Uri) -> Endpoint {
-    let uri = Uri::builder().scheme("http").authority(address.to_string()).path_and_query("/").build();
+    let uri = Uri::builder()
+        .scheme("http")
+        .authority(address.to_string())
+        .path_and_query("/")
+        .build();
     Endpoint::from(uri.unwrap_or_else(|_| origin.clone()))
         .origin(origin.clone())
         .connect_timeout(Duration::from_secs(1))

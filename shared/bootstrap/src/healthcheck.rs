@@ -22,8 +22,13 @@ pub(crate) fn asked_for<S: Settings>() -> Option<ExitCode> {
         return None;
     }
     let about = "Asks the one that runs here whether it is ready";
-    let command = S::command().subcommand_negates_reqs(true).subcommand(Command::new(NAME).about(about));
-    let admin = command.get_matches().get_one::<SocketAddr>("admin_listen").copied();
+    let command = S::command()
+        .subcommand_negates_reqs(true)
+        .subcommand(Command::new(NAME).about(about));
+    let admin = command
+        .get_matches()
+        .get_one::<SocketAddr>("admin_listen")
+        .copied();
     let ready = admin.context("ADMIN_LISTEN is not known").and_then(ask);
     Some(match ready {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,7 +47,8 @@ fn ask(admin: SocketAddr) -> anyhow::Result<()> {
         ip => ip,
     };
     let admin = SocketAddr::new(here, admin.port());
-    let mut stream = TcpStream::connect_timeout(&admin, DEADLINE).with_context(|| format!("connect to {admin}"))?;
+    let mut stream = TcpStream::connect_timeout(&admin, DEADLINE)
+        .with_context(|| format!("connect to {admin}"))?;
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.write_all(format!("GET /readyz HTTP/1.0\r\nHost: {admin}\r\n\r\n").as_bytes())?;
     let mut lines = BufReader::new(stream).lines();
@@ -71,10 +77,17 @@ mod tests {
 
     #[test]
     fn only_ready_is_ready() {
-        let everywhere = |address: SocketAddr| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+        let everywhere =
+            |address: SocketAddr| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
         ask(everywhere(answering("HTTP/1.0 200 OK\r\n\r\n{}"))).unwrap();
-        let not = ask(answering("HTTP/1.0 503 Service Unavailable\r\n\r\n{\"ready\":false}")).unwrap_err();
-        assert_eq!(not.to_string(), "HTTP/1.0 503 Service Unavailable: {\"ready\":false}");
+        let not = ask(answering(
+            "HTTP/1.0 503 Service Unavailable\r\n\r\n{\"ready\":false}",
+        ))
+        .unwrap_err();
+        assert_eq!(
+            not.to_string(),
+            "HTTP/1.0 503 Service Unavailable: {\"ready\":false}"
+        );
         assert_eq!(ask(answering("")).unwrap_err().to_string(), "no answer");
     }
 }

@@ -21,7 +21,10 @@ use crate::{
 /// setting, 1 for anything else, with the chain of causes in the log, once.
 ///
 /// `<service> healthcheck` asks the one that runs here whether it is ready instead: see [`crate::healthcheck`].
-pub fn main<S, F>(service: &'static str, run: impl FnOnce(S, Listeners, Registry, CancellationToken) -> F) -> ExitCode
+pub fn main<S, F>(
+    service: &'static str,
+    run: impl FnOnce(S, Listeners, Registry, CancellationToken) -> F,
+) -> ExitCode
 where
     S: Settings,
     F: Future<Output = anyhow::Result<()>>,
@@ -53,14 +56,20 @@ fn without_secret<S: Settings>(mut error: clap::Error) -> clap::Error {
     let mut command = S::command();
     command.build();
     if command.get_arguments().any(about) {
-        error.insert(ContextKind::InvalidValue, ContextValue::String("(hidden)".to_owned()));
+        error.insert(
+            ContextKind::InvalidValue,
+            ContextValue::String("(hidden)".to_owned()),
+        );
     }
     error
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     // The number of threads follows TOKIO_WORKER_THREADS, else the cores.
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
 }
 
 async fn serve<S, F>(
@@ -94,7 +103,10 @@ where
 /// A token that SIGTERM and Ctrl-C cancel.
 fn on_signal() -> anyhow::Result<CancellationToken> {
     let shutdown = CancellationToken::new();
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut term, mut int) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     let token = shutdown.clone();
     tokio::spawn(async move {
         tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }

@@ -17,7 +17,13 @@ pub trait Settings: Parser {
 pub struct DatabaseSettings {
     /// PostgreSQL address, for example postgres://order:secret@127.0.0.1:5432/order; where ENVIRONMENT is production, the
     /// password must not be that of development
-    #[arg(id = "database-url", long, env = "DATABASE_URL", value_name = "DATABASE_URL", hide_env_values = true)]
+    #[arg(
+        id = "database-url",
+        long,
+        env = "DATABASE_URL",
+        value_name = "DATABASE_URL",
+        hide_env_values = true
+    )]
     pub url: DatabaseUrl,
     /// Connections in the pool; few are faster than many: twice the cores is plenty
     #[arg(id = "database-pool-size", long, env = "DATABASE_POOL_SIZE", default_value_t = 8,
@@ -53,17 +59,32 @@ impl FromStr for DatabaseUrl {
         if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
             return Err("expected postgres://user:password@host:port/database".to_owned());
         }
-        let expected = |error| format!("expected postgres://user:password@host:port/database: {error}");
+        let expected =
+            |error| format!("expected postgres://user:password@host:port/database: {error}");
         let options = text.parse().map_err(expected)?;
-        let credentials = text.split("://").nth(1).and_then(|rest| rest.rsplit_once('@')).map_or("", |(user, _)| user);
-        not_of_development(credentials.split_once(':').map_or("", |(_, password)| password))?;
+        let credentials = text
+            .split("://")
+            .nth(1)
+            .and_then(|rest| rest.rsplit_once('@'))
+            .map_or("", |(user, _)| user);
+        not_of_development(
+            credentials
+                .split_once(':')
+                .map_or("", |(_, password)| password),
+        )?;
         Ok(Self(options))
     }
 }
 
 impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}/{}", self.0.get_host(), self.0.get_port(), self.0.get_database().unwrap_or_default())
+        write!(
+            f,
+            "{}:{}/{}",
+            self.0.get_host(),
+            self.0.get_port(),
+            self.0.get_database().unwrap_or_default()
+        )
     }
 }
 
@@ -85,7 +106,9 @@ fn refuse(secret: &str, environment: Option<&str>) -> Result<(), String> {
             Err("the secret is that of development: production needs one of its own".to_owned())
         }
         Some("production") => Ok(()),
-        Some(other) => Err(format!("ENVIRONMENT is {other:?}: expected development or production")),
+        Some(other) => Err(format!(
+            "ENVIRONMENT is {other:?}: expected development or production"
+        )),
     }
 }
 
@@ -102,7 +125,9 @@ fn nats_url(text: &str) -> Result<String, String> {
 /// Says what is expected.
 pub fn service_url(text: &str) -> Result<String, String> {
     match text.parse::<http::Uri>() {
-        Ok(uri) if uri.host().is_some() && matches!(uri.scheme_str(), Some("http" | "https")) => Ok(text.to_owned()),
+        Ok(uri) if uri.host().is_some() && matches!(uri.scheme_str(), Some("http" | "https")) => {
+            Ok(text.to_owned())
+        }
         _ => Err("expected http://host:port".to_owned()),
     }
 }
@@ -113,9 +138,19 @@ mod tests {
 
     #[test]
     fn wrong_addresses_say_what_is_expected() {
-        assert_eq!(nats_url("localhost:4222").unwrap_err(), "expected nats://host:port or tls://host:port");
-        assert_eq!(service_url("order:50051").unwrap_err(), "expected http://host:port");
-        assert!("mysql://x".parse::<DatabaseUrl>().is_err_and(|error| error.starts_with("expected postgres://")));
+        assert_eq!(
+            nats_url("localhost:4222").unwrap_err(),
+            "expected nats://host:port or tls://host:port"
+        );
+        assert_eq!(
+            service_url("order:50051").unwrap_err(),
+            "expected http://host:port"
+        );
+        assert!(
+            "mysql://x"
+                .parse::<DatabaseUrl>()
+                .is_err_and(|error| error.starts_with("expected postgres://"))
+        );
     }
 
     #[test]
@@ -124,8 +159,16 @@ mod tests {
             assert_eq!(refuse("sagacity", environment), Ok(()));
         }
         assert_eq!(refuse("another", Some("production")), Ok(()));
-        assert!(refuse("sagacity", Some("production")).unwrap_err().contains("production needs one of its own"));
-        assert!(refuse("another", Some("prod")).unwrap_err().contains("expected development or production"));
+        assert!(
+            refuse("sagacity", Some("production"))
+                .unwrap_err()
+                .contains("production needs one of its own")
+        );
+        assert!(
+            refuse("another", Some("prod"))
+                .unwrap_err()
+                .contains("expected development or production")
+        );
     }
 
     #[test]

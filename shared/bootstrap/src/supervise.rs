@@ -21,11 +21,19 @@ impl Supervisor {
     /// Of tasks that all end at `shutdown`.
     #[must_use]
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self { tasks: JoinSet::new(), names: HashMap::new(), shutdown }
+        Self {
+            tasks: JoinSet::new(),
+            names: HashMap::new(),
+            shutdown,
+        }
     }
 
     /// Starts a task that must not end before shutdown.
-    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+    pub fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         let handle = self.tasks.spawn(task);
         self.names.insert(handle.id(), name);
     }
@@ -53,17 +61,25 @@ impl Supervisor {
             }
             result
         };
-        tokio::time::timeout(PATIENCE, all).await.context("some tasks did not end in time")?
+        tokio::time::timeout(PATIENCE, all)
+            .await
+            .context("some tasks did not end in time")?
     }
 
-    fn verdict(&mut self, ended: Result<(Id, anyhow::Result<()>), JoinError>) -> anyhow::Result<()> {
+    fn verdict(
+        &mut self,
+        ended: Result<(Id, anyhow::Result<()>), JoinError>,
+    ) -> anyhow::Result<()> {
         let (id, result) = match ended {
             Ok((id, result)) => (id, result),
             Err(error) => (error.id(), Err(anyhow!(error))),
         };
         let name = self.names.remove(&id).unwrap_or("unknown");
         result.with_context(|| format!("task {name:?} failed"))?;
-        anyhow::ensure!(self.shutdown.is_cancelled(), "task {name:?} ended by itself");
+        anyhow::ensure!(
+            self.shutdown.is_cancelled(),
+            "task {name:?} ended by itself"
+        );
         Ok(())
     }
 }
@@ -92,10 +108,16 @@ mod tests {
     async fn a_task_that_panics_or_ends_by_itself_is_named() {
         let mut supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn("sweep", async { panic!("boom") });
-        assert!(format!("{:#}", supervisor.run().await.unwrap_err()).starts_with("task \"sweep\" failed"));
+        assert!(
+            format!("{:#}", supervisor.run().await.unwrap_err())
+                .starts_with("task \"sweep\" failed")
+        );
         let mut supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn("prune", async { Ok(()) });
-        assert_eq!(supervisor.run().await.unwrap_err().to_string(), "task \"prune\" ended by itself");
+        assert_eq!(
+            supervisor.run().await.unwrap_err().to_string(),
+            "task \"prune\" ended by itself"
+        );
     }
 
     #[tokio::test]

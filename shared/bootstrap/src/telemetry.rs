@@ -10,8 +10,8 @@ use opentelemetry::{global, trace::TracerProvider as _};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_otlp::{LogExporter, MetricExporter, SpanExporter};
 use opentelemetry_sdk::{
-    Resource, logs::SdkLoggerProvider, metrics::SdkMeterProvider, propagation::TraceContextPropagator,
-    trace::SdkTracerProvider,
+    Resource, logs::SdkLoggerProvider, metrics::SdkMeterProvider,
+    propagation::TraceContextPropagator, trace::SdkTracerProvider,
 };
 use prometheus::Registry;
 use tracing_subscriber::{
@@ -47,15 +47,24 @@ pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
     let logger = export.then(|| logger(resource.clone())).transpose()?;
     let exported_logs = logger.as_ref().map(|provider| {
         // What the exporter says about itself must not be exported, which would make it say more.
-        OpenTelemetryTracingBridge::new(provider)
-            .with_filter(filter_fn(|metadata| !metadata.target().starts_with("opentelemetry")))
+        OpenTelemetryTracingBridge::new(provider).with_filter(filter_fn(|metadata| {
+            !metadata.target().starts_with("opentelemetry")
+        }))
     });
-    let filter = EnvFilter::try_new(std::env::var("RUST_LOG").unwrap_or_else(|_| DEFAULT_FILTER.to_owned()))
-        .context("RUST_LOG: expected a filter like info or info,order=debug")?;
+    let filter =
+        EnvFilter::try_new(std::env::var("RUST_LOG").unwrap_or_else(|_| DEFAULT_FILTER.to_owned()))
+            .context("RUST_LOG: expected a filter like info or info,order=debug")?;
     let logs = if json()? {
-        tracing_subscriber::fmt::layer().json().flatten_event(true).with_target(false).boxed()
+        tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_target(false)
+            .boxed()
     } else {
-        tracing_subscriber::fmt::layer().with_target(false).with_ansi(colour()).boxed()
+        tracing_subscriber::fmt::layer()
+            .with_target(false)
+            .with_ansi(colour())
+            .boxed()
     };
     tracing_subscriber::registry()
         .with(filter)
@@ -67,7 +76,12 @@ pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
     let registry = Registry::new();
     let meter = meter(&registry, export, resource)?;
     global::set_meter_provider(meter.clone());
-    Ok(Telemetry { tracer, logger, meter, registry })
+    Ok(Telemetry {
+        tracer,
+        logger,
+        meter,
+        registry,
+    })
 }
 
 fn json() -> anyhow::Result<bool> {
@@ -86,20 +100,45 @@ fn colour() -> bool {
 }
 
 fn tracer(resource: Resource) -> anyhow::Result<SdkTracerProvider> {
-    let exporter = SpanExporter::builder().with_tonic().build().context(ENDPOINT)?;
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    let exporter = SpanExporter::builder()
+        .with_tonic()
+        .build()
+        .context(ENDPOINT)?;
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource)
+        .build())
 }
 
 fn logger(resource: Resource) -> anyhow::Result<SdkLoggerProvider> {
-    let exporter = LogExporter::builder().with_tonic().build().context(ENDPOINT)?;
-    Ok(SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    let exporter = LogExporter::builder()
+        .with_tonic()
+        .build()
+        .context(ENDPOINT)?;
+    Ok(SdkLoggerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource)
+        .build())
 }
 
-fn meter(registry: &Registry, export: bool, resource: Resource) -> anyhow::Result<SdkMeterProvider> {
-    let prometheus = opentelemetry_prometheus::exporter().with_registry(registry.clone()).build()?;
-    let mut builder = SdkMeterProvider::builder().with_reader(prometheus).with_resource(resource);
+fn meter(
+    registry: &Registry,
+    export: bool,
+    resource: Resource,
+) -> anyhow::Result<SdkMeterProvider> {
+    let prometheus = opentelemetry_prometheus::exporter()
+        .with_registry(registry.clone())
+        .build()?;
+    let mut builder = SdkMeterProvider::builder()
+        .with_reader(prometheus)
+        .with_resource(resource);
     if export {
-        builder = builder.with_periodic_exporter(MetricExporter::builder().with_tonic().build().context(ENDPOINT)?);
+        builder = builder.with_periodic_exporter(
+            MetricExporter::builder()
+                .with_tonic()
+                .build()
+                .context(ENDPOINT)?,
+        );
     }
     Ok(builder.build())
 }

@@ -26,7 +26,12 @@ pub enum Service {
 
 impl Service {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Order, Self::Payment, Self::Inventory, Self::Notification];
+    pub const ALL: [Self; 4] = [
+        Self::Order,
+        Self::Payment,
+        Self::Inventory,
+        Self::Notification,
+    ];
 
     /// Lower-case name: of the process, the database, the durable consumers, and the first part of its subjects.
     #[must_use]
@@ -96,49 +101,129 @@ pub struct Command {
 
 /// Where stories begin, and where the world outside interferes.
 pub const COMMANDS: &[Command] = &[
-    Command { name: "customer orders", by: Service::Order, emits: OrderCreated },
-    Command { name: "customer cancels", by: Service::Order, emits: OrderCancelled },
-    Command { name: "deadline passes", by: Service::Order, emits: OrderCancelled },
+    Command {
+        name: "customer orders",
+        by: Service::Order,
+        emits: OrderCreated,
+    },
+    Command {
+        name: "customer cancels",
+        by: Service::Order,
+        emits: OrderCancelled,
+    },
+    Command {
+        name: "deadline passes",
+        by: Service::Order,
+        emits: OrderCancelled,
+    },
 ];
 
 /// The choreography.
 pub const EDGES: &[Edge] = &[
     // Forward
-    does(OrderCreated, Service::Payment, "charge", &[PaymentCompleted, PaymentFailed]),
+    does(
+        OrderCreated,
+        Service::Payment,
+        "charge",
+        &[PaymentCompleted, PaymentFailed],
+    ),
     does(PaymentCompleted, Service::Order, "mark paid", &[OrderPaid]),
-    does(PaymentCompleted, Service::Inventory, "reserve", &[InventoryReserved, InventoryRejected]),
-    does(InventoryReserved, Service::Order, "confirm", &[OrderConfirmed]),
-    does(OrderConfirmed, Service::Notification, "tell the customer", &[]),
+    does(
+        PaymentCompleted,
+        Service::Inventory,
+        "reserve",
+        &[InventoryReserved, InventoryRejected],
+    ),
+    does(
+        InventoryReserved,
+        Service::Order,
+        "confirm",
+        &[OrderConfirmed],
+    ),
+    does(
+        OrderConfirmed,
+        Service::Notification,
+        "tell the customer",
+        &[],
+    ),
     // Failure: whatever goes wrong ends in order.cancelled ...
     does(PaymentFailed, Service::Order, "cancel", &[OrderCancelled]),
-    does(InventoryRejected, Service::Order, "cancel", &[OrderCancelled]),
+    does(
+        InventoryRejected,
+        Service::Order,
+        "cancel",
+        &[OrderCancelled],
+    ),
     // ... which is the only signal to undo.
-    undoes(OrderCancelled, Service::Payment, "void or refund", &[PaymentRefunded]),
-    undoes(OrderCancelled, Service::Inventory, "release", &[InventoryReleased]),
-    undoes(PaymentRefunded, Service::Order, "note the refund", &[OrderRefunded]),
-    does(OrderCancelled, Service::Notification, "tell the customer", &[]),
-    does(PaymentRefunded, Service::Notification, "tell the customer", &[]),
+    undoes(
+        OrderCancelled,
+        Service::Payment,
+        "void or refund",
+        &[PaymentRefunded],
+    ),
+    undoes(
+        OrderCancelled,
+        Service::Inventory,
+        "release",
+        &[InventoryReleased],
+    ),
+    undoes(
+        PaymentRefunded,
+        Service::Order,
+        "note the refund",
+        &[OrderRefunded],
+    ),
+    does(
+        OrderCancelled,
+        Service::Notification,
+        "tell the customer",
+        &[],
+    ),
+    does(
+        PaymentRefunded,
+        Service::Notification,
+        "tell the customer",
+        &[],
+    ),
 ];
 
 const fn does(on: Subject, by: Service, does: &'static str, emits: &'static [Subject]) -> Edge {
-    Edge { on, by, does, emits, compensation: false }
+    Edge {
+        on,
+        by,
+        does,
+        emits,
+        compensation: false,
+    }
 }
 
 const fn undoes(on: Subject, by: Service, does: &'static str, emits: &'static [Subject]) -> Edge {
-    Edge { on, by, does, emits, compensation: true }
+    Edge {
+        on,
+        by,
+        does,
+        emits,
+        compensation: true,
+    }
 }
 
 /// The subjects that `service` listens to among those that `owner` publishes.
 #[must_use]
 pub fn listens_to(service: Service, owner: Service) -> Vec<Subject> {
-    EDGES.iter().filter(|edge| edge.by == service && edge.on.owner() == owner).map(|edge| edge.on).collect()
+    EDGES
+        .iter()
+        .filter(|edge| edge.by == service && edge.on.owner() == owner)
+        .map(|edge| edge.on)
+        .collect()
 }
 
 /// Whether `event` may follow from `cause`; `None` stands for a command.
 #[must_use]
 pub fn allows(cause: Option<Subject>, event: Subject) -> bool {
     match cause {
-        Some(cause) => EDGES.iter().any(|edge| edge.on == cause && edge.emits.contains(&event)),
+        Some(cause) => EDGES
+            .iter()
+            .any(|edge| edge.on == cause && edge.emits.contains(&event)),
         None => COMMANDS.iter().any(|command| command.emits == event),
     }
 }

@@ -5,7 +5,9 @@
 use async_nats::HeaderMap;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{CorrelationId, DecodeError, EventId, OrderId, Subject, choreography::Service, parse_field};
+use crate::{
+    CorrelationId, DecodeError, EventId, OrderId, Subject, choreography::Service, parse_field,
+};
 
 /// Names of the headers.
 pub mod header {
@@ -95,8 +97,10 @@ impl Envelope {
     pub fn from_headers(headers: Option<&HeaderMap>) -> Result<Self, EnvelopeError> {
         let required = |name| text(headers, name).ok_or(EnvelopeError::Missing(name));
         let time = required(header::TIME)?;
-        let time = OffsetDateTime::parse(time, &Rfc3339)
-            .map_err(|error| DecodeError::Field { field: header::TIME, reason: error.to_string() })?;
+        let time = OffsetDateTime::parse(time, &Rfc3339).map_err(|error| DecodeError::Field {
+            field: header::TIME,
+            reason: error.to_string(),
+        })?;
         Ok(Self {
             event_id: parse_field(header::ID, required(header::ID)?)?,
             subject: required(header::TYPE)?.parse()?,
@@ -110,7 +114,9 @@ impl Envelope {
 }
 
 fn text<'a>(headers: Option<&'a HeaderMap>, name: &'static str) -> Option<&'a str> {
-    headers.and_then(|headers| headers.get(name)).map(|value| value.as_str())
+    headers
+        .and_then(|headers| headers.get(name))
+        .map(|value| value.as_str())
 }
 
 #[cfg(test)]
@@ -133,16 +139,24 @@ mod tests {
     fn headers_read_back() {
         let envelope = envelope();
         let headers = envelope.to_headers(Service::Order);
-        assert_eq!(headers.get(header::NATS_MSG_ID).unwrap().as_str(), envelope.event_id.to_string());
+        assert_eq!(
+            headers.get(header::NATS_MSG_ID).unwrap().as_str(),
+            envelope.event_id.to_string()
+        );
         assert_eq!(Envelope::from_headers(Some(&headers)), Ok(envelope));
     }
 
     #[test]
     fn a_missing_or_unreadable_header_is_named() {
-        assert_eq!(Envelope::from_headers(None), Err(EnvelopeError::Missing(header::TIME)));
+        assert_eq!(
+            Envelope::from_headers(None),
+            Err(EnvelopeError::Missing(header::TIME))
+        );
         let mut headers = envelope().to_headers(Service::Order);
         headers.insert(header::SUBJECT, "no uuid");
-        let error = Envelope::from_headers(Some(&headers)).unwrap_err().to_string();
+        let error = Envelope::from_headers(Some(&headers))
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("field ce-subject: invalid"), "{error}");
     }
 }

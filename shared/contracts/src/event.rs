@@ -80,8 +80,12 @@ impl Subject {
             | Self::OrderConfirmed
             | Self::OrderCancelled
             | Self::OrderRefunded => Service::Order,
-            Self::PaymentCompleted | Self::PaymentFailed | Self::PaymentRefunded => Service::Payment,
-            Self::InventoryReserved | Self::InventoryRejected | Self::InventoryReleased => Service::Inventory,
+            Self::PaymentCompleted | Self::PaymentFailed | Self::PaymentRefunded => {
+                Service::Payment
+            }
+            Self::InventoryReserved | Self::InventoryRejected | Self::InventoryReleased => {
+                Service::Inventory
+            }
         }
     }
 }
@@ -105,7 +109,10 @@ impl FromStr for Subject {
 
 /// A fact that a service published.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(missing_docs, reason = "each variant is the message of the same name, documented in proto/")]
+#[expect(
+    missing_docs,
+    reason = "each variant is the message of the same name, documented in proto/"
+)]
 pub enum Event {
     OrderCreated(order::OrderCreated),
     OrderPaid(order::OrderPaid),
@@ -189,7 +196,10 @@ impl Event {
     /// # Errors
     /// [`DecodeError::Malformed`] when the bytes are not that message.
     pub fn decode(subject: Subject, payload: &[u8]) -> Result<Self, DecodeError> {
-        fn read<M: Message + Default>(payload: &[u8], into: fn(M) -> Event) -> Result<Event, prost::DecodeError> {
+        fn read<M: Message + Default>(
+            payload: &[u8],
+            into: fn(M) -> Event,
+        ) -> Result<Event, prost::DecodeError> {
             M::decode(payload).map(into)
         }
         match subject {
@@ -205,7 +215,10 @@ impl Event {
             Subject::InventoryRejected => read(payload, Self::InventoryRejected),
             Subject::InventoryReleased => read(payload, Self::InventoryReleased),
         }
-        .map_err(|error| DecodeError::Malformed { subject, reason: error.to_string() })
+        .map_err(|error| DecodeError::Malformed {
+            subject,
+            reason: error.to_string(),
+        })
     }
 }
 
@@ -230,7 +243,10 @@ pub fn parse_field<T: FromStr>(field: &'static str, text: &str) -> Result<T, Dec
 where
     T::Err: fmt::Display,
 {
-    text.parse().map_err(|error: T::Err| DecodeError::Field { field, reason: error.to_string() })
+    text.parse().map_err(|error: T::Err| DecodeError::Field {
+        field,
+        reason: error.to_string(),
+    })
 }
 
 #[cfg(test)]
@@ -241,7 +257,10 @@ mod tests {
     fn every_subject_reads_back_and_names_its_owner() {
         for subject in Subject::ALL {
             assert_eq!(subject.as_str().parse(), Ok(subject));
-            assert!(subject.as_str().starts_with(subject.owner().name()), "{subject}");
+            assert!(
+                subject.as_str().starts_with(subject.owner().name()),
+                "{subject}"
+            );
             let empty = Event::decode(subject, &[]).unwrap();
             assert_eq!(empty.subject(), subject);
             assert_eq!(Event::decode(subject, &empty.encode()), Ok(empty));
@@ -251,10 +270,18 @@ mod tests {
     #[test]
     fn an_unknown_version_and_a_broken_payload_are_errors_that_say_so() {
         assert_eq!(
-            "order.created.v2".parse::<Subject>().unwrap_err().to_string(),
+            "order.created.v2"
+                .parse::<Subject>()
+                .unwrap_err()
+                .to_string(),
             "no event has the subject \"order.created.v2\""
         );
         let error = Event::decode(Subject::OrderCreated, b"\xff\xff").unwrap_err();
-        assert!(error.to_string().starts_with("the payload is no order.created.v1 message"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with("the payload is no order.created.v1 message"),
+            "{error}"
+        );
     }
 }

@@ -18,7 +18,11 @@ pub struct OrderLine {
 
 impl From<OrderLine> for wire::OrderLine {
     fn from(line: OrderLine) -> Self {
-        Self { sku: line.sku, quantity: line.quantity, unit_price: Some(line.unit_price.into()) }
+        Self {
+            sku: line.sku,
+            quantity: line.quantity,
+            unit_price: Some(line.unit_price.into()),
+        }
     }
 }
 
@@ -26,6 +30,10 @@ impl TryFrom<wire::OrderLine> for OrderLine {
     type Error = MoneyError;
 
     fn try_from(line: wire::OrderLine) -> Result<Self, MoneyError> {
-        Ok(Self { sku: line.sku, quantity: line.quantity, unit_price: line.unit_price.try_into()? })
+        Ok(Self {
+            sku: line.sku,
+            quantity: line.quantity,
+            unit_price: line.unit_price.try_into()?,
+        })
     }
 }

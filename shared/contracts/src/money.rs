@@ -52,8 +52,14 @@ impl Money {
     /// # Errors
     /// [`MoneyError::Overflow`].
     pub fn times(&self, quantity: u32) -> Result<Self, MoneyError> {
-        let amount = self.amount.checked_mul(i64::from(quantity)).ok_or(MoneyError::Overflow)?;
-        Ok(Self { amount, currency: self.currency.clone() })
+        let amount = self
+            .amount
+            .checked_mul(i64::from(quantity))
+            .ok_or(MoneyError::Overflow)?;
+        Ok(Self {
+            amount,
+            currency: self.currency.clone(),
+        })
     }
 
     /// The sum of two amounts.
@@ -62,16 +68,25 @@ impl Money {
     /// [`MoneyError::CurrencyMix`] and [`MoneyError::Overflow`].
     pub fn plus(mut self, other: &Self) -> Result<Self, MoneyError> {
         if self.currency != other.currency {
-            return Err(MoneyError::CurrencyMix { expected: self.currency, found: other.currency.clone() });
+            return Err(MoneyError::CurrencyMix {
+                expected: self.currency,
+                found: other.currency.clone(),
+            });
         }
-        self.amount = self.amount.checked_add(other.amount).ok_or(MoneyError::Overflow)?;
+        self.amount = self
+            .amount
+            .checked_add(other.amount)
+            .ok_or(MoneyError::Overflow)?;
         Ok(self)
     }
 }
 
 impl From<Money> for wire::Money {
     fn from(money: Money) -> Self {
-        Self { amount: money.amount, currency: money.currency }
+        Self {
+            amount: money.amount,
+            currency: money.currency,
+        }
     }
 }
 
@@ -101,7 +116,10 @@ mod tests {
 
     #[test]
     fn sums_are_exact_and_checked() {
-        assert_eq!(eur(1999).times(3).and_then(|three| three.plus(&eur(1))), Ok(eur(5998)));
+        assert_eq!(
+            eur(1999).times(3).and_then(|three| three.plus(&eur(1))),
+            Ok(eur(5998))
+        );
         assert_eq!(eur(i64::MAX).plus(&eur(1)), Err(MoneyError::Overflow));
         assert_eq!(eur(i64::MAX).times(2), Err(MoneyError::Overflow));
     }
@@ -109,13 +127,19 @@ mod tests {
     #[test]
     fn currencies_do_not_mix() {
         let usd = Money::new(1, "USD").unwrap();
-        assert!(matches!(eur(1).plus(&usd), Err(MoneyError::CurrencyMix { .. })));
+        assert!(matches!(
+            eur(1).plus(&usd),
+            Err(MoneyError::CurrencyMix { .. })
+        ));
     }
 
     #[test]
     fn a_currency_is_three_capital_letters() {
         for wrong in ["", "eur", "EURO", "E1R"] {
-            assert_eq!(Money::new(1, wrong), Err(MoneyError::Currency(wrong.into())));
+            assert_eq!(
+                Money::new(1, wrong),
+                Err(MoneyError::Currency(wrong.into()))
+            );
         }
     }
 }

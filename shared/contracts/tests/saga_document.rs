@@ -16,7 +16,10 @@ fn the_saga_document_is_up_to_date() {
         std::fs::write(&path, &rendered).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == rendered, "docs/saga.md is stale: UPDATE=1 cargo test -p contracts --test saga_document");
+    assert!(
+        written == rendered,
+        "docs/saga.md is stale: UPDATE=1 cargo test -p contracts --test saga_document"
+    );
 }
 
 /// Writing to a string cannot fail.
@@ -27,40 +30,98 @@ macro_rules! line {
 fn render() -> String {
     let mut text = String::new();
     line!(text, "# The saga\n");
-    line!(text, "Rendered from `shared/contracts/src/choreography.rs` by `shared/contracts/tests/saga_document.rs`;");
-    line!(text, "edit the table there, not this file. Dotted arrows undo something.\n");
+    line!(
+        text,
+        "Rendered from `shared/contracts/src/choreography.rs` by `shared/contracts/tests/saga_document.rs`;"
+    );
+    line!(
+        text,
+        "edit the table there, not this file. Dotted arrows undo something.\n"
+    );
     line!(text, "```mermaid\nflowchart LR");
     for command in COMMANDS {
-        line!(text, "    {}([{}]) --> {}", command.name.replace(' ', "_"), command.name, node(command.emits));
+        line!(
+            text,
+            "    {}([{}]) --> {}",
+            command.name.replace(' ', "_"),
+            command.name,
+            node(command.emits)
+        );
     }
     for edge in EDGES {
         let arrow = if edge.compensation { "-.->" } else { "-->" };
-        let step = format!("{}_{}_{}", edge.by, edge.does.replace(' ', "_"), edge.on.as_str().replace('.', "_"));
-        line!(text, "    {} {arrow} {step}{{{{{}: {}}}}}", node(edge.on), edge.by, edge.does);
+        let step = format!(
+            "{}_{}_{}",
+            edge.by,
+            edge.does.replace(' ', "_"),
+            edge.on.as_str().replace('.', "_")
+        );
+        line!(
+            text,
+            "    {} {arrow} {step}{{{{{}: {}}}}}",
+            node(edge.on),
+            edge.by,
+            edge.does
+        );
         for emitted in edge.emits {
             line!(text, "    {step} {arrow} {}", node(*emitted));
         }
     }
     line!(text, "```\n\n## Who reacts to what\n");
-    line!(text, "| on | service | does | says then | undoes |\n|---|---|---|---|---|");
+    line!(
+        text,
+        "| on | service | does | says then | undoes |\n|---|---|---|---|---|"
+    );
     for edge in EDGES {
-        let emits: Vec<String> = edge.emits.iter().map(|subject| format!("`{subject}`")).collect();
-        let (emits, undoes) = (emits.join(" or "), if edge.compensation { "yes" } else { "" });
-        line!(text, "| `{}` | {} | {} | {emits} | {undoes} |", edge.on, edge.by, edge.does);
+        let emits: Vec<String> = edge
+            .emits
+            .iter()
+            .map(|subject| format!("`{subject}`"))
+            .collect();
+        let (emits, undoes) = (
+            emits.join(" or "),
+            if edge.compensation { "yes" } else { "" },
+        );
+        line!(
+            text,
+            "| `{}` | {} | {} | {emits} | {undoes} |",
+            edge.on,
+            edge.by,
+            edge.does
+        );
     }
-    line!(text, "\n## Where stories begin\n\n| command | service | says then |\n|---|---|---|");
+    line!(
+        text,
+        "\n## Where stories begin\n\n| command | service | says then |\n|---|---|---|"
+    );
     for command in COMMANDS {
-        line!(text, "| {} | {} | `{}` |", command.name, command.by, command.emits);
+        line!(
+            text,
+            "| {} | {} | `{}` |",
+            command.name,
+            command.by,
+            command.emits
+        );
     }
-    line!(text, "\n## Streams and consumers\n\n| stream | subjects | consumers and what they filter |\n|---|---|---|");
+    line!(
+        text,
+        "\n## Streams and consumers\n\n| stream | subjects | consumers and what they filter |\n|---|---|---|"
+    );
     for owner in Service::ALL {
-        let Some(stream) = owner.stream() else { continue };
+        let Some(stream) = owner.stream() else {
+            continue;
+        };
         let consumers = Service::ALL.into_iter().filter_map(|service| {
             let heard = listens_to(service, owner);
-            let subjects: Vec<String> = heard.iter().map(|subject| format!("`{subject}`")).collect();
+            let subjects: Vec<String> =
+                heard.iter().map(|subject| format!("`{subject}`")).collect();
             (!heard.is_empty()).then(|| format!("{service}: {}", subjects.join(", ")))
         });
-        line!(text, "| {stream} | `{owner}.>` | {} |", consumers.collect::<Vec<_>>().join("; "));
+        line!(
+            text,
+            "| {stream} | `{owner}.>` | {} |",
+            consumers.collect::<Vec<_>>().join("; ")
+        );
     }
     line!(text, "| DEAD_LETTER | `dlq.>` | people |");
     text

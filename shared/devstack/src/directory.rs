@@ -25,12 +25,20 @@ impl TemporaryDirectory {
     /// When it cannot be made.
     pub fn new(reaper: &Reaper) -> anyhow::Result<Self> {
         let shared_memory = Path::new("/dev/shm");
-        let roomy = rustix::fs::statvfs(shared_memory).is_ok_and(|fs| fs.f_bavail * fs.f_frsize >= ROOM);
-        let parent = if roomy { shared_memory.to_owned() } else { std::env::temp_dir() };
+        let roomy =
+            rustix::fs::statvfs(shared_memory).is_ok_and(|fs| fs.f_bavail * fs.f_frsize >= ROOM);
+        let parent = if roomy {
+            shared_memory.to_owned()
+        } else {
+            std::env::temp_dir()
+        };
         let path = parent.join(format!("sagacity-{}", Uuid::now_v7().simple()));
         std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
         reaper.remove_at_end(&path);
-        Ok(Self { path, _reaper: reaper.clone() })
+        Ok(Self {
+            path,
+            _reaper: reaper.clone(),
+        })
     }
 
     /// Where it is.

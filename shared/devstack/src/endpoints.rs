@@ -8,7 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::{Ports, postgres};
 
 /// The processes of the system, in the order in which they start.
-pub const SERVICES: [&str; 6] = ["psp-sandbox", "inventory", "payment", "notification", "order", "gateway"];
+pub const SERVICES: [&str; 6] = [
+    "psp-sandbox",
+    "inventory",
+    "payment",
+    "notification",
+    "order",
+    "gateway",
+];
 
 /// Addresses of a running system; `up` writes them to a file for the other commands.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,13 +46,21 @@ impl Endpoints {
         let database = |role: &str| {
             let password = std::env::var(format!("{}_DB_PASSWORD", role.to_uppercase()));
             let password = password.unwrap_or_else(|_| postgres::PASSWORD.to_owned());
-            (role.to_owned(), format!("postgres://{role}:{password}@127.0.0.1:{}/{role}", ports.postgres))
+            (
+                role.to_owned(),
+                format!(
+                    "postgres://{role}:{password}@127.0.0.1:{}/{role}",
+                    ports.postgres
+                ),
+            )
         };
         Self {
             gateway: target.trim_end_matches('/').to_owned(),
             provider: format!("http://127.0.0.1:{}", ports.psp_sandbox),
             nats: format!("nats://127.0.0.1:{}", ports.nats),
-            databases: ["order", "payment", "inventory", "notification"].map(database).into(),
+            databases: ["order", "payment", "inventory", "notification"]
+                .map(database)
+                .into(),
             admin: BTreeMap::new(),
             pids: BTreeMap::new(),
         }
@@ -58,7 +73,8 @@ impl Endpoints {
     pub fn write(&self, state: &Path) -> anyhow::Result<()> {
         let path = state.join(Self::FILE);
         let half = state.join(format!("{}.new", Self::FILE));
-        std::fs::write(&half, serde_json::to_vec_pretty(self)?).with_context(|| format!("write {}", half.display()))?;
+        std::fs::write(&half, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("write {}", half.display()))?;
         std::fs::rename(&half, &path).with_context(|| format!("write {}", path.display()))
     }
 
@@ -69,7 +85,10 @@ impl Endpoints {
     pub fn read(state: &Path) -> anyhow::Result<Self> {
         let path = state.join(Self::FILE);
         let text = std::fs::read(&path).with_context(|| {
-            format!("nothing runs here ({} is not there): start it with `cargo sagacity up`", path.display())
+            format!(
+                "nothing runs here ({} is not there): start it with `cargo sagacity up`",
+                path.display()
+            )
         })?;
         serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))
     }

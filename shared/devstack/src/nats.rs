@@ -25,8 +25,18 @@ impl NatsServer {
     ///
     /// # Errors
     /// Says what is missing or in the way.
-    pub async fn start(directory: &Path, port: u16, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
-        let mut arguments = vec!["--addr".into(), "127.0.0.1".into(), "--port".into(), port.to_string().into()];
+    pub async fn start(
+        directory: &Path,
+        port: u16,
+        logs: &Logs,
+        reaper: &Reaper,
+    ) -> anyhow::Result<Self> {
+        let mut arguments = vec![
+            "--addr".into(),
+            "127.0.0.1".into(),
+            "--port".into(),
+            port.to_string().into(),
+        ];
         arguments.extend(["--jetstream".into(), "--store_dir".into(), directory.into()]);
         let spec = Spec {
             name: "nats".to_owned(),
@@ -35,18 +45,28 @@ impl NatsServer {
             last_signal: "TERM",
             ..Spec::default()
         };
-        ensure!(ports::is_free(port), "port {port}, wanted for NATS, is taken by another process");
+        ensure!(
+            ports::is_free(port),
+            "port {port}, wanted for NATS, is taken by another process"
+        );
         Self::spawn(spec, port, logs, reaper).await
     }
 
     async fn spawn(spec: Spec, port: u16, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
         let process = Process::start(&spec, logs, reaper)?;
-        let mut server = Self { process, port, spec };
+        let mut server = Self {
+            process,
+            port,
+            spec,
+        };
         for _ in 0..600 {
             if let Some(status) = server.process.ended() {
                 bail!("nats-server ended with {status}; its log says why");
             }
-            if TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await.is_ok() {
+            if TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+                .await
+                .is_ok()
+            {
                 return Ok(server);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -73,7 +93,11 @@ impl NatsServer {
     /// # Errors
     /// When it does not come back.
     pub async fn crash_and_restart(self, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
-        let Self { process, port, spec } = self;
+        let Self {
+            process,
+            port,
+            spec,
+        } = self;
         process.kill().await?;
         Self::spawn(spec, port, logs, reaper).await
     }

@@ -103,7 +103,10 @@ pub fn free_port() -> anyhow::Result<u16> {
     static HANDED_OUT: AtomicU16 = AtomicU16::new(0);
     loop {
         let nth = HANDED_OUT.fetch_add(1, Ordering::Relaxed);
-        ensure!(nth < RANGE.len() as u16, "no free port between 20000 and 32000");
+        ensure!(
+            nth < RANGE.len() as u16,
+            "no free port between 20000 and 32000"
+        );
         let port = RANGE.start + (*FIRST + nth) % RANGE.len() as u16;
         if is_free(port) {
             return Ok(port);

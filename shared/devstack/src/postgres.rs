@@ -45,7 +45,8 @@ impl Postgres {
     ) -> anyhow::Result<Self> {
         let owner = tools::postgres_user()?;
         let mut bin = tools::postgres()?;
-        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("make {}", directory.display()))?;
         tools::give(directory, owner)?;
         if owner.is_some() && !tools::is_open_to_all(&bin) {
             bin = tools::copy_postgres(&bin, &directory.join("software"))?;
@@ -57,14 +58,24 @@ impl Postgres {
         let spec = Spec {
             name: "postgres".to_owned(),
             program: bin.join("postgres"),
-            arguments: arguments(&data, port, durability).into_iter().map(Into::into).collect(),
+            arguments: arguments(&data, port, durability)
+                .into_iter()
+                .map(Into::into)
+                .collect(),
             environment: vec![("LC_ALL".to_owned(), "C".to_owned())],
             user: owner,
             last_signal: "QUIT",
         };
-        ensure!(ports::is_free(port), "port {port}, wanted for PostgreSQL, is taken by another process");
+        ensure!(
+            ports::is_free(port),
+            "port {port}, wanted for PostgreSQL, is taken by another process"
+        );
         let process = Process::start(&spec, logs, reaper)?;
-        let mut server = Self { process, port, spec };
+        let mut server = Self {
+            process,
+            port,
+            spec,
+        };
         server.wait().await?;
         Ok(server)
     }
@@ -72,7 +83,10 @@ impl Postgres {
     /// The address of a database, for a role.
     #[must_use]
     pub fn url(&self, role: &str, database: &str) -> String {
-        format!("postgres://{role}:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
+        format!(
+            "postgres://{role}:{PASSWORD}@127.0.0.1:{}/{database}",
+            self.port
+        )
     }
 
     /// The address for administration.
@@ -86,11 +100,19 @@ impl Postgres {
     /// # Errors
     /// When it does not come back.
     pub async fn crash_and_restart(self, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
-        let Self { process, port, spec } = self;
+        let Self {
+            process,
+            port,
+            spec,
+        } = self;
         // Immediate shutdown: no checkpoint, recovery at the next start; unlike SIGKILL it ends the backends, too.
         let _expected_to_fail = process.stop(Signal::QUIT).await;
         let process = Process::start(&spec, logs, reaper)?;
-        let mut server = Self { process, port, spec };
+        let mut server = Self {
+            process,
+            port,
+            spec,
+        };
         server.wait().await?;
         Ok(server)
     }
@@ -134,7 +156,12 @@ async fn initialize(
     std::fs::write(&password, PASSWORD)?;
     tools::give(&password, owner)?;
     let mut command = tokio::process::Command::new(bin.join("initdb"));
-    command.arg("-D").arg(data).arg("--pwfile").arg(&password).args(["-U", "postgres", "-E", "UTF8", "--locale=C"]);
+    command
+        .arg("-D")
+        .arg(data)
+        .arg("--pwfile")
+        .arg(&password)
+        .args(["-U", "postgres", "-E", "UTF8", "--locale=C"]);
     match durability {
         Durability::Durable => command.arg("--auth=scram-sha-256"),
         Durability::Ephemeral => command.args(["--auth=trust", "--no-sync"]),
@@ -144,12 +171,21 @@ async fn initialize(
     }
     let output = command.output().await.context("run initdb")?;
     std::fs::remove_file(&password)?;
-    ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(
+        output.status.success(),
+        "initdb: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(())
 }
 
 fn arguments(data: &Path, port: u16, durability: Durability) -> Vec<String> {
-    let mut arguments = vec!["-D".to_owned(), data.display().to_string(), "-p".to_owned(), port.to_string()];
+    let mut arguments = vec![
+        "-D".to_owned(),
+        data.display().to_string(),
+        "-p".to_owned(),
+        port.to_string(),
+    ];
     let mut set = |setting: &str| arguments.extend(["-c".to_owned(), setting.to_owned()]);
     set("listen_addresses=127.0.0.1");
     set("unix_socket_directories=");
@@ -178,34 +214,52 @@ fn arguments(data: &Path, port: u16, durability: Durability) -> Vec<String> {
 /// # Errors
 /// Those of the server.
 pub(crate) async fn provide(admin_url: &str, role: &str, database: &str) -> anyhow::Result<()> {
-    let mut admin = PgConnection::connect(admin_url).await.context("connect for administration")?;
-    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)")
-        .bind(role)
-        .fetch_one(&mut admin)
-        .await?;
+    let mut admin = PgConnection::connect(admin_url)
+        .await
+        .context("connect for administration")?;
+    let exists: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)")
+            .bind(role)
+            .fetch_one(&mut admin)
+            .await?;
     if !exists {
         let create = format!("CREATE ROLE \"{role}\" LOGIN PASSWORD '{PASSWORD}'");
         // Another test process may be quicker.
         if let Err(error) = admin.execute(AssertSqlSafe(create)).await {
-            let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
-            ensure!(matches!(code.as_deref(), Some("42710" | "23505")), "create role {role}: {error}");
+            let code = error
+                .as_database_error()
+                .and_then(|error| error.code().map(|code| code.into_owned()));
+            ensure!(
+                matches!(code.as_deref(), Some("42710" | "23505")),
+                "create role {role}: {error}"
+            );
         }
     }
-    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
-        .bind(database)
-        .fetch_one(&mut admin)
-        .await?;
+    let exists: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+            .bind(database)
+            .fetch_one(&mut admin)
+            .await?;
     if !exists {
-        admin.execute(AssertSqlSafe(format!("CREATE DATABASE \"{database}\" OWNER \"{role}\""))).await?;
-        admin.execute(AssertSqlSafe(format!("REVOKE ALL ON DATABASE \"{database}\" FROM PUBLIC"))).await?;
+        admin
+            .execute(AssertSqlSafe(format!(
+                "CREATE DATABASE \"{database}\" OWNER \"{role}\""
+            )))
+            .await?;
+        admin
+            .execute(AssertSqlSafe(format!(
+                "REVOKE ALL ON DATABASE \"{database}\" FROM PUBLIC"
+            )))
+            .await?;
     }
     Ok(())
 }
 
 /// The address of `database` for `role` on the server of `admin_url`.
 pub(crate) fn url_for(admin_url: &str, role: &str, database: &str) -> anyhow::Result<String> {
-    let (_, rest) =
-        admin_url.split_once("://").context("DATABASE: expected postgres://user:password@host:port/database")?;
+    let (_, rest) = admin_url
+        .split_once("://")
+        .context("DATABASE: expected postgres://user:password@host:port/database")?;
     let server = rest.rsplit_once('@').map_or(rest, |(_, server)| server);
     let server = server.split(['/', '?']).next().unwrap_or_default();
     Ok(format!("postgres://{role}:{PASSWORD}@{server}/{database}"))

@@ -74,15 +74,31 @@ impl Process {
             }
         }
         let started = Instant::now();
-        let mut child = command.spawn().with_context(|| format!("start {}", spec.program.display()))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("start {}", spec.program.display()))?;
         let id = child.id().context("the process ended at once")?;
         reaper.add(id, spec.last_signal);
         if let Logs::Lines(lines) = logs {
-            child.stdout.take().into_iter().for_each(|output| forward(spec.name.clone(), output, lines.clone()));
-            child.stderr.take().into_iter().for_each(|output| forward(spec.name.clone(), output, lines.clone()));
+            child
+                .stdout
+                .take()
+                .into_iter()
+                .for_each(|output| forward(spec.name.clone(), output, lines.clone()));
+            child
+                .stderr
+                .take()
+                .into_iter()
+                .for_each(|output| forward(spec.name.clone(), output, lines.clone()));
         }
         let pid = Pid::from_raw(i32::try_from(id)?).context("a process id is positive")?;
-        Ok(Self { name: spec.name.clone(), child, pid, started, reaper: reaper.clone() })
+        Ok(Self {
+            name: spec.name.clone(),
+            child,
+            pid,
+            started,
+            reaper: reaper.clone(),
+        })
     }
 
     /// Its id.
@@ -103,7 +119,9 @@ impl Process {
     pub(crate) async fn until_ready(&mut self, admin: &str) -> anyhow::Result<Duration> {
         // Once per process; whoever was first is fine.
         let _installed = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build()?;
+        let client = reqwest::Client::builder()
+            .timeout(Duration::from_secs(2))
+            .build()?;
         let until = Instant::now() + READY;
         let mut last = "nothing".to_owned();
         while Instant::now() < until {
@@ -117,7 +135,10 @@ impl Process {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        bail!("{} was not ready within {READY:?}; last it said {last}", self.name)
+        bail!(
+            "{} was not ready within {READY:?}; last it said {last}",
+            self.name
+        )
     }
 
     /// Asks it to end with `signal` and waits; kills it after 20 seconds.
@@ -146,7 +167,10 @@ impl Process {
     /// # Errors
     /// Those of the system.
     pub async fn kill(mut self) -> anyhow::Result<()> {
-        self.child.kill().await.with_context(|| format!("kill {}", self.name))?;
+        self.child
+            .kill()
+            .await
+            .with_context(|| format!("kill {}", self.name))?;
         self.reaper.forget(self.pid());
         Ok(())
     }
@@ -164,7 +188,10 @@ impl Drop for Process {
 fn log_file(directory: &Path, name: &str) -> anyhow::Result<std::fs::File> {
     std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
     let path = directory.join(format!("{name}.log"));
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path);
     file.with_context(|| format!("open {}", path.display()))
 }
 

@@ -11,7 +11,9 @@ use tokio::process::Command;
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+        if name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        }) {
             cargo.env_remove(name);
         }
     }
@@ -25,12 +27,21 @@ pub fn cargo() -> Command {
 /// When they do not build; cargo has said why on stderr.
 pub async fn build(directory: &Path, arguments: &[&str]) -> anyhow::Result<()> {
     let mut cargo = cargo();
-    cargo.args(["build", "--workspace", "--bins", "--locked"]).args(arguments);
+    cargo
+        .args(["build", "--workspace", "--bins", "--locked"])
+        .args(arguments);
     if directory.ends_with("release") {
         cargo.arg("--release");
     }
     // Whoever gives up waiting does not leave a compiler behind.
-    let built = cargo.kill_on_drop(true).status().await.context("run cargo build")?;
-    ensure!(built.success(), "the programs do not build: cargo says why above");
+    let built = cargo
+        .kill_on_drop(true)
+        .status()
+        .await
+        .context("run cargo build")?;
+    ensure!(
+        built.success(),
+        "the programs do not build: cargo says why above"
+    );
     Ok(())
 }

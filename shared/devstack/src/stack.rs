@@ -11,7 +11,8 @@ use futures::future::try_join_all;
 use rustix::process::Signal;
 
 use crate::{
-    Durability, Endpoints, Logs, NatsServer, Ports, Postgres, Process, Reaper, SERVICES, ports, postgres, process::Spec,
+    Durability, Endpoints, Logs, NatsServer, Ports, Postgres, Process, Reaper, SERVICES, ports,
+    postgres, process::Spec,
 };
 
 /// What to start, and where.
@@ -58,35 +59,64 @@ impl Stack {
     /// Says which part could not be started and why.
     pub async fn start(options: Options, reaper: Reaper) -> anyhow::Result<Self> {
         for service in SERVICES {
-            let (port, admin) = options.ports.of(service).context("every service has a port")?;
+            let (port, admin) = options
+                .ports
+                .of(service)
+                .context("every service has a port")?;
             for port in [port, admin] {
-                ensure!(ports::is_free(port), "port {port}, wanted for {service}, is taken by another process");
+                ensure!(
+                    ports::is_free(port),
+                    "port {port}, wanted for {service}, is taken by another process"
+                );
             }
         }
-        std::fs::create_dir_all(&options.state).with_context(|| format!("make {}", options.state.display()))?;
+        std::fs::create_dir_all(&options.state)
+            .with_context(|| format!("make {}", options.state.display()))?;
         let postgres = match &options.database {
             Some(_) => None,
             None => {
                 let directory = postgres::reachable(&options.state)?;
                 let (port, durability) = (options.ports.postgres, options.durability);
-                Some(Postgres::start(&directory, port, durability, &options.server_logs, &reaper).await?)
+                Some(
+                    Postgres::start(&directory, port, durability, &options.server_logs, &reaper)
+                        .await?,
+                )
             }
         };
         let nats = match &options.nats {
             Some(_) => None,
             None => {
                 let directory = options.state.join("nats");
-                Some(NatsServer::start(&directory, options.ports.nats, &options.server_logs, &reaper).await?)
+                Some(
+                    NatsServer::start(
+                        &directory,
+                        options.ports.nats,
+                        &options.server_logs,
+                        &reaper,
+                    )
+                    .await?,
+                )
             }
         };
         let endpoints = endpoints(&options, postgres.as_ref(), nats.as_ref()).await?;
-        let mut stack =
-            Self { options, reaper, postgres, nats, running: BTreeMap::new(), ready_after: BTreeMap::new(), endpoints };
+        let mut stack = Self {
+            options,
+            reaper,
+            postgres,
+            nats,
+            running: BTreeMap::new(),
+            ready_after: BTreeMap::new(),
+            endpoints,
+        };
         for service in SERVICES {
             stack.start_service(service)?;
         }
         let ready = stack.running.iter_mut().map(async |(service, process)| {
-            let admin = stack.endpoints.admin.get(*service).context("every service has an admin address")?;
+            let admin = stack
+                .endpoints
+                .admin
+                .get(*service)
+                .context("every service has an admin address")?;
             anyhow::Ok((*service, process.until_ready(admin).await?))
         });
         stack.ready_after = try_join_all(ready).await?.into_iter().collect();
@@ -117,7 +147,9 @@ impl Stack {
     /// When its program is not there.
     pub fn start_service(&mut self, service: &'static str) -> anyhow::Result<()> {
         let process = Process::start(&self.spec(service)?, &self.options.logs, &self.reaper)?;
-        self.endpoints.pids.insert(service.to_owned(), process.pid());
+        self.endpoints
+            .pids
+            .insert(service.to_owned(), process.pid());
         self.running.insert(service, process);
         Ok(())
     }
@@ -127,8 +159,16 @@ impl Stack {
     /// # Errors
     /// When it ends instead or takes too long, with what it said last.
     pub async fn wait_until_ready(&mut self, service: &str) -> anyhow::Result<()> {
-        let admin = self.endpoints.admin.get(service).context("no such service")?;
-        self.running.get_mut(service).with_context(|| format!("{service} does not run"))?.until_ready(admin).await?;
+        let admin = self
+            .endpoints
+            .admin
+            .get(service)
+            .context("no such service")?;
+        self.running
+            .get_mut(service)
+            .with_context(|| format!("{service} does not run"))?
+            .until_ready(admin)
+            .await?;
         Ok(())
     }
 
@@ -137,7 +177,11 @@ impl Stack {
     /// # Errors
     /// When it does not run.
     pub async fn kill(&mut self, service: &str) -> anyhow::Result<()> {
-        self.running.remove(service).with_context(|| format!("{service} does not run"))?.kill().await
+        self.running
+            .remove(service)
+            .with_context(|| format!("{service} does not run"))?
+            .kill()
+            .await
     }
 
     /// Asks a service to end and waits until it has.
@@ -145,7 +189,11 @@ impl Stack {
     /// # Errors
     /// When it does not end well.
     pub async fn stop_service(&mut self, service: &str) -> anyhow::Result<()> {
-        self.running.remove(service).with_context(|| format!("{service} does not run"))?.stop(Signal::TERM).await
+        self.running
+            .remove(service)
+            .with_context(|| format!("{service} does not run"))?
+            .stop(Signal::TERM)
+            .await
     }
 
     /// Kills the private broker with SIGKILL and starts it again.
@@ -154,13 +202,18 @@ impl Stack {
     /// When it does not come back, or is not ours.
     pub async fn restart_broker(&mut self) -> anyhow::Result<()> {
         let nats = self.nats.take().context("the broker is not ours")?;
-        self.nats = Some(nats.crash_and_restart(&self.options.server_logs, &self.reaper).await?);
+        self.nats = Some(
+            nats.crash_and_restart(&self.options.server_logs, &self.reaper)
+                .await?,
+        );
         Ok(())
     }
 
     /// The first service that has ended by itself, with how.
     pub fn ended(&mut self) -> Option<String> {
-        self.running.iter_mut().find_map(|(name, process)| Some(format!("{name} ended with {}", process.ended()?)))
+        self.running
+            .iter_mut()
+            .find_map(|(name, process)| Some(format!("{name} ended with {}", process.ended()?)))
     }
 
     /// Stops everything, the edge first and the servers last.
@@ -180,13 +233,20 @@ impl Stack {
         if let Some(postgres) = self.postgres.take() {
             failures.extend(postgres.stop().await.err());
         }
-        let failures: Vec<String> = failures.into_iter().map(|error| format!("{error:#}")).collect();
+        let failures: Vec<String> = failures
+            .into_iter()
+            .map(|error| format!("{error:#}"))
+            .collect();
         ensure!(failures.is_empty(), "{}", failures.join("; "));
         Ok(())
     }
 
     fn spec(&self, service: &'static str) -> anyhow::Result<Spec> {
-        let (port, admin) = self.options.ports.of(service).context("every service has a port")?;
+        let (port, admin) = self
+            .options
+            .ports
+            .of(service)
+            .context("every service has a port")?;
         let url = |service| {
             let (port, _) = self.options.ports.of(service)?;
             Some(format!("http://127.0.0.1:{port}"))
@@ -197,12 +257,21 @@ impl Stack {
             ("NATS_URL".to_owned(), self.endpoints.nats.clone()),
             ("PROVIDER_URL".to_owned(), self.endpoints.provider.clone()),
             ("PROVIDER_API_KEY".to_owned(), "sk_test_sagacity".to_owned()),
-            ("DATA_DIR".to_owned(), self.options.state.join("psp-sandbox").display().to_string()),
+            (
+                "DATA_DIR".to_owned(),
+                self.options.state.join("psp-sandbox").display().to_string(),
+            ),
         ];
         for other in ["order", "payment", "inventory", "notification"] {
-            environment.extend(url(other).map(|url| (format!("{}_URL", other.to_uppercase()), url)));
+            environment
+                .extend(url(other).map(|url| (format!("{}_URL", other.to_uppercase()), url)));
         }
-        environment.extend(self.endpoints.databases.get(service).map(|url| ("DATABASE_URL".to_owned(), url.clone())));
+        environment.extend(
+            self.endpoints
+                .databases
+                .get(service)
+                .map(|url| ("DATABASE_URL".to_owned(), url.clone())),
+        );
         for (of, name, value) in &self.options.settings {
             if of == service {
                 environment.push((name.clone(), value.clone()));
@@ -231,11 +300,18 @@ async fn endpoints(
     let mut databases = BTreeMap::new();
     for role in ["order", "payment", "inventory", "notification"] {
         let name = format!("{}{role}", options.database_prefix);
-        postgres::provide(&admin, role, &name).await.with_context(|| format!("provide the database {name}"))?;
+        postgres::provide(&admin, role, &name)
+            .await
+            .with_context(|| format!("provide the database {name}"))?;
         databases.insert(role.to_owned(), postgres::url_for(&admin, role, &name)?);
     }
     let local = |port: u16| format!("http://127.0.0.1:{port}");
-    let port_of = |service: &&str| options.ports.of(service).map(|(_, admin)| ((*service).to_owned(), local(admin)));
+    let port_of = |service: &&str| {
+        options
+            .ports
+            .of(service)
+            .map(|(_, admin)| ((*service).to_owned(), local(admin)))
+    };
     let mut pids = BTreeMap::new();
     pids.extend(postgres.map(|postgres| ("postgres".to_owned(), postgres.pid())));
     pids.extend(nats.map(|nats| ("nats".to_owned(), nats.pid())));

@@ -9,8 +9,8 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::{
-    Durability, Logs, NatsServer, Options, Ports, Postgres, Process, Reaper, Stack, TemporaryDirectory, free_port,
-    postgres, process::Spec, programs, tools,
+    Durability, Logs, NatsServer, Options, Ports, Postgres, Process, Reaper, Stack,
+    TemporaryDirectory, free_port, postgres, process::Spec, programs, tools,
 };
 
 struct Shared {
@@ -27,16 +27,30 @@ async fn shared() -> anyhow::Result<&'static Shared> {
             let reaper = Reaper::new()?;
             let directory = TemporaryDirectory::new(&reaper)?;
             let place = directory.path().join("postgres");
-            let postgres =
-                Postgres::start(&place, free_port()?, Durability::Ephemeral, &logs("shared"), &reaper).await?;
-            Ok(Shared { reaper, directory, postgres })
+            let postgres = Postgres::start(
+                &place,
+                free_port()?,
+                Durability::Ephemeral,
+                &logs("shared"),
+                &reaper,
+            )
+            .await?;
+            Ok(Shared {
+                reaper,
+                directory,
+                postgres,
+            })
         })
         .await
 }
 
 /// Where the logs of a test's processes go.
 fn logs(name: &str) -> Logs {
-    Logs::Directory(tools::target_directory().join("test-logs").join(format!("{}-{name}", std::process::id())))
+    Logs::Directory(
+        tools::target_directory()
+            .join("test-logs")
+            .join(format!("{}-{name}", std::process::id())),
+    )
 }
 
 /// A new database for one test, migrated, and its address.
@@ -62,7 +76,10 @@ pub async fn database(migrators: &[Migrator]) -> anyhow::Result<(PgPool, String)
 /// When there is no nats-server.
 pub async fn broker() -> anyhow::Result<NatsServer> {
     let shared = shared().await?;
-    let directory = shared.directory.path().join(format!("nats-{}", Uuid::now_v7().simple()));
+    let directory = shared
+        .directory
+        .path()
+        .join(format!("nats-{}", Uuid::now_v7().simple()));
     NatsServer::start(&directory, free_port()?, &logs("broker"), &shared.reaper).await
 }
 
@@ -117,18 +134,37 @@ impl Program {
     /// When it ends instead; its log says why.
     pub async fn start(program: &str, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let program = PathBuf::from(program);
-        let name = program.file_name().and_then(|name| name.to_str()).context("a program has a name")?.to_owned();
+        let name = program
+            .file_name()
+            .and_then(|name| name.to_str())
+            .context("a program has a name")?
+            .to_owned();
         let (port, admin) = (free_port()?, free_port()?);
-        let mut environment: Vec<(String, String)> =
-            settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let mut environment: Vec<(String, String)> = settings
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
         environment.push(("LISTEN".to_owned(), format!("127.0.0.1:{port}")));
         environment.push(("ADMIN_LISTEN".to_owned(), format!("127.0.0.1:{admin}")));
         let logs = logs(&name);
-        let spec = Spec { name, program, environment, last_signal: "TERM", ..Spec::default() };
-        let (url, admin) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{admin}"));
+        let spec = Spec {
+            name,
+            program,
+            environment,
+            last_signal: "TERM",
+            ..Spec::default()
+        };
+        let (url, admin) = (
+            format!("http://127.0.0.1:{port}"),
+            format!("http://127.0.0.1:{admin}"),
+        );
         let mut process = Process::start(&spec, &logs, &Reaper::new()?)?;
         process.until_ready(&admin).await?;
-        Ok(Self { process, url, admin })
+        Ok(Self {
+            process,
+            url,
+            admin,
+        })
     }
 
     /// Kills it with SIGKILL.
@@ -159,7 +195,10 @@ pub async fn programs() -> anyhow::Result<PathBuf> {
     let build = async || {
         // .../target/debug/deps/scenarios-0123456789abcdef
         let test = std::env::current_exe()?;
-        let directory = test.parent().and_then(Path::parent).context("a test lies in target/<profile>/deps")?;
+        let directory = test
+            .parent()
+            .and_then(Path::parent)
+            .context("a test lies in target/<profile>/deps")?;
         programs::build(directory, &["--quiet"]).await?;
         Ok(directory.to_owned())
     };

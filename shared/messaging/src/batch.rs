@@ -11,7 +11,8 @@ use contracts::{Envelope, Event, EventId, Inbound};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Delivery, Handler, Node, Outcome, backoff::backoff, database, inbox, outbox::Cause, topology::ACK_WAIT, trace,
+    Delivery, Handler, Node, Outcome, backoff::backoff, database, inbox, outbox::Cause,
+    topology::ACK_WAIT, trace,
 };
 
 /// No event of ours comes near; what is larger was not made by an outbox.
@@ -26,7 +27,11 @@ pub(crate) struct Batches<H> {
 impl<H: Handler> Batches<H> {
     /// Applies `messages` and returns what became of each; `None` when shutdown came while the database was away:
     /// then nothing was applied and the broker will deliver the messages again.
-    pub(crate) async fn apply(&self, messages: &[Message], shutdown: &CancellationToken) -> Option<Vec<Outcome>> {
+    pub(crate) async fn apply(
+        &self,
+        messages: &[Message],
+        shutdown: &CancellationToken,
+    ) -> Option<Vec<Outcome>> {
         let mut delays = backoff();
         loop {
             let error = match self.transaction(messages).await {
@@ -51,7 +56,11 @@ impl<H: Handler> Batches<H> {
         }
     }
 
-    async fn one_by_one(&self, messages: &[Message], shutdown: &CancellationToken) -> Option<Vec<Outcome>> {
+    async fn one_by_one(
+        &self,
+        messages: &[Message],
+        shutdown: &CancellationToken,
+    ) -> Option<Vec<Outcome>> {
         let mut outcomes = Vec::with_capacity(messages.len());
         for message in messages {
             let one = std::slice::from_ref(message);
@@ -65,17 +74,26 @@ impl<H: Handler> Batches<H> {
         if deliveries.is_empty() {
             return Ok(outcomes);
         }
-        let ids: Vec<EventId> = deliveries.iter().map(|(_, delivery)| delivery.event_id()).collect();
+        let ids: Vec<EventId> = deliveries
+            .iter()
+            .map(|(_, delivery)| delivery.event_id())
+            .collect();
         let mut tx = self.node.pool.begin().await.context("begin")?;
-        let mut fresh = inbox::claim(&mut tx, &ids).await.context("claim events in the inbox")?;
+        let mut fresh = inbox::claim(&mut tx, &ids)
+            .await
+            .context("claim events in the inbox")?;
         // An id leaves the set with its first delivery, so that a second one in the same batch is a duplicate, too.
         deliveries.retain(|(_, delivery)| fresh.remove(&delivery.event_id()));
-        let (places, deliveries): (Vec<usize>, Vec<Delivery<H::Inbound>>) = deliveries.into_iter().unzip();
+        let (places, deliveries): (Vec<usize>, Vec<Delivery<H::Inbound>>) =
+            deliveries.into_iter().unzip();
         if deliveries.is_empty() {
             return Ok(outcomes);
         }
         let applied = self.handler.handle(&mut tx, &deliveries).await?;
-        ensure!(applied.len() == deliveries.len(), "the handler must return one outcome per delivery");
+        ensure!(
+            applied.len() == deliveries.len(),
+            "the handler must return one outcome per delivery"
+        );
         let unapplied: Vec<EventId> = applied
             .iter()
             .zip(&deliveries)
@@ -83,7 +101,9 @@ impl<H: Handler> Batches<H> {
             .map(|(_, delivery)| delivery.event_id())
             .collect();
         if !unapplied.is_empty() {
-            inbox::release(&mut tx, &unapplied).await.context("release unapplied events")?;
+            inbox::release(&mut tx, &unapplied)
+                .await
+                .context("release unapplied events")?;
         }
         tx.commit().await.context("commit")?;
         self.node.wake.wake();
@@ -114,7 +134,10 @@ fn decode_all<I: Inbound>(messages: &[Message]) -> (Vec<Outcome>, Vec<(usize, De
 
 fn decode<I: Inbound>(message: &Message) -> anyhow::Result<Delivery<I>> {
     let size = message.payload.len();
-    ensure!(size <= MAX_EVENT_BYTES, "the event is oversized: {size} bytes, at most {MAX_EVENT_BYTES} are allowed");
+    ensure!(
+        size <= MAX_EVENT_BYTES,
+        "the event is oversized: {size} bytes, at most {MAX_EVENT_BYTES} are allowed"
+    );
     let envelope = Envelope::from_headers(message.headers.as_ref())?;
     ensure!(
         message.subject.as_str() == envelope.subject.as_str(),
@@ -124,15 +147,27 @@ fn decode<I: Inbound>(message: &Message) -> anyhow::Result<Delivery<I>> {
     );
     let event = I::from_event(Event::decode(envelope.subject, &message.payload)?)?;
     let (span, traceparent) = trace::handling(&envelope);
-    let cause = Cause { correlation_id: envelope.correlation_id, causation_id: envelope.event_id, traceparent };
-    Ok(Delivery { envelope, event, span, cause })
+    let cause = Cause {
+        correlation_id: envelope.correlation_id,
+        causation_id: envelope.event_id,
+        traceparent,
+    };
+    Ok(Delivery {
+        envelope,
+        event,
+        span,
+        cause,
+    })
 }
 
 /// Tells the broker that the messages are still in hand, so that it does not deliver them again.
 async fn hold(messages: &[Message]) {
     for message in messages {
         if let Err(error) = message.ack_with(AckKind::Progress).await {
-            tracing::debug!(error, "could not report progress; the message may be delivered again");
+            tracing::debug!(
+                error,
+                "could not report progress; the message may be delivered again"
+            );
         }
     }
 }

@@ -47,9 +47,14 @@ impl Broker {
         let client = connect_when_up(url, name).await?;
         let found = client.server_info().version;
         if version(&found).is_none_or(|version| version < OLDEST_SERVER) {
-            return Err(BrokerError::TooOld { url: url.to_owned(), found });
+            return Err(BrokerError::TooOld {
+                url: url.to_owned(),
+                found,
+            });
         }
-        let jetstream = jetstream::context::ContextBuilder::new().ack_timeout(ACK_TIMEOUT).build(client.clone());
+        let jetstream = jetstream::context::ContextBuilder::new()
+            .ack_timeout(ACK_TIMEOUT)
+            .build(client.clone());
         Ok(Self { client, jetstream })
     }
 
@@ -77,7 +82,12 @@ async fn connect_when_up(url: &str, name: &str) -> Result<Client, BrokerError> {
             .event_callback(|event| async move { report(&event) });
         match options.connect(url).await {
             Ok(client) => return Ok(client),
-            Err(source) if !may_come_up(&source) => return Err(BrokerError::Connect { url: url.to_owned(), source }),
+            Err(source) if !may_come_up(&source) => {
+                return Err(BrokerError::Connect {
+                    url: url.to_owned(),
+                    source,
+                });
+            }
             Err(error) => tracing::info!(broker.url = url, attempt, %error, "waiting for NATS"),
         }
         tokio::time::sleep(wait).await;
@@ -88,12 +98,17 @@ async fn connect_when_up(url: &str, name: &str) -> Result<Client, BrokerError> {
 
 fn may_come_up(error: &async_nats::ConnectError) -> bool {
     use async_nats::ConnectErrorKind as Kind;
-    matches!(error.kind(), Kind::Io | Kind::TimedOut | Kind::Dns | Kind::MaxReconnects)
+    matches!(
+        error.kind(),
+        Kind::Io | Kind::TimedOut | Kind::Dns | Kind::MaxReconnects
+    )
 }
 
 fn report(event: &Event) {
     match event {
-        Event::Connected | Event::Draining | Event::Closed => tracing::debug!(%event, "NATS connection"),
+        Event::Connected | Event::Draining | Event::Closed => {
+            tracing::debug!(%event, "NATS connection")
+        }
         _ => tracing::warn!(%event, "NATS connection"),
     }
 }

@@ -53,7 +53,11 @@ impl<H: Handler> Consumer<H> {
         }
     }
 
-    async fn consume(&mut self, shutdown: &CancellationToken, delays: &mut impl Resettable) -> anyhow::Result<()> {
+    async fn consume(
+        &mut self,
+        shutdown: &CancellationToken,
+        delays: &mut impl Resettable,
+    ) -> anyhow::Result<()> {
         let node = self.batches.node.clone();
         let part = format!("consumer of {}", self.owner.stream().unwrap_or_default());
         topology::reconcile_streams(&node.broker).await?;
@@ -82,7 +86,9 @@ impl<H: Handler> Consumer<H> {
     /// Applies one batch and tells the broker what became of each message.
     async fn work(&mut self, messages: &[Message], shutdown: &CancellationToken) {
         self.batches.node.metrics.batch(messages.len());
-        let Some(outcomes) = self.batches.apply(messages, shutdown).await else { return };
+        let Some(outcomes) = self.batches.apply(messages, shutdown).await else {
+            return;
+        };
         for (message, outcome) in messages.iter().zip(outcomes) {
             if let Err(error) = self.settle(message, outcome).await {
                 tracing::warn!(
@@ -95,14 +101,22 @@ impl<H: Handler> Consumer<H> {
     }
 
     async fn settle(&mut self, message: &Message, outcome: Outcome) -> anyhow::Result<()> {
-        let sequence = message.info().map(|info| info.stream_sequence).unwrap_or_default();
+        let sequence = message
+            .info()
+            .map(|info| info.stream_sequence)
+            .unwrap_or_default();
         let node = &self.batches.node;
         match outcome {
             Outcome::Done => node.metrics.handled(1, "done"),
             Outcome::Duplicate => node.metrics.handled(1, "duplicate"),
             Outcome::Ignored(reason) => {
                 node.metrics.handled(1, "ignored");
-                tracing::debug!(event.id = event_id(message), order.id = order_id(message), reason, "ignored");
+                tracing::debug!(
+                    event.id = event_id(message),
+                    order.id = order_id(message),
+                    reason,
+                    "ignored"
+                );
             }
             Outcome::Retry(error) => return self.retry(message, sequence, error).await,
             Outcome::Poison(error) => return self.bury(message, sequence, error).await,
@@ -113,22 +127,43 @@ impl<H: Handler> Consumer<H> {
         message.ack().await.map_err(anyhow::Error::from_boxed)
     }
 
-    async fn retry(&mut self, message: &Message, sequence: u64, error: anyhow::Error) -> anyhow::Result<()> {
+    async fn retry(
+        &mut self,
+        message: &Message,
+        sequence: u64,
+        error: anyhow::Error,
+    ) -> anyhow::Result<()> {
         let attempt = self.attempts.get(&sequence).copied().unwrap_or(0) + 1;
         self.attempts.insert(sequence, attempt);
         if attempt >= self.batches.node.max_attempts {
-            return self.bury(message, sequence, error.context(format!("gave up after {attempt} attempts"))).await;
+            return self
+                .bury(
+                    message,
+                    sequence,
+                    error.context(format!("gave up after {attempt} attempts")),
+                )
+                .await;
         }
         let node = &self.batches.node;
         node.metrics.handled(1, "retry");
-        let delay = backoff().nth(attempt as usize - 1).unwrap_or(topology::ACK_WAIT);
+        let delay = backoff()
+            .nth(attempt as usize - 1)
+            .unwrap_or(topology::ACK_WAIT);
         tracing::warn!(service = %node.service, event.id = event_id(message), order.id = order_id(message),
             event.r#type = message.subject.as_str(), attempt, ?delay, error = format!("{error:#}"),
             "an event could not be applied; trying again");
-        message.ack_with(AckKind::Nak(Some(delay))).await.map_err(anyhow::Error::from_boxed)
+        message
+            .ack_with(AckKind::Nak(Some(delay)))
+            .await
+            .map_err(anyhow::Error::from_boxed)
     }
 
-    async fn bury(&mut self, message: &Message, sequence: u64, error: anyhow::Error) -> anyhow::Result<()> {
+    async fn bury(
+        &mut self,
+        message: &Message,
+        sequence: u64,
+        error: anyhow::Error,
+    ) -> anyhow::Result<()> {
         let node = &self.batches.node;
         let attempts = self.attempts.get(&sequence).copied().unwrap_or(1);
         dead_letter::bury(&node.broker, node.service, message, attempts, &error).await?;
@@ -153,7 +188,11 @@ impl Resettable for backon::ExponentialBackoff {
 }
 
 async fn open(consumer: &PullConsumer) -> anyhow::Result<pull::Stream> {
-    let stream = consumer.stream().max_messages_per_batch(BATCH).expires(PULL_EXPIRES).heartbeat(HEARTBEAT);
+    let stream = consumer
+        .stream()
+        .max_messages_per_batch(BATCH)
+        .expires(PULL_EXPIRES)
+        .heartbeat(HEARTBEAT);
     stream.messages().await.context("open subscription")
 }
 
@@ -174,15 +213,25 @@ fn gather(first: Message, stream: &mut pull::Stream) -> Vec<Message> {
 async fn give_back(stream: &mut pull::Stream) {
     while let Some(Some(Ok(message))) = stream.next().now_or_never() {
         if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
-            tracing::debug!(error, "could not give a message back; the broker waits for it to expire");
+            tracing::debug!(
+                error,
+                "could not give a message back; the broker waits for it to expire"
+            );
         }
     }
 }
 
 /// Fails when the broker has events for us that do not arrive.
 async fn check_quiet(consumer: &PullConsumer) -> anyhow::Result<()> {
-    let info = consumer.get_info().await.context("ask for the consumer's state")?;
-    anyhow::ensure!(info.num_pending == 0, "{} events are waiting but none arrives", info.num_pending);
+    let info = consumer
+        .get_info()
+        .await
+        .context("ask for the consumer's state")?;
+    anyhow::ensure!(
+        info.num_pending == 0,
+        "{} events are waiting but none arrives",
+        info.num_pending
+    );
     Ok(())
 }
 
@@ -195,5 +244,9 @@ fn order_id(message: &Message) -> &str {
 }
 
 fn header_text<'a>(message: &'a Message, name: &str) -> &'a str {
-    message.headers.as_ref().and_then(|headers| headers.get(name)).map_or("", |value| value.as_str())
+    message
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.get(name))
+        .map_or("", |value| value.as_str())
 }

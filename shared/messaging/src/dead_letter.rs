@@ -45,7 +45,10 @@ pub(crate) async fn bury(
     attempts: u32,
     reason: &anyhow::Error,
 ) -> anyhow::Result<()> {
-    let info = message.info().map_err(anyhow::Error::from_boxed).context("message without JetStream information")?;
+    let info = message
+        .info()
+        .map_err(anyhow::Error::from_boxed)
+        .context("message without JetStream information")?;
     let mut headers = keep(message.headers.as_ref());
     describe(&mut headers, service, &info, attempts, reason);
     let mut payload = message.payload.clone();
@@ -53,11 +56,26 @@ pub(crate) async fn bury(
         headers.insert(header::TRUNCATED, payload.len().to_string());
         payload.truncate(KEPT_BYTES);
     }
-    let subject = format!("dlq.{service}.{}", cut(&message.subject, KEPT_SUBJECT_BYTES));
-    #[expect(clippy::disallowed_methods, reason = "a dead letter is not an event and has no outbox")]
-    let publish = broker.jetstream.publish_with_headers(subject, headers, payload);
-    publish.await.context("publish dead letter")?.await.context("dead letter was not acknowledged")?;
-    message.ack_with(jetstream::AckKind::Term).await.map_err(anyhow::Error::from_boxed)
+    let subject = format!(
+        "dlq.{service}.{}",
+        cut(&message.subject, KEPT_SUBJECT_BYTES)
+    );
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a dead letter is not an event and has no outbox"
+    )]
+    let publish = broker
+        .jetstream
+        .publish_with_headers(subject, headers, payload);
+    publish
+        .await
+        .context("publish dead letter")?
+        .await
+        .context("dead letter was not acknowledged")?;
+    message
+        .ack_with(jetstream::AckKind::Term)
+        .await
+        .map_err(anyhow::Error::from_boxed)
 }
 
 /// The event's own headers. Those for the broker (`Nats-Expected-Stream`, `Nats-Rollup`) were meant for the stream that
@@ -69,7 +87,10 @@ fn keep(headers: Option<&HeaderMap>) -> HeaderMap {
     let mut room = KEPT_HEADER_BYTES;
     for (name, values) in all {
         let text: &str = name.as_ref();
-        if text.get(..5).is_some_and(|prefix| prefix.eq_ignore_ascii_case("nats-")) {
+        if text
+            .get(..5)
+            .is_some_and(|prefix| prefix.eq_ignore_ascii_case("nats-"))
+        {
             continue;
         }
         for value in values {
@@ -102,7 +123,11 @@ fn describe(
 
 /// The reason with its causes, as a header or a log line can hold it.
 pub(crate) fn one_line(reason: &anyhow::Error) -> String {
-    cut(&format!("{reason:#}").replace(['\r', '\n'], " "), KEPT_VALUE_BYTES).to_owned()
+    cut(
+        &format!("{reason:#}").replace(['\r', '\n'], " "),
+        KEPT_VALUE_BYTES,
+    )
+    .to_owned()
 }
 
 fn cut(text: &str, bytes: usize) -> &str {
@@ -121,14 +146,23 @@ mod tests {
         headers.insert("ce-id", "é".repeat(KEPT_VALUE_BYTES));
         let kept = keep(Some(&headers));
         assert_eq!(kept.len(), 1);
-        assert_eq!(kept.get("ce-id").unwrap().as_str(), "é".repeat(KEPT_VALUE_BYTES / 2));
+        assert_eq!(
+            kept.get("ce-id").unwrap().as_str(),
+            "é".repeat(KEPT_VALUE_BYTES / 2)
+        );
         assert!(keep(None).is_empty());
     }
 
     #[test]
     fn headers_of_cloudevents_are_kept_first() {
-        let mut headers: HeaderMap =
-            (0..200).map(|nth| (format!("x-{nth}").parse().unwrap(), "x".repeat(KEPT_VALUE_BYTES).into())).collect();
+        let mut headers: HeaderMap = (0..200)
+            .map(|nth| {
+                (
+                    format!("x-{nth}").parse().unwrap(),
+                    "x".repeat(KEPT_VALUE_BYTES).into(),
+                )
+            })
+            .collect();
         headers.insert("ce-id", "1");
         let kept = keep(Some(&headers));
         assert_eq!(kept.get("ce-id").unwrap().as_str(), "1");

@@ -26,17 +26,24 @@ impl EventLog {
 
 #[tonic::async_trait]
 impl EventLogService for EventLog {
-    async fn list_events(&self, request: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
+    async fn list_events(
+        &self,
+        request: Request<ListEventsRequest>,
+    ) -> Result<Response<ListEventsResponse>, Status> {
         let order_id: OrderId = request
             .get_ref()
             .order_id
             .parse()
             .map_err(|error| Status::invalid_argument(format!("order_id: {error}")))?;
-        let recorded = outbox::history(&self.pool, order_id).await.map_err(|error| {
-            tracing::warn!(order.id = %order_id, %error, "could not read the outbox");
-            Status::unavailable("the database is away; a retry is safe")
-        })?;
-        Ok(Response::new(ListEventsResponse { events: recorded.into_iter().map(into_proto).collect() }))
+        let recorded = outbox::history(&self.pool, order_id)
+            .await
+            .map_err(|error| {
+                tracing::warn!(order.id = %order_id, %error, "could not read the outbox");
+                Status::unavailable("the database is away; a retry is safe")
+            })?;
+        Ok(Response::new(ListEventsResponse {
+            events: recorded.into_iter().map(into_proto).collect(),
+        }))
     }
 }
 
@@ -48,7 +55,12 @@ fn into_proto(recorded: Recorded) -> RecordedEvent {
         causation_id: recorded.cause.causation_id.to_string(),
         correlation_id: recorded.cause.correlation_id.to_string(),
         traceparent: recorded.cause.traceparent.unwrap_or_default(),
-        recorded_at: Some(Timestamp::from(std::time::SystemTime::from(recorded.recorded_at))),
-        stream_sequence: recorded.stream_sequence.and_then(|sequence| u64::try_from(sequence).ok()).unwrap_or(0),
+        recorded_at: Some(Timestamp::from(std::time::SystemTime::from(
+            recorded.recorded_at,
+        ))),
+        stream_sequence: recorded
+            .stream_sequence
+            .and_then(|sequence| u64::try_from(sequence).ok())
+            .unwrap_or(0),
     }
 }

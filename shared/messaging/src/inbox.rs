@@ -33,6 +33,11 @@ pub async fn claim(tx: &mut PgConnection, events: &[EventId]) -> sqlx::Result<Ha
 /// Those of the database.
 pub async fn release(tx: &mut PgConnection, events: &[EventId]) -> sqlx::Result<()> {
     let ids: Vec<_> = events.iter().map(|event| event.0).collect();
-    sqlx::query!("-- inbox_release\nDELETE FROM inbox WHERE event_id = ANY($1)", &ids).execute(tx).await?;
+    sqlx::query!(
+        "-- inbox_release\nDELETE FROM inbox WHERE event_id = ANY($1)",
+        &ids
+    )
+    .execute(tx)
+    .await?;
     Ok(())
 }

@@ -39,7 +39,9 @@ impl Metrics {
                 .build(),
             outbox_age: meter
                 .f64_gauge("messaging.outbox.age")
-                .with_description("Age of the oldest event that has not been published; 0 when there is none")
+                .with_description(
+                    "Age of the oldest event that has not been published; 0 when there is none",
+                )
                 .with_unit("s")
                 .build(),
         }
@@ -47,18 +49,22 @@ impl Metrics {
 
     pub(crate) fn handled(&self, events: u64, outcome: &'static str) {
         let service = KeyValue::new("service", self.service);
-        self.handled.add(events, &[service, KeyValue::new("outcome", outcome)]);
+        self.handled
+            .add(events, &[service, KeyValue::new("outcome", outcome)]);
     }
 
     pub(crate) fn batch(&self, events: usize) {
-        self.batch.record(events as u64, &[KeyValue::new("service", self.service)]);
+        self.batch
+            .record(events as u64, &[KeyValue::new("service", self.service)]);
     }
 
     pub(crate) fn published(&self, events: usize) {
-        self.published.add(events as u64, &[KeyValue::new("service", self.service)]);
+        self.published
+            .add(events as u64, &[KeyValue::new("service", self.service)]);
     }
 
     pub(crate) fn outbox_age(&self, seconds: f64) {
-        self.outbox_age.record(seconds, &[KeyValue::new("service", self.service)]);
+        self.outbox_age
+            .record(seconds, &[KeyValue::new("service", self.service)]);
     }
 }

@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Broker, Handler, Progress, batch::Batches, consumer::Consumer, metrics::Metrics, outbox::Wake, prune, relay::Relay,
-    topology,
+    Broker, Handler, Progress, batch::Batches, consumer::Consumer, metrics::Metrics, outbox::Wake,
+    prune, relay::Relay, topology,
 };
 
 /// What a participant has; cheap to clone.
@@ -68,14 +68,25 @@ impl Node {
 ///
 /// # Errors
 /// When the topology cannot be declared at start, or a part dies, which is a bug: the process should then end.
-pub async fn run<H: Handler>(node: Node, handler: Arc<H>, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run<H: Handler>(
+    node: Node,
+    handler: Arc<H>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     topology::reconcile_streams(&node.broker).await?;
     topology::reconcile_consumers(&node.broker, node.service).await?;
     let mut consumers = JoinSet::new();
     for owner in Service::ALL {
         if !listens_to(H::Inbound::SERVICE, owner).is_empty() {
-            let batches = Batches { node: node.clone(), handler: Arc::clone(&handler) };
-            let consumer = Consumer { batches, owner, attempts: HashMap::new() };
+            let batches = Batches {
+                node: node.clone(),
+                handler: Arc::clone(&handler),
+            };
+            let consumer = Consumer {
+                batches,
+                owner,
+                attempts: HashMap::new(),
+            };
             consumers.spawn(consumer.run(shutdown.clone()));
         }
     }
@@ -84,7 +95,11 @@ pub async fn run<H: Handler>(node: Node, handler: Arc<H>, shutdown: Cancellation
     if node.service.stream().is_some() {
         relay.spawn(relay_of(&node).run(after_consumers.clone()));
     }
-    consumers.spawn(prune::run(node.pool.clone(), node.keep_outbox, shutdown.clone()));
+    consumers.spawn(prune::run(
+        node.pool.clone(),
+        node.keep_outbox,
+        shutdown.clone(),
+    ));
     let finished = async {
         while let Some(part) = consumers.join_next().await {
             part.context("a consumer died")?;
@@ -100,7 +115,11 @@ pub async fn run<H: Handler>(node: Node, handler: Arc<H>, shutdown: Cancellation
     while let Some(part) = relay.join_next().await {
         part.context("the relay died")?;
     }
-    node.broker.client.flush().await.context("flush the broker connection")
+    node.broker
+        .client
+        .flush()
+        .await
+        .context("flush the broker connection")
 }
 
 fn relay_of(node: &Node) -> Relay {

@@ -40,7 +40,13 @@ impl<'a> Outgoing<'a> {
     /// An event with a new id that happened now.
     #[must_use]
     pub fn new(order_id: OrderId, event: Event, cause: &'a Cause) -> Self {
-        Self { event_id: EventId::new(), order_id, event, recorded_at: now(), cause }
+        Self {
+            event_id: EventId::new(),
+            order_id,
+            event,
+            recorded_at: now(),
+            cause,
+        }
     }
 }
 
@@ -76,13 +82,28 @@ pub async fn append(tx: &mut PgConnection, events: &[Outgoing<'_>]) -> sqlx::Res
         return Ok(());
     }
     let ids: Vec<_> = events.iter().map(|outgoing| outgoing.event_id.0).collect();
-    let subjects: Vec<_> = events.iter().map(|outgoing| outgoing.event.subject().as_str()).collect();
+    let subjects: Vec<_> = events
+        .iter()
+        .map(|outgoing| outgoing.event.subject().as_str())
+        .collect();
     let orders: Vec<_> = events.iter().map(|outgoing| outgoing.order_id.0).collect();
-    let payloads: Vec<_> = events.iter().map(|outgoing| outgoing.event.encode()).collect();
-    let correlations: Vec<_> = events.iter().map(|outgoing| outgoing.cause.correlation_id.0).collect();
-    let causes: Vec<_> = events.iter().map(|outgoing| outgoing.cause.causation_id.0).collect();
+    let payloads: Vec<_> = events
+        .iter()
+        .map(|outgoing| outgoing.event.encode())
+        .collect();
+    let correlations: Vec<_> = events
+        .iter()
+        .map(|outgoing| outgoing.cause.correlation_id.0)
+        .collect();
+    let causes: Vec<_> = events
+        .iter()
+        .map(|outgoing| outgoing.cause.causation_id.0)
+        .collect();
     let times: Vec<_> = events.iter().map(|outgoing| outgoing.recorded_at).collect();
-    let traces: Vec<_> = events.iter().map(|outgoing| outgoing.cause.traceparent.as_deref()).collect();
+    let traces: Vec<_> = events
+        .iter()
+        .map(|outgoing| outgoing.cause.traceparent.as_deref())
+        .collect();
     sqlx::query!(
         r#"-- outbox_append
         INSERT INTO outbox

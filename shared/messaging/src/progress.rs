@@ -32,7 +32,10 @@ impl Progress {
             return Err("consumers have not started yet".to_owned());
         }
         match parts.iter().find(|(_, last)| last.elapsed() > PATIENCE) {
-            Some((part, last)) => Err(format!("{part} has made no progress for {} s", last.elapsed().as_secs())),
+            Some((part, last)) => Err(format!(
+                "{part} has made no progress for {} s",
+                last.elapsed().as_secs()
+            )),
             None => Ok(()),
         }
     }
@@ -45,11 +48,21 @@ mod tests {
     #[test]
     fn a_part_that_stands_still_is_named() {
         let progress = Progress::default();
-        assert_eq!(progress.check().unwrap_err(), "consumers have not started yet");
+        assert_eq!(
+            progress.check().unwrap_err(),
+            "consumers have not started yet"
+        );
         progress.touch("relay");
         assert_eq!(progress.check(), Ok(()));
         let long_ago = Instant::now().checked_sub(PATIENCE * 2).unwrap();
-        progress.0.lock().unwrap().insert("consumer of PAYMENT".to_owned(), long_ago);
-        assert_eq!(progress.check().unwrap_err(), "consumer of PAYMENT has made no progress for 30 s");
+        progress
+            .0
+            .lock()
+            .unwrap()
+            .insert("consumer of PAYMENT".to_owned(), long_ago);
+        assert_eq!(
+            progress.check().unwrap_err(),
+            "consumer of PAYMENT has made no progress for 30 s"
+        );
     }
 }

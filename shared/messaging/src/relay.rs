@@ -87,14 +87,18 @@ impl Relay {
     async fn relay_batch(&self) -> anyhow::Result<usize> {
         let mut tx = self.pool.begin().await.context("begin")?;
         let rows = claim(&mut tx).await.context("claim outbox rows")?;
-        let age = rows.first().map_or(0.0, |oldest| (OffsetDateTime::now_utc() - oldest.recorded_at).as_seconds_f64());
+        let age = rows.first().map_or(0.0, |oldest| {
+            (OffsetDateTime::now_utc() - oldest.recorded_at).as_seconds_f64()
+        });
         self.metrics.outbox_age(age);
         if rows.is_empty() {
             return Ok(0);
         }
         let claimed = rows.len();
         let (sent, failure) = self.publish(rows).await;
-        mark_sent(&mut tx, &sent).await.context("mark outbox rows as sent")?;
+        mark_sent(&mut tx, &sent)
+            .await
+            .context("mark outbox rows as sent")?;
         tx.commit().await.context("commit")?;
         self.metrics.published(sent.len());
         failure.map_or(Ok(claimed), Err)
@@ -129,14 +133,24 @@ impl Relay {
             traceparent: row.traceparent,
         };
         let headers = envelope.to_headers(self.service);
-        #[expect(clippy::disallowed_methods, reason = "the relay is the one place that publishes events")]
-        let publish = self.broker.jetstream.publish_with_headers(row.subject, headers, row.payload.into());
-        publish.await.with_context(|| format!("publish event {}", envelope.event_id))
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the relay is the one place that publishes events"
+        )]
+        let publish =
+            self.broker
+                .jetstream
+                .publish_with_headers(row.subject, headers, row.payload.into());
+        publish
+            .await
+            .with_context(|| format!("publish event {}", envelope.event_id))
     }
 }
 
 /// Waits for the broker's word on a publish: its row and where the stream has it.
-async fn acknowledged((position, sent): (i64, anyhow::Result<PublishAckFuture>)) -> anyhow::Result<(i64, i64)> {
+async fn acknowledged(
+    (position, sent): (i64, anyhow::Result<PublishAckFuture>),
+) -> anyhow::Result<(i64, i64)> {
     let ack = sent?.await.context("no acknowledgement from the broker")?;
     Ok((position, ack.sequence as i64))
 }

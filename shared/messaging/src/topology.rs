@@ -46,7 +46,10 @@ pub async fn reconcile_streams(broker: &Broker) -> Result<(), TopologyError> {
             .jetstream
             .create_or_update_stream(config)
             .await
-            .map_err(|source| TopologyError { what, source: source.into() })?;
+            .map_err(|source| TopologyError {
+                what,
+                source: source.into(),
+            })?;
     }
     Ok(())
 }
@@ -55,7 +58,10 @@ pub async fn reconcile_streams(broker: &Broker) -> Result<(), TopologyError> {
 ///
 /// # Errors
 /// [`TopologyError`] when the broker is away or refuses.
-pub async fn reconcile_consumers(broker: &Broker, service: Service) -> Result<Vec<PullConsumer>, TopologyError> {
+pub async fn reconcile_consumers(
+    broker: &Broker,
+    service: Service,
+) -> Result<Vec<PullConsumer>, TopologyError> {
     let mut consumers = Vec::new();
     for owner in Service::ALL {
         if !listens_to(service, owner).is_empty() {
@@ -77,22 +83,39 @@ pub(crate) async fn reconcile_consumer(
         .jetstream
         .create_consumer_on_stream(config, stream)
         .await
-        .map_err(|source| TopologyError { what: format!("consumer {service} on {stream}"), source: source.into() })
+        .map_err(|source| TopologyError {
+            what: format!("consumer {service} on {stream}"),
+            source: source.into(),
+        })
 }
 
 fn streams() -> Vec<Config> {
     let mut streams: Vec<Config> = Service::ALL
         .into_iter()
-        .filter_map(|owner| Some(stream(owner.stream()?, Subject::ALL.into_iter().filter(|s| s.owner() == owner))))
+        .filter_map(|owner| {
+            Some(stream(
+                owner.stream()?,
+                Subject::ALL.into_iter().filter(|s| s.owner() == owner),
+            ))
+        })
         .collect();
-    streams.push(Config { subjects: vec!["dlq.>".to_owned()], max_age: Duration::ZERO, ..base(DEAD_LETTERS) });
+    streams.push(Config {
+        subjects: vec!["dlq.>".to_owned()],
+        max_age: Duration::ZERO,
+        ..base(DEAD_LETTERS)
+    });
     streams
 }
 
 fn stream(name: &str, subjects: impl Iterator<Item = Subject>) -> Config {
-    let mut first_parts: Vec<String> = subjects.map(|subject| format!("{}.>", subject.owner())).collect();
+    let mut first_parts: Vec<String> = subjects
+        .map(|subject| format!("{}.>", subject.owner()))
+        .collect();
     first_parts.dedup();
-    Config { subjects: first_parts, ..base(name) }
+    Config {
+        subjects: first_parts,
+        ..base(name)
+    }
 }
 
 fn base(name: &str) -> Config {
@@ -118,14 +141,20 @@ fn consumer(service: Service, subjects: &[Subject]) -> pull::Config {
         // The worker counts attempts itself: deliveries while its own database is away must not count.
         max_deliver: -1,
         max_ack_pending: MAX_ACK_PENDING,
-        filter_subjects: subjects.iter().map(|subject| subject_filter(*subject)).collect(),
+        filter_subjects: subjects
+            .iter()
+            .map(|subject| subject_filter(*subject))
+            .collect(),
         ..pull::Config::default()
     }
 }
 
 /// All major versions of a fact: one that we do not know must become a dead letter, not be passed over in silence.
 fn subject_filter(subject: Subject) -> String {
-    let fact = subject.as_str().rsplit_once('.').map_or(subject.as_str(), |(fact, _version)| fact);
+    let fact = subject
+        .as_str()
+        .rsplit_once('.')
+        .map_or(subject.as_str(), |(fact, _version)| fact);
     format!("{fact}.*")
 }
 
@@ -138,13 +167,23 @@ mod tests {
         let streams = streams();
         for subject in Subject::ALL {
             let prefix = format!("{}.>", subject.owner());
-            assert_eq!(streams.iter().filter(|stream| stream.subjects.contains(&prefix)).count(), 1, "{subject}");
+            assert_eq!(
+                streams
+                    .iter()
+                    .filter(|stream| stream.subjects.contains(&prefix))
+                    .count(),
+                1,
+                "{subject}"
+            );
         }
     }
 
     #[test]
     fn filters_come_from_the_choreography_and_cover_later_versions() {
-        let config = consumer(Service::Inventory, &listens_to(Service::Inventory, Service::Order));
+        let config = consumer(
+            Service::Inventory,
+            &listens_to(Service::Inventory, Service::Order),
+        );
         assert_eq!(config.filter_subjects, ["order.cancelled.*"]);
     }
 }

@@ -21,7 +21,9 @@ pub(crate) fn handling(envelope: &Envelope) -> (Span, Option<String>) {
         correlation.id = %envelope.correlation_id,
         trace.id = trace_id(traceparent.as_deref()),
     );
-    let Some(parent) = &traceparent else { return (span, traceparent) };
+    let Some(parent) = &traceparent else {
+        return (span, traceparent);
+    };
     let carrier = HashMap::from([(header::TRACEPARENT.to_owned(), parent.clone())]);
     let context = global::get_text_map_propagator(|propagator| propagator.extract(&carrier));
     if span.set_parent(context).is_err() {
@@ -30,12 +32,16 @@ pub(crate) fn handling(envelope: &Envelope) -> (Span, Option<String>) {
     let mut handed_on = HashMap::new();
     let context = span.context();
     if context.span().span_context().is_valid() {
-        global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut handed_on));
+        global::get_text_map_propagator(|propagator| {
+            propagator.inject_context(&context, &mut handed_on)
+        });
     }
     (span, handed_on.remove(header::TRACEPARENT).or(traceparent))
 }
 
 /// The trace id of a `traceparent` (W3C Trace Context, section 3.2): its second part.
 pub(crate) fn trace_id(traceparent: Option<&str>) -> &str {
-    traceparent.and_then(|text| text.split('-').nth(1)).unwrap_or_default()
+    traceparent
+        .and_then(|text| text.split('-').nth(1))
+        .unwrap_or_default()
 }

@@ -18,12 +18,23 @@ async fn an_event_is_said_when_its_state_is_committed_and_only_then() {
     tx.rollback().await.unwrap();
     rig.say(committed).await;
     let running = rig.run_publisher();
-    eventually("the committed event is in the stream", async || rig.stream("ORDER").await.len() == 1).await;
+    eventually("the committed event is in the stream", async || {
+        rig.stream("ORDER").await.len() == 1
+    })
+    .await;
     assert_eq!(rig.stream("ORDER").await, [committed]);
     // The row knows where the stream has it, once the broker's acknowledgement has come.
     eventually("the outbox is empty", async || rig.unsent().await == 0).await;
-    let history = outbox::history(&rig.publisher.pool, committed).await.unwrap();
-    assert_eq!(history.iter().map(|event| event.stream_sequence).collect::<Vec<_>>(), [Some(1)]);
+    let history = outbox::history(&rig.publisher.pool, committed)
+        .await
+        .unwrap();
+    assert_eq!(
+        history
+            .iter()
+            .map(|event| event.stream_sequence)
+            .collect::<Vec<_>>(),
+        [Some(1)]
+    );
     running.stop().await;
 }
 
@@ -34,7 +45,10 @@ async fn what_is_in_the_outbox_when_the_process_starts_is_said() {
         rig.say(OrderId::new()).await;
     }
     let running = rig.run_publisher();
-    eventually("all events are in the stream", async || rig.stream("ORDER").await.len() == 600).await;
+    eventually("all events are in the stream", async || {
+        rig.stream("ORDER").await.len() == 600
+    })
+    .await;
     running.stop().await;
 }
 
@@ -75,14 +89,20 @@ async fn an_event_that_is_delivered_twice_is_applied_once() {
     let order = OrderId::new();
     rig.say(order).await;
     let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
-    eventually("the event is applied", async || rig.applied().await == [order]).await;
+    eventually("the event is applied", async || {
+        rig.applied().await == [order]
+    })
+    .await;
     // The broker forgets what it has delivered, and delivers everything again.
     consumer.stop().await;
     rig.forget_consumer("ORDER").await;
     let after = OrderId::new();
     rig.say(after).await;
     let consumer = rig.run_consumer();
-    eventually("the next event is applied", async || rig.applied().await.contains(&after)).await;
+    eventually("the next event is applied", async || {
+        rig.applied().await.contains(&after)
+    })
+    .await;
     assert_eq!(rig.applied().await, [order, after]);
     publisher.stop().await;
     consumer.stop().await;
@@ -97,7 +117,10 @@ async fn copies_within_one_batch_are_applied_once() {
         rig.publish_copy_of(order).await;
     }
     let consumer = rig.run_consumer();
-    eventually("everything is acknowledged", async || rig.is_idle("ORDER").await).await;
+    eventually("everything is acknowledged", async || {
+        rig.is_idle("ORDER").await
+    })
+    .await;
     assert_eq!(rig.applied().await, [order]);
     consumer.stop().await;
 }
@@ -111,16 +134,40 @@ async fn a_poison_event_becomes_a_dead_letter_and_its_neighbours_are_applied() {
         rig.say(order).await;
     }
     let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
-    eventually("the letter is written", async || rig.dead_letters().await.len() == 1).await;
-    eventually("the others are applied", async || rig.applied().await == [orders[0], orders[2]]).await;
+    eventually("the letter is written", async || {
+        rig.dead_letters().await.len() == 1
+    })
+    .await;
+    eventually("the others are applied", async || {
+        rig.applied().await == [orders[0], orders[2]]
+    })
+    .await;
     let letter = rig.dead_letters().await.remove(0);
-    let text = |name| letter.headers.as_ref().and_then(|headers| headers.get(name)).map(ToString::to_string);
+    let text = |name| {
+        letter
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(name))
+            .map(ToString::to_string)
+    };
     use messaging::dead_letter_header as header;
-    assert_eq!(letter.subject.as_str(), "dlq.notification.order.confirmed.v1");
+    assert_eq!(
+        letter.subject.as_str(),
+        "dlq.notification.order.confirmed.v1"
+    );
     assert_eq!(text(header::REASON).as_deref(), Some("poisoned"));
     assert_eq!(text(header::ATTEMPTS).as_deref(), Some("1"));
-    assert_eq!((text(header::STREAM).as_deref(), text(header::SEQUENCE).as_deref()), (Some("ORDER"), Some("2")));
-    assert_eq!(text(contracts::header::SUBJECT), Some(orders[1].to_string()));
+    assert_eq!(
+        (
+            text(header::STREAM).as_deref(),
+            text(header::SEQUENCE).as_deref()
+        ),
+        (Some("ORDER"), Some("2"))
+    );
+    assert_eq!(
+        text(contracts::header::SUBJECT),
+        Some(orders[1].to_string())
+    );
     publisher.stop().await;
     consumer.stop().await;
 }
@@ -135,7 +182,11 @@ async fn an_event_that_fails_is_tried_again_and_sinks_nobody_else() {
     }
     let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
     eventually("all are applied", async || rig.applied().await.len() == 3).await;
-    assert_eq!(rig.applied().await, [orders[1], orders[2], orders[0]], "the failed one comes last");
+    assert_eq!(
+        rig.applied().await,
+        [orders[1], orders[2], orders[0]],
+        "the failed one comes last"
+    );
     assert!(rig.dead_letters().await.is_empty());
     publisher.stop().await;
     consumer.stop().await;
@@ -150,10 +201,19 @@ async fn an_event_that_never_succeeds_becomes_a_dead_letter_after_its_attempts()
     rig.say(failing).await;
     rig.say(after).await;
     let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
-    eventually("the letter is written", async || rig.dead_letters().await.len() == 1).await;
-    eventually("its neighbour is applied", async || rig.applied().await == [after]).await;
+    eventually("the letter is written", async || {
+        rig.dead_letters().await.len() == 1
+    })
+    .await;
+    eventually("its neighbour is applied", async || {
+        rig.applied().await == [after]
+    })
+    .await;
     let letter = format!("{:?}", rig.dead_letters().await);
-    assert!(letter.contains("gave up after 3 attempts: asked to fail"), "{letter}");
+    assert!(
+        letter.contains("gave up after 3 attempts: asked to fail"),
+        "{letter}"
+    );
     publisher.stop().await;
     consumer.stop().await;
 }
@@ -165,7 +225,11 @@ async fn consumption_pauses_while_the_own_database_is_away_and_no_attempt_is_cou
     let logs = Logs::Directory(devstack::tools::target_directory().join("test-logs/away"));
     let port = free_port().unwrap();
     let place = directory.path().join("postgres");
-    let start = async || Postgres::start(&place, port, Durability::Ephemeral, &logs, &reaper).await.unwrap();
+    let start = async || {
+        Postgres::start(&place, port, Durability::Ephemeral, &logs, &reaper)
+            .await
+            .unwrap()
+    };
     let server = start().await;
     let mut rig = Rig::new().await;
     rig.consume_from(&server.url("postgres", "postgres")).await;
@@ -173,14 +237,26 @@ async fn consumption_pauses_while_the_own_database_is_away_and_no_attempt_is_cou
     let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
     let first = OrderId::new();
     rig.say(first).await;
-    eventually("the first event is applied", async || rig.applied().await == [first]).await;
+    eventually("the first event is applied", async || {
+        rig.applied().await == [first]
+    })
+    .await;
     server.stop().await.unwrap();
     let while_away = OrderId::new();
     rig.say(while_away).await;
-    eventually("the event waits at the consumer", async || rig.is_waiting("ORDER").await).await;
+    eventually("the event waits at the consumer", async || {
+        rig.is_waiting("ORDER").await
+    })
+    .await;
     let server = start().await;
-    eventually("it is applied after all", async || rig.applied().await == [first, while_away]).await;
-    assert!(rig.dead_letters().await.is_empty(), "one failed attempt would have been too many");
+    eventually("it is applied after all", async || {
+        rig.applied().await == [first, while_away]
+    })
+    .await;
+    assert!(
+        rig.dead_letters().await.is_empty(),
+        "one failed attempt would have been too many"
+    );
     publisher.stop().await;
     consumer.stop().await;
     server.stop().await.unwrap();
@@ -190,7 +266,10 @@ async fn consumption_pauses_while_the_own_database_is_away_and_no_attempt_is_cou
 async fn what_is_committed_before_shutdown_is_said_before_the_process_ends() {
     let rig = Rig::new().await;
     let running = rig.run_publisher();
-    eventually("streams are there", async || rig.stream_exists("ORDER").await).await;
+    eventually("streams are there", async || {
+        rig.stream_exists("ORDER").await
+    })
+    .await;
     for _ in 0..200 {
         rig.append_quietly(OrderId::new()).await;
     }
@@ -205,9 +284,15 @@ async fn cause_correlation_and_trace_reach_the_handler_and_what_it_says() {
     let order = OrderId::new();
     let said = rig.say(order).await;
     let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
-    eventually("the event is applied", async || rig.applied().await == [order]).await;
+    eventually("the event is applied", async || {
+        rig.applied().await == [order]
+    })
+    .await;
     let heard = rig.handler.causes();
-    assert_eq!(heard[0].causation_id, said.event_id, "what follows is caused by the event");
+    assert_eq!(
+        heard[0].causation_id, said.event_id,
+        "what follows is caused by the event"
+    );
     assert_eq!(heard[0].correlation_id, said.cause.correlation_id);
     assert_eq!(heard[0].traceparent, said.cause.traceparent);
     publisher.stop().await;
@@ -222,8 +307,12 @@ async fn streams_and_consumers_are_declared_again_without_harm() {
     rig.declare().await;
     assert_eq!(rig.stream("ORDER").await.len(), 1);
     for service in Service::ALL {
-        messaging::topology::reconcile_consumers(&rig.consumer.broker, service).await.unwrap();
-        messaging::topology::reconcile_consumers(&rig.consumer.broker, service).await.unwrap();
+        messaging::topology::reconcile_consumers(&rig.consumer.broker, service)
+            .await
+            .unwrap();
+        messaging::topology::reconcile_consumers(&rig.consumer.broker, service)
+            .await
+            .unwrap();
     }
 }
 
@@ -232,13 +321,25 @@ async fn several_replicas_may_migrate_at_once() {
     let (pool, _) = test::database(&[]).await.unwrap();
     let migrate = || async { messaging::migrator().run(&pool).await };
     let (one, two, three) = tokio::join!(migrate(), migrate(), migrate());
-    assert!(one.is_ok() && two.is_ok() && three.is_ok(), "{one:?} {two:?} {three:?}");
+    assert!(
+        one.is_ok() && two.is_ok() && three.is_ok(),
+        "{one:?} {two:?} {three:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_broker_that_does_not_exist_is_named() {
-    let refused = tokio::time::timeout(Duration::from_secs(5), Broker::connect("nats://user@", "test")).await;
-    let message = format!("{:?}", refused.expect("an address that is none is no reason to wait").unwrap_err());
+    let refused = tokio::time::timeout(
+        Duration::from_secs(5),
+        Broker::connect("nats://user@", "test"),
+    )
+    .await;
+    let message = format!(
+        "{:?}",
+        refused
+            .expect("an address that is none is no reason to wait")
+            .unwrap_err()
+    );
     assert!(message.contains("nats://user@"), "{message}");
 }
 
@@ -251,5 +352,9 @@ async fn the_history_of_an_order_is_what_was_said_about_it_in_order() {
     rig.say(order).await;
     let history = outbox::history(&rig.publisher.pool, order).await.unwrap();
     assert_eq!(history.len(), 2);
-    assert!(history.iter().all(|event| event.order_id == order && event.subject == "order.confirmed.v1"));
+    assert!(
+        history
+            .iter()
+            .all(|event| event.order_id == order && event.subject == "order.confirmed.v1")
+    );
 }

@@ -3,11 +3,16 @@ use proptest::prelude::*;
 use super::*;
 
 fn line(sku: &str, quantity: u32) -> Line {
-    Line { sku: sku.into(), quantity }
+    Line {
+        sku: sku.into(),
+        quantity,
+    }
 }
 
 fn stock(of: &[(&str, i64)]) -> Stock {
-    of.iter().map(|(sku, on_hand)| ((*sku).to_owned(), *on_hand)).collect()
+    of.iter()
+        .map(|(sku, on_hand)| ((*sku).to_owned(), *on_hand))
+        .collect()
 }
 
 /// Applies a command to a reservation and the stock, as the service does.
@@ -24,12 +29,18 @@ fn tell(reservation: &mut Option<Reservation>, stock: &mut Stock, command: Comma
 fn all_lines_are_reserved_or_none() {
     let on_hand = stock(&[("a", 5), ("b", 1)]);
     let both = vec![line("a", 5), line("b", 1)];
-    assert_eq!(decide(None, Command::Reserve(both.clone()), &on_hand), Some(Event::Reserved(both)));
+    assert_eq!(
+        decide(None, Command::Reserve(both.clone()), &on_hand),
+        Some(Event::Reserved(both))
+    );
     let more = vec![line("a", 5), line("b", 2), line("unknown", 1)];
     let short_skus = vec!["b".to_owned(), "unknown".to_owned()];
     assert_eq!(
         decide(None, Command::Reserve(more.clone()), &on_hand),
-        Some(Event::Rejected { lines: more, short_skus })
+        Some(Event::Rejected {
+            lines: more,
+            short_skus
+        })
     );
 }
 
@@ -37,7 +48,11 @@ fn all_lines_are_reserved_or_none() {
 fn a_cancellation_that_comes_first_leaves_a_tombstone_and_nothing_is_reserved() {
     let (mut reservation, mut on_hand) = (None, stock(&[("a", 5)]));
     tell(&mut reservation, &mut on_hand, Command::Release);
-    tell(&mut reservation, &mut on_hand, Command::Reserve(vec![line("a", 1)]));
+    tell(
+        &mut reservation,
+        &mut on_hand,
+        Command::Reserve(vec![line("a", 1)]),
+    );
     assert_eq!(reservation.unwrap().status, Status::Released);
     assert_eq!(on_hand["a"], 5);
 }

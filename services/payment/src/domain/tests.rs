@@ -4,20 +4,33 @@ use proptest::prelude::*;
 use super::*;
 
 fn cause() -> Cause {
-    Cause { correlation_id: CorrelationId::new(), causation_id: EventId::new(), traceparent: None }
+    Cause {
+        correlation_id: CorrelationId::new(),
+        causation_id: EventId::new(),
+        traceparent: None,
+    }
 }
 
 fn charge() -> Command {
     let amount = Money::new(1999, "EUR").unwrap();
-    Command::Charge(Charge { amount, method: "tok_visa".into(), lines: vec![], cause: cause() })
+    Command::Charge(Charge {
+        amount,
+        method: "tok_visa".into(),
+        lines: vec![],
+        cause: cause(),
+    })
 }
 
 fn capture() -> Command {
-    Command::NoteCapture { reference: "pi_1".into() }
+    Command::NoteCapture {
+        reference: "pi_1".into(),
+    }
 }
 
 fn decline() -> Command {
-    Command::NoteDecline { code: "generic_decline".into() }
+    Command::NoteDecline {
+        code: "generic_decline".into(),
+    }
 }
 
 /// Tells a payment everything, ignoring refusals, as the service does.
@@ -31,7 +44,10 @@ fn tell(payment: Option<Payment>, command: Command) -> Option<Payment> {
 }
 
 fn asked(payment: Option<Payment>) -> Option<Payment> {
-    payment.map(|payment| Payment { attempts: payment.attempts + 1, ..payment })
+    payment.map(|payment| Payment {
+        attempts: payment.attempts + 1,
+        ..payment
+    })
 }
 
 fn status(payment: &Option<Payment>) -> Status {
@@ -43,7 +59,10 @@ fn a_charge_is_captured_or_declined() {
     let pending = asked(tell(None, charge()));
     assert_eq!(status(&tell(pending.clone(), capture())), Status::Completed);
     let failed = tell(pending, decline()).unwrap();
-    assert_eq!((failed.status, failed.failure_code.as_deref()), (Status::Failed, Some("generic_decline")));
+    assert_eq!(
+        (failed.status, failed.failure_code.as_deref()),
+        (Status::Failed, Some("generic_decline"))
+    );
 }
 
 #[test]
@@ -56,7 +75,10 @@ fn a_cancellation_that_comes_first_leaves_a_tombstone_and_nothing_is_charged() {
 
 #[test]
 fn a_cancellation_before_the_provider_was_asked_voids() {
-    assert_eq!(status(&tell(tell(None, charge()), Command::Cancel(cause()))), Status::Voided);
+    assert_eq!(
+        status(&tell(tell(None, charge()), Command::Cancel(cause()))),
+        Status::Voided
+    );
 }
 
 #[test]
@@ -66,7 +88,10 @@ fn a_cancellation_while_the_provider_is_asked_waits_for_the_answer() {
     assert_eq!(status(&tell(open.clone(), decline())), Status::Failed);
     let refunding = tell(open, capture());
     assert_eq!(status(&refunding), Status::Refunding);
-    assert_eq!(status(&tell(refunding, Command::NoteRefund)), Status::Refunded);
+    assert_eq!(
+        status(&tell(refunding, Command::NoteRefund)),
+        Status::Refunded
+    );
 }
 
 #[test]

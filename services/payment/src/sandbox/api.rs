@@ -64,9 +64,15 @@ async fn create_intent(
     let fault = sandbox.faults.of(&token);
     tokio::time::sleep(Duration::from_millis(fault.latency_ms)).await;
     if fault.error_rate > 0.0 && rand::random_bool(fault.error_rate.clamp(0.0, 1.0)) {
-        return error(500, json!({ "type": "api_error", "message": "An error that was asked for." }));
+        return error(
+            500,
+            json!({ "type": "api_error", "message": "An error that was asked for." }),
+        );
     }
-    let response = once(&sandbox, &headers, &parameters, |_| charge(&token, &parameters)).await;
+    let response = once(&sandbox, &headers, &parameters, |_| {
+        charge(&token, &parameters)
+    })
+    .await;
     if !response.headers().contains_key(REPLAYED) {
         tokio::time::sleep(Duration::from_millis(fault.stall_after_charge_ms)).await;
     }
@@ -81,9 +87,15 @@ async fn create_refund(
     let fault = sandbox.faults.of("refund");
     tokio::time::sleep(Duration::from_millis(fault.latency_ms)).await;
     if fault.error_rate > 0.0 && rand::random_bool(fault.error_rate.clamp(0.0, 1.0)) {
-        return error(500, json!({ "type": "api_error", "message": "An error that was asked for." }));
+        return error(
+            500,
+            json!({ "type": "api_error", "message": "An error that was asked for." }),
+        );
     }
-    once(&sandbox, &headers, &parameters, |ledger| refund(ledger, &parameters)).await
+    once(&sandbox, &headers, &parameters, |ledger| {
+        refund(ledger, &parameters)
+    })
+    .await
 }
 
 /// Does `act` once per idempotency key: the answer is remembered with its effects, durably, before it is given.
@@ -96,10 +108,16 @@ async fn once(
     if let Some(refusal) = unauthorized(headers) {
         return refusal;
     }
-    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok()).map(str::to_owned);
+    let key = headers
+        .get("idempotency-key")
+        .and_then(|key| key.to_str().ok())
+        .map(str::to_owned);
     let (answer, records) = {
         let mut ledger = sandbox.ledger();
-        match key.as_deref().map_or(Admission::New, |key| ledger.admit(key, parameters)) {
+        match key
+            .as_deref()
+            .map_or(Admission::New, |key| ledger.admit(key, parameters))
+        {
             Admission::New => {}
             Admission::Replay(answer) => return answer.into_response_with(true),
             Admission::InFlight => return in_flight(),
@@ -111,7 +129,10 @@ async fn once(
         }
         if let Some(key) = &key {
             // The answer counts only when it is durable; until then the key stays "in flight".
-            let keyed = Keyed { parameters: parameters.clone(), answer: Some(answer.clone()) };
+            let keyed = Keyed {
+                parameters: parameters.clone(),
+                answer: Some(answer.clone()),
+            };
             records.push(Record::Key(key.clone(), keyed));
         }
         (answer, records)
@@ -131,7 +152,10 @@ async fn once(
     });
     match written.await {
         Ok(true) => answer.into_response_with(false),
-        _ => error(500, json!({ "type": "api_error", "message": "The sandbox cannot write its memory." })),
+        _ => error(
+            500,
+            json!({ "type": "api_error", "message": "The sandbox cannot write its memory." }),
+        ),
     }
 }
 
@@ -139,16 +163,34 @@ fn charge(token: &str, parameters: &Parameters) -> (Answer, Vec<Record>) {
     let get = |name: &str| parameters.get(name).map(String::as_str).unwrap_or_default();
     let amount: i64 = match get("amount").parse() {
         Ok(amount) if amount > 0 => amount,
-        _ => return invalid("amount", "parameter_invalid_integer", "This value must be greater than or equal to 1."),
+        _ => {
+            return invalid(
+                "amount",
+                "parameter_invalid_integer",
+                "This value must be greater than or equal to 1.",
+            );
+        }
     };
     if get("currency").len() != 3 {
-        return invalid("currency", "invalid_currency", "Invalid currency: expected a three-letter ISO code.");
+        return invalid(
+            "currency",
+            "invalid_currency",
+            "Invalid currency: expected a three-letter ISO code.",
+        );
     }
     if get("confirm") != "true" {
-        return invalid("confirm", "parameter_missing", "The sandbox only creates intents with confirm=true.");
+        return invalid(
+            "confirm",
+            "parameter_missing",
+            "The sandbox only creates intents with confirm=true.",
+        );
     }
     let Some(decline) = decline_code(token) else {
-        return invalid("payment_method_data[card][token]", "resource_missing", &format!("No such token: '{token}'"));
+        return invalid(
+            "payment_method_data[card][token]",
+            "resource_missing",
+            &format!("No such token: '{token}'"),
+        );
     };
     let intent = Intent {
         id: format!("pi_{}", Uuid::now_v7().simple()),
@@ -161,7 +203,10 @@ fn charge(token: &str, parameters: &Parameters) -> (Answer, Vec<Record>) {
         created: now(),
     };
     let answer = match &intent.decline_code {
-        None => Answer { status: 200, body: intent.body() },
+        None => Answer {
+            status: 200,
+            body: intent.body(),
+        },
         Some(code) => declined(code, &intent),
     };
     (answer, vec![Record::Intent(intent)])
@@ -181,44 +226,90 @@ fn decline_code(token: &str) -> Option<&'static str> {
 }
 
 fn token(parameters: &Parameters) -> &str {
-    let given = parameters.get("payment_method_data[card][token]").or_else(|| parameters.get("payment_method"));
+    let given = parameters
+        .get("payment_method_data[card][token]")
+        .or_else(|| parameters.get("payment_method"));
     given.map(String::as_str).unwrap_or_default()
 }
 
 fn refund(ledger: &Ledger, parameters: &Parameters) -> (Answer, Vec<Record>) {
-    let id = parameters.get("payment_intent").map(String::as_str).unwrap_or_default();
+    let id = parameters
+        .get("payment_intent")
+        .map(String::as_str)
+        .unwrap_or_default();
     let Some(intent) = ledger.intents.get(id) else {
-        return invalid("payment_intent", "resource_missing", &format!("No such payment_intent: '{id}'"));
+        return invalid(
+            "payment_intent",
+            "resource_missing",
+            &format!("No such payment_intent: '{id}'"),
+        );
     };
-    let left = if intent.captured { intent.amount - intent.refunded } else { 0 };
+    let left = if intent.captured {
+        intent.amount - intent.refunded
+    } else {
+        0
+    };
     let amount = match parameters.get("amount").map(|text| text.parse::<i64>()) {
         None => left,
         Some(Ok(amount)) => amount,
         Some(Err(_)) => return invalid("amount", "parameter_invalid_integer", "Invalid integer."),
     };
     if left == 0 {
-        return invalid("payment_intent", "charge_already_refunded", "Nothing is left to refund.");
+        return invalid(
+            "payment_intent",
+            "charge_already_refunded",
+            "Nothing is left to refund.",
+        );
     }
     if amount <= 0 || amount > left {
-        return invalid("amount", "amount_too_large", "Refund amount is greater than what is left.");
+        return invalid(
+            "amount",
+            "amount_too_large",
+            "Refund amount is greater than what is left.",
+        );
     }
-    let refund =
-        Refund { id: format!("re_{}", Uuid::now_v7().simple()), intent: id.to_owned(), amount, created: now() };
-    let answer = Answer { status: 200, body: refund.body(&intent.currency) };
-    let intent = Intent { refunded: intent.refunded + amount, ..intent.clone() };
+    let refund = Refund {
+        id: format!("re_{}", Uuid::now_v7().simple()),
+        intent: id.to_owned(),
+        amount,
+        created: now(),
+    };
+    let answer = Answer {
+        status: 200,
+        body: refund.body(&intent.currency),
+    };
+    let intent = Intent {
+        refunded: intent.refunded + amount,
+        ..intent.clone()
+    };
     (answer, vec![Record::Intent(intent), Record::Refund(refund)])
 }
 
-async fn retrieve_intent(State(sandbox): State<Sandbox>, headers: HeaderMap, Path(id): Path<String>) -> Response {
+async fn retrieve_intent(
+    State(sandbox): State<Sandbox>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Response {
     let found = sandbox.ledger().intents.get(&id).map(Intent::body);
     retrieved(&headers, found, "payment_intent", &id)
 }
 
-async fn retrieve_refund(State(sandbox): State<Sandbox>, headers: HeaderMap, Path(id): Path<String>) -> Response {
+async fn retrieve_refund(
+    State(sandbox): State<Sandbox>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Response {
     let found = {
         let ledger = sandbox.ledger();
         let refund = ledger.refunds.get(&id);
-        refund.map(|refund| refund.body(ledger.intents.get(&refund.intent).map_or("", |intent| &intent.currency)))
+        refund.map(|refund| {
+            refund.body(
+                ledger
+                    .intents
+                    .get(&refund.intent)
+                    .map_or("", |intent| &intent.currency),
+            )
+        })
     };
     retrieved(&headers, found, "refund", &id)
 }
@@ -229,9 +320,14 @@ fn retrieved(headers: &HeaderMap, found: Option<Value>, what: &str, id: &str) ->
     }
     let missing = || {
         let message = format!("No such {what}: '{id}'");
-        error(404, json!({ "type": "invalid_request_error", "code": "resource_missing", "message": message }))
+        error(
+            404,
+            json!({ "type": "invalid_request_error", "code": "resource_missing", "message": message }),
+        )
     };
-    found.map_or_else(missing, |body| Answer { status: 200, body }.into_response_with(false))
+    found.map_or_else(missing, |body| {
+        Answer { status: 200, body }.into_response_with(false)
+    })
 }
 
 /// One JSON object per line and order: small to read for an auditor of a million orders.
@@ -243,14 +339,22 @@ async fn balances(State(sandbox): State<Sandbox>) -> Response {
             lines.push(b'\n');
         }
     }
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Bytes::from(lines)).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Bytes::from(lines),
+    )
+        .into_response()
 }
 
 async fn show_faults(State(sandbox): State<Sandbox>) -> impl IntoResponse {
     Json(sandbox.faults.all())
 }
 
-async fn set_fault(State(sandbox): State<Sandbox>, Path(token): Path<String>, Json(fault): Json<Fault>) -> StatusCode {
+async fn set_fault(
+    State(sandbox): State<Sandbox>,
+    Path(token): Path<String>,
+    Json(fault): Json<Fault>,
+) -> StatusCode {
     sandbox.faults.set(token, fault);
     StatusCode::NO_CONTENT
 }
@@ -266,17 +370,30 @@ impl Answer {
         let request_id = [("request-id", format!("req_{}", Uuid::now_v7().simple()))];
         let mut response = (status, request_id, Json(self.body)).into_response();
         if replayed {
-            response.headers_mut().insert(REPLAYED, header::HeaderValue::from_static("true"));
+            response
+                .headers_mut()
+                .insert(REPLAYED, header::HeaderValue::from_static("true"));
         }
         response
     }
 }
 
 fn unauthorized(headers: &HeaderMap) -> Option<Response> {
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let authorized = given.strip_prefix("Bearer ").is_some_and(|key| key.starts_with("sk_test_"));
-    let message = "Invalid API Key provided: the sandbox takes 'Authorization: Bearer sk_test_...'.";
-    (!authorized).then(|| error(401, json!({ "type": "invalid_request_error", "message": message })))
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let authorized = given
+        .strip_prefix("Bearer ")
+        .is_some_and(|key| key.starts_with("sk_test_"));
+    let message =
+        "Invalid API Key provided: the sandbox takes 'Authorization: Bearer sk_test_...'.";
+    (!authorized).then(|| {
+        error(
+            401,
+            json!({ "type": "invalid_request_error", "message": message }),
+        )
+    })
 }
 
 fn declined(code: &str, intent: &Intent) -> Answer {
@@ -288,23 +405,32 @@ fn declined(code: &str, intent: &Intent) -> Answer {
 }
 
 fn invalid(param: &str, code: &str, message: &str) -> (Answer, Vec<Record>) {
-    let body =
-        json!({ "error": { "type": "invalid_request_error", "code": code, "param": param, "message": message } });
+    let body = json!({ "error": { "type": "invalid_request_error", "code": code, "param": param, "message": message } });
     (Answer { status: 400, body }, Vec::new())
 }
 
 fn in_flight() -> Response {
     let message = "There is currently another in-progress request using this Idempotency Key.";
-    error(409, json!({ "type": "idempotency_error", "code": "idempotency_key_in_use", "message": message }))
+    error(
+        409,
+        json!({ "type": "idempotency_error", "code": "idempotency_key_in_use", "message": message }),
+    )
 }
 
 fn other_parameters() -> Response {
     let message = "Keys for idempotent requests can only be used with the same parameters they were first used with.";
-    error(400, json!({ "type": "idempotency_error", "message": message }))
+    error(
+        400,
+        json!({ "type": "idempotency_error", "message": message }),
+    )
 }
 
 fn error(status: u16, body: Value) -> Response {
-    Answer { status, body: json!({ "error": body }) }.into_response_with(false)
+    Answer {
+        status,
+        body: json!({ "error": body }),
+    }
+    .into_response_with(false)
 }
 
 fn now() -> i64 {

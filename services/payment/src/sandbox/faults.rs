@@ -27,18 +27,31 @@ impl Faults {
     /// The fault of a token, else that of all tokens, else none.
     pub(super) fn of(&self, token: &str) -> Fault {
         let faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        faults.get(token).or_else(|| faults.get("*")).copied().unwrap_or_default()
+        faults
+            .get(token)
+            .or_else(|| faults.get("*"))
+            .copied()
+            .unwrap_or_default()
     }
 
     pub(super) fn set(&self, token: String, fault: Fault) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(token, fault);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(token, fault);
     }
 
     pub(super) fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     pub(super) fn all(&self) -> HashMap<String, Fault> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }

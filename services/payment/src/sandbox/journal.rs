@@ -36,7 +36,9 @@ impl Journal {
 /// Opens the memory in `directory` and reads what is there.
 pub(super) fn open(directory: &Path) -> anyhow::Result<(Journal, Ledger)> {
     std::fs::create_dir_all(directory)?;
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create(directory.join("ledger.redb"))?;
+    let database = Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .create(directory.join("ledger.redb"))?;
     let tables = database.begin_write()?;
     for table in [INTENTS, REFUNDS, KEYS] {
         tables.open_table(table)?;
@@ -44,16 +46,24 @@ pub(super) fn open(directory: &Path) -> anyhow::Result<(Journal, Ledger)> {
     tables.commit()?;
     let ledger = read(&database)?;
     let (sender, entries) = mpsc::channel(BATCH * 4);
-    thread::Builder::new().name("journal".to_owned()).spawn(move || serve(&database, entries))?;
+    thread::Builder::new()
+        .name("journal".to_owned())
+        .spawn(move || serve(&database, entries))?;
     Ok((Journal(sender), ledger))
 }
 
 fn read(database: &Database) -> anyhow::Result<Ledger> {
     let transaction = database.begin_read()?;
     let mut ledger = Ledger::default();
-    each(&transaction.open_table(INTENTS)?, |_, intent| ledger.apply(Record::Intent(intent)))?;
-    each(&transaction.open_table(REFUNDS)?, |_, refund| ledger.apply(Record::Refund(refund)))?;
-    each(&transaction.open_table(KEYS)?, |key, keyed| ledger.apply(Record::Key(key.to_owned(), keyed)))?;
+    each(&transaction.open_table(INTENTS)?, |_, intent| {
+        ledger.apply(Record::Intent(intent))
+    })?;
+    each(&transaction.open_table(REFUNDS)?, |_, refund| {
+        ledger.apply(Record::Refund(refund))
+    })?;
+    each(&transaction.open_table(KEYS)?, |key, keyed| {
+        ledger.apply(Record::Key(key.to_owned(), keyed))
+    })?;
     Ok(ledger)
 }
 
@@ -63,7 +73,10 @@ fn each<T: DeserializeOwned>(
 ) -> anyhow::Result<()> {
     for row in table.iter()? {
         let (key, value) = row?;
-        take(key.value(), serde_json::from_slice(value.value()).with_context(|| key.value().to_owned())?);
+        take(
+            key.value(),
+            serde_json::from_slice(value.value()).with_context(|| key.value().to_owned())?,
+        );
     }
     Ok(())
 }
@@ -92,8 +105,12 @@ fn write<'a>(database: &Database, records: impl Iterator<Item = &'a Record>) -> 
         let mut keys = transaction.open_table(KEYS)?;
         for record in records {
             match record {
-                Record::Intent(intent) => intents.insert(intent.id.as_str(), bytes(intent)?.as_slice())?,
-                Record::Refund(refund) => refunds.insert(refund.id.as_str(), bytes(refund)?.as_slice())?,
+                Record::Intent(intent) => {
+                    intents.insert(intent.id.as_str(), bytes(intent)?.as_slice())?
+                }
+                Record::Refund(refund) => {
+                    refunds.insert(refund.id.as_str(), bytes(refund)?.as_slice())?
+                }
                 Record::Key(key, keyed) => keys.insert(key.as_str(), bytes(keyed)?.as_slice())?,
             };
         }

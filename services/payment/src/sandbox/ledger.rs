@@ -95,10 +95,16 @@ impl Ledger {
     pub(super) fn admit(&mut self, key: &str, parameters: &BTreeMap<String, String>) -> Admission {
         match self.keys.get(key) {
             Some(keyed) if keyed.parameters != *parameters => Admission::OtherParameters,
-            Some(Keyed { answer: Some(answer), .. }) => Admission::Replay(answer.clone()),
+            Some(Keyed {
+                answer: Some(answer),
+                ..
+            }) => Admission::Replay(answer.clone()),
             Some(Keyed { answer: None, .. }) => Admission::InFlight,
             None => {
-                let keyed = Keyed { parameters: parameters.clone(), answer: None };
+                let keyed = Keyed {
+                    parameters: parameters.clone(),
+                    answer: None,
+                };
                 self.keys.insert(key.to_owned(), keyed);
                 Admission::New
             }
@@ -107,7 +113,11 @@ impl Ledger {
 
     /// Forgets a key whose request came to nothing.
     pub(super) fn abandon(&mut self, key: &str) {
-        if self.keys.get(key).is_some_and(|keyed| keyed.answer.is_none()) {
+        if self
+            .keys
+            .get(key)
+            .is_some_and(|keyed| keyed.answer.is_none())
+        {
             self.keys.remove(key);
         }
     }
@@ -116,11 +126,13 @@ impl Ledger {
     pub(super) fn balances(&self) -> Vec<Balance> {
         let mut balances: HashMap<(&str, &str), Balance> = HashMap::new();
         for intent in self.intents.values().filter(|intent| intent.captured) {
-            let balance = balances.entry((&intent.order_id, &intent.currency)).or_insert_with(|| Balance {
-                order_id: intent.order_id.clone(),
-                currency: intent.currency.to_uppercase(),
-                ..Balance::default()
-            });
+            let balance = balances
+                .entry((&intent.order_id, &intent.currency))
+                .or_insert_with(|| Balance {
+                    order_id: intent.order_id.clone(),
+                    currency: intent.currency.to_uppercase(),
+                    ..Balance::default()
+                });
             balance.captured += intent.amount;
             balance.refunded += intent.refunded;
             balance.captures += 1;
@@ -131,7 +143,11 @@ impl Ledger {
 
 impl Intent {
     pub(super) fn body(&self) -> Value {
-        let status = if self.captured { "succeeded" } else { "requires_payment_method" };
+        let status = if self.captured {
+            "succeeded"
+        } else {
+            "requires_payment_method"
+        };
         json!({
             "id": self.id, "object": "payment_intent", "amount": self.amount, "currency": self.currency,
             "amount_received": if self.captured { self.amount } else { 0 }, "status": status, "livemode": false,

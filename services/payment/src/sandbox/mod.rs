@@ -40,7 +40,10 @@ pub struct SandboxConfig {
 
 impl Settings for SandboxConfig {
     fn addresses(&self) -> Addresses {
-        Addresses { listen: self.listen, admin: self.admin_listen }
+        Addresses {
+            listen: self.listen,
+            admin: self.admin_listen,
+        }
     }
 }
 
@@ -54,8 +57,12 @@ pub async fn run(
     registry: Registry,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let (journal, ledger) = journal::open(&config.data_dir)
-        .with_context(|| format!("DATA_DIR: cannot open the memory in {}", config.data_dir.display()))?;
+    let (journal, ledger) = journal::open(&config.data_dir).with_context(|| {
+        format!(
+            "DATA_DIR: cannot open the memory in {}",
+            config.data_dir.display()
+        )
+    })?;
     let routes = api::routes(api::Sandbox {
         ledger: Arc::new(std::sync::Mutex::new(ledger)),
         journal,
@@ -63,7 +70,8 @@ pub async fn run(
     });
     let stop = shutdown.clone();
     let serve = async move {
-        let served = axum::serve(listeners.main, routes).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let served = axum::serve(listeners.main, routes)
+            .with_graceful_shutdown(stop.clone().cancelled_owned());
         // Clients that wait for an answer that never comes must not hold up the end.
         let grace = async {
             stop.cancelled().await;
@@ -75,7 +83,10 @@ pub async fn run(
         }
     };
     let mut supervisor = Supervisor::new(shutdown.clone());
-    supervisor.spawn("admin", admin::serve(listeners.admin, Readiness::default(), registry, shutdown));
+    supervisor.spawn(
+        "admin",
+        admin::serve(listeners.admin, Readiness::default(), registry, shutdown),
+    );
     supervisor.spawn("api", serve);
     supervisor.run().await
 }

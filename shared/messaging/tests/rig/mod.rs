@@ -10,8 +10,8 @@ use std::{
 use anyhow::anyhow;
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use contracts::{
-    CorrelationId, CustomerId, DecodeError, Envelope, Event, EventId, Inbound, Money, OrderId, Subject,
-    choreography::Service,
+    CorrelationId, CustomerId, DecodeError, Envelope, Event, EventId, Inbound, Money, OrderId,
+    Subject, choreography::Service,
 };
 use devstack::{NatsServer, test};
 use futures::TryStreamExt as _;
@@ -70,11 +70,14 @@ fn confirmed(order: OrderId) -> Event {
 fn command() -> Cause {
     let trace = Uuid::new_v4().simple();
     let traceparent = Some(format!("00-{trace}-b7ad6b7169203331-01"));
-    Cause { correlation_id: CorrelationId::new(), causation_id: EventId::new(), traceparent }
+    Cause {
+        correlation_id: CorrelationId::new(),
+        causation_id: EventId::new(),
+        traceparent,
+    }
 }
 
-const APPLIED: &str =
-    "CREATE TABLE applied (nth bigint GENERATED ALWAYS AS IDENTITY, order_id uuid NOT NULL, event_id uuid NOT NULL)";
+const APPLIED: &str = "CREATE TABLE applied (nth bigint GENERATED ALWAYS AS IDENTITY, order_id uuid NOT NULL, event_id uuid NOT NULL)";
 
 impl Rig {
     pub(crate) async fn new() -> Self {
@@ -84,9 +87,19 @@ impl Rig {
         sqlx::query(APPLIED).execute(&consuming).await.unwrap();
         let broker = async |name| Broker::connect(&server.url(), name).await.unwrap();
         let publisher = Node::new(Service::Order, publishing, broker("order").await);
-        let consumer = Node::new(Service::Notification, consuming, broker("notification").await);
+        let consumer = Node::new(
+            Service::Notification,
+            consuming,
+            broker("notification").await,
+        );
         let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
-        Self { server: Some(server), publisher, consumer, handler: Arc::default(), jetstream }
+        Self {
+            server: Some(server),
+            publisher,
+            consumer,
+            handler: Arc::default(),
+            jetstream,
+        }
     }
 
     /// Lets the consumer use another database, which is empty.
@@ -129,7 +142,9 @@ impl Rig {
     }
 
     pub(crate) async fn declare(&self) {
-        messaging::topology::reconcile_streams(&self.consumer.broker).await.unwrap();
+        messaging::topology::reconcile_streams(&self.consumer.broker)
+            .await
+            .unwrap();
     }
 
     /// Publishes an event whose id is made from the order's, under a new message id.
@@ -147,8 +162,13 @@ impl Rig {
         let mut headers = envelope.to_headers(Service::Order);
         headers.insert(contracts::header::NATS_MSG_ID, Uuid::now_v7().to_string());
         let payload = confirmed(order).encode().into();
-        #[expect(clippy::disallowed_methods, reason = "the test plays a broker that repeats itself")]
-        let published = self.jetstream.publish_with_headers(Subject::OrderConfirmed.as_str(), headers, payload);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the test plays a broker that repeats itself"
+        )]
+        let published =
+            self.jetstream
+                .publish_with_headers(Subject::OrderConfirmed.as_str(), headers, payload);
         published.await.unwrap().await.unwrap();
     }
 
@@ -160,7 +180,13 @@ impl Rig {
     /// The orders that the handler has applied events of; nothing while the database is away.
     pub(crate) async fn applied(&self) -> Vec<OrderId> {
         let applied = sqlx::query_scalar::<_, Uuid>("SELECT order_id FROM applied ORDER BY nth");
-        applied.fetch_all(&self.consumer.pool).await.unwrap_or_default().into_iter().map(OrderId).collect()
+        applied
+            .fetch_all(&self.consumer.pool)
+            .await
+            .unwrap_or_default()
+            .into_iter()
+            .map(OrderId)
+            .collect()
     }
 
     pub(crate) async fn stream_exists(&self, stream: &str) -> bool {
@@ -169,7 +195,11 @@ impl Rig {
 
     /// The orders of the events in a stream.
     pub(crate) async fn stream(&self, stream: &str) -> Vec<OrderId> {
-        let of = |message: &jetstream::Message| Envelope::from_headers(message.headers.as_ref()).unwrap().order_id;
+        let of = |message: &jetstream::Message| {
+            Envelope::from_headers(message.headers.as_ref())
+                .unwrap()
+                .order_id
+        };
         self.messages(stream).await.iter().map(of).collect()
     }
 
@@ -195,7 +225,10 @@ impl Rig {
 
     pub(crate) async fn forget_consumer(&self, stream: &str) {
         let stream = self.jetstream.get_stream(stream).await.unwrap();
-        stream.delete_consumer(Service::Notification.name()).await.unwrap();
+        stream
+            .delete_consumer(Service::Notification.name())
+            .await
+            .unwrap();
     }
 
     pub(crate) async fn is_idle(&self, stream: &str) -> bool {
@@ -204,12 +237,17 @@ impl Rig {
 
     /// Whether the consumer has an event in hand that it has not acknowledged.
     pub(crate) async fn is_waiting(&self, stream: &str) -> bool {
-        self.in_flight(stream).await.is_some_and(|(_, unacknowledged)| unacknowledged > 0)
+        self.in_flight(stream)
+            .await
+            .is_some_and(|(_, unacknowledged)| unacknowledged > 0)
     }
 
     async fn in_flight(&self, stream: &str) -> Option<(u64, usize)> {
         let stream = self.jetstream.get_stream(stream).await.ok()?;
-        let mut consumer: PullConsumer = stream.get_consumer(Service::Notification.name()).await.ok()?;
+        let mut consumer: PullConsumer = stream
+            .get_consumer(Service::Notification.name())
+            .await
+            .ok()?;
         let info = consumer.info().await.ok()?;
         Some((info.num_pending, info.num_ack_pending))
     }
@@ -217,7 +255,10 @@ impl Rig {
 
 fn run<H: Handler>(node: &Node, handler: Arc<H>) -> Running {
     let shutdown = CancellationToken::new();
-    Running { task: tokio::spawn(messaging::run(node.clone(), handler, shutdown.clone())), shutdown }
+    Running {
+        task: tokio::spawn(messaging::run(node.clone(), handler, shutdown.clone())),
+        shutdown,
+    }
 }
 
 /// Applies events by writing them down, and fails where it is told to.
@@ -267,7 +308,11 @@ impl Inbound for Heard {
 impl Handler for Recorder {
     type Inbound = Heard;
 
-    async fn handle(&self, tx: &mut PgConnection, batch: &[Delivery<Heard>]) -> anyhow::Result<Vec<Outcome>> {
+    async fn handle(
+        &self,
+        tx: &mut PgConnection,
+        batch: &[Delivery<Heard>],
+    ) -> anyhow::Result<Vec<Outcome>> {
         let mut outcomes = Vec::new();
         for delivery in batch {
             let order = delivery.order_id();
@@ -279,7 +324,11 @@ impl Handler for Recorder {
                 continue;
             }
             let insert = sqlx::query("INSERT INTO applied (order_id, event_id) VALUES ($1, $2)");
-            insert.bind(order.0).bind(delivery.event_id().0).execute(&mut *tx).await?;
+            insert
+                .bind(order.0)
+                .bind(delivery.event_id().0)
+                .execute(&mut *tx)
+                .await?;
             self.causes.lock().unwrap().push(delivery.cause().clone());
             outcomes.push(Outcome::Done);
         }
@@ -303,7 +352,11 @@ impl Inbound for Nothing {
 impl Handler for Deaf {
     type Inbound = Nothing;
 
-    async fn handle(&self, _: &mut PgConnection, batch: &[Delivery<Nothing>]) -> anyhow::Result<Vec<Outcome>> {
+    async fn handle(
+        &self,
+        _: &mut PgConnection,
+        batch: &[Delivery<Nothing>],
+    ) -> anyhow::Result<Vec<Outcome>> {
         Ok(batch.iter().map(|_| Outcome::Done).collect())
     }
 }
