@@ -95,8 +95,8 @@ impl Customer {
             .context("no answer from the gateway")
     }
 
-    /// Places an order and returns its id. Sends it again with the same key when the answer says that this is safe or
-    /// does not come.
+    /// Places an order and returns its id. Sends it again with the same key when the answer says
+    /// that this is safe or does not come.
     ///
     /// # Errors
     /// When the order is refused, or after 60 seconds.

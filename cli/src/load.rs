@@ -1,5 +1,5 @@
-//! `sagacity load`: places many orders, measures how fast they are accepted and how fast they end, then checks the
-//! invariants.
+//! `sagacity load`: places many orders, measures how fast they are accepted and how fast they end,
+//! then checks the invariants.
 
 use std::{
     collections::HashMap,
@@ -277,7 +277,8 @@ impl Worker {
             if number >= self.load.orders {
                 return Ok(());
             }
-            // With a rate, latency counts from when the order should have been placed, so that waiting is not hidden.
+            // With a rate, latency counts from when the order should have been placed, so that
+            // waiting is not hidden.
             let due = self
                 .load
                 .rate

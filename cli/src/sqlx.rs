@@ -1,5 +1,5 @@
-//! `sagacity sqlx`: writes what sqlx must know of the databases to check queries without one, or checks that it is up
-//! to date. The data lies in `.sqlx` of each crate.
+//! `sagacity sqlx`: writes what sqlx must know of the databases to check queries without one, or
+//! checks that it is up to date. The data lies in `.sqlx` of each crate.
 
 use std::{
     collections::BTreeMap,

@@ -35,7 +35,8 @@ pub struct Up {
     /// Listen on free ports instead of the documented ones
     #[arg(long)]
     pub free_ports: bool,
-    /// A setting for one service, for example order:ORDER_DEADLINE_SECONDS=5; may be given several times
+    /// A setting for one service, for example order:ORDER_DEADLINE_SECONDS=5; may be given several
+    /// times
     #[arg(long = "set", value_name = "SERVICE:NAME=VALUE", value_parser = setting)]
     pub settings: Vec<(String, String, String)>,
 }

@@ -1,4 +1,5 @@
-//! What the world may do to events: deliver them twice, deliver them in a wrong order, deliver rubbish.
+//! What the world may do to events: deliver them twice, deliver them in a wrong order, deliver
+//! rubbish.
 
 use anyhow::Context as _;
 use async_nats::{HeaderMap, jetstream};
@@ -59,7 +60,8 @@ pub async fn publish(jetstream: &jetstream::Context, message: Message) -> anyhow
     Ok(())
 }
 
-/// Turns a stream upside down: the latest event comes first. Everybody who reads it later gets it in this order.
+/// Turns a stream upside down: the latest event comes first. Everybody who reads it later gets it
+/// in this order.
 ///
 /// # Errors
 /// When the stream cannot be read or written.
@@ -74,7 +76,8 @@ pub async fn reverse(jetstream: &jetstream::Context, name: &str) -> anyhow::Resu
     Ok(count)
 }
 
-/// From now on publishes every event a second time, as soon as it appears; until the task is aborted.
+/// From now on publishes every event a second time, as soon as it appears; until the task is
+/// aborted.
 ///
 /// # Errors
 /// When the broker cannot be reached.

@@ -18,7 +18,8 @@ pub(crate) const TARGET: &str = "SAGACITY_TARGET";
 /// How long one command may take; stopping everything takes the longest.
 const DEADLINE: Duration = Duration::from_secs(180);
 
-/// Somebody has left the containers other than a clean shop would: the next scenario starts with new ones.
+/// Somebody has left the containers other than a clean shop would: the next scenario starts with
+/// new ones.
 static TAMPERED: AtomicBool = AtomicBool::new(false);
 
 /// The containers; one scenario at a time uses them.
@@ -32,8 +33,8 @@ pub struct Compose {
 }
 
 impl Compose {
-    /// The containers behind `target`, all of them up, with these settings. With `fresh` nothing of earlier scenarios is
-    /// left: neither orders nor logs.
+    /// The containers behind `target`, all of them up, with these settings. With `fresh` nothing of
+    /// earlier scenarios is left: neither orders nor logs.
     ///
     /// # Errors
     /// What `docker compose` says.

@@ -1,5 +1,5 @@
-//! The harness of the end-to-end scenarios: a whole shop per scenario, in processes or in containers,
-//! audited when it closes.
+//! The harness of the end-to-end scenarios: a whole shop per scenario, in processes or in
+//! containers, audited when it closes.
 
 pub mod adversary;
 mod compose;

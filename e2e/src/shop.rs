@@ -51,8 +51,8 @@ pub async fn wait_for<T>(
 }
 
 impl Shop {
-    /// Opens a shop; `settings` are (service, name, value). In containers it may hold the settled orders of earlier
-    /// scenarios.
+    /// Opens a shop; `settings` are (service, name, value). In containers it may hold the settled
+    /// orders of earlier scenarios.
     ///
     /// # Errors
     /// Says what could not be started.
@@ -237,11 +237,13 @@ impl Shop {
         Ok(complaints)
     }
 
-    /// Audits the shop, checks the edges that were taken, and stops every process of it. Returns the edges. Containers go
-    /// on, and the next scenario gets them if they are as the audit expects when nobody has tampered with them.
+    /// Audits the shop, checks the edges that were taken, and stops every process of it. Returns
+    /// the edges. Containers go on, and the next scenario gets them if they are as the audit
+    /// expects when nobody has tampered with them.
     ///
     /// # Errors
-    /// Names every breach of an invariant, an edge that is not in the choreography, or a process that did not end well.
+    /// Names every breach of an invariant, an edge that is not in the choreography, or a process
+    /// that did not end well.
     pub async fn close(self, expectations: Expectations) -> anyhow::Result<BTreeSet<Pair>> {
         let report = audit(self.endpoints(), expectations).await?;
         ensure!(report.holds(), "invariants are broken:\n{}", report.table());

@@ -1,7 +1,8 @@
-//! The contracts between the services: gRPC and events, generated from the `.proto` files beside this crate.
+//! The contracts between the services: gRPC and events, generated from the `.proto` files beside
+//! this crate.
 //!
-//! Nothing is written by hand here; read the `.proto` files, every message and field is commented there.
-//! The crate `contracts` gives events their subjects and typed ids.
+//! Nothing is written by hand here; read the `.proto` files, every message and field is commented
+//! there. The crate `contracts` gives events their subjects and typed ids.
 #![expect(
     missing_docs,
     reason = "generated clients and servers have undocumented constructors"

@@ -1,5 +1,6 @@
-//! An independent auditor: checks the invariants over databases, streams and provider. It knows the contracts and the
-//! tables, but uses no code of the services, so that it cannot share their mistakes.
+//! An independent auditor: checks the invariants over databases, streams and provider. It knows the
+//! contracts and the tables, but uses no code of the services, so that it cannot share their
+//! mistakes.
 
 mod facts;
 mod rules;
@@ -17,7 +18,8 @@ pub struct Expectations {
     pub settle: Duration,
     /// How many dead letters there should be.
     pub dead_letters: usize,
-    /// How often each event should be in its stream; more than once only where a test has put it there again.
+    /// How often each event should be in its stream; more than once only where a test has put it
+    /// there again.
     pub copies: usize,
 }
 

@@ -58,8 +58,8 @@ fn terminal(facts: &Facts, histories: &Histories<'_>) -> Invariant {
     }
 }
 
-/// Created first; then each fact at most once, no confirmation after a cancellation, no payment noted after a
-/// confirmation, no refund before a cancellation.
+/// Created first; then each fact at most once, no confirmation after a cancellation, no payment
+/// noted after a confirmation, no refund before a cancellation.
 fn is_legal(subjects: &[&str]) -> bool {
     let at = |subject: Subject| subjects.iter().position(|found| *found == subject.as_str());
     let once = |found: &&str| subjects.iter().filter(|other| *other == found).count() == 1;

@@ -542,7 +542,8 @@ pub(crate) async fn documentation_in_a_browser() -> Result {
     close(shop).await
 }
 
-/// A missing or wrong setting stops the process at once, with the setting's name and what is expected.
+/// A missing or wrong setting stops the process at once, with the setting's name and what is
+/// expected.
 pub(crate) async fn wrong_settings_are_named() -> Result {
     let programs = devstack::test::programs().await?;
     let database = ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none");

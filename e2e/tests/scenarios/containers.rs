@@ -13,7 +13,8 @@ use crate::{
 
 type Result = anyhow::Result<BTreeSet<Pair>>;
 
-/// `docker compose stop` while orders are under way, then `up`, twice: every order is there and comes to its end.
+/// `docker compose stop` while orders are under way, then `up`, twice: every order is there and
+/// comes to its end.
 pub(crate) async fn stopped_and_started() -> Result {
     let mut shop = Shop::open("stopped", &[]).await?;
     let mut placed = place_all_kinds(&shop, 8).await?;

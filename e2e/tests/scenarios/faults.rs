@@ -52,7 +52,8 @@ pub(crate) async fn every_event_twice() -> Result {
         copies: 2,
         ..Expectations::default()
     };
-    // The last copies may still be on their way: nobody waits for those of events that nobody listens to.
+    // The last copies may still be on their way: nobody waits for those of events that nobody
+    // listens to.
     wait_for("the last copies", async || {
         Ok(cli::audit::audit(shop.endpoints(), expectations)
             .await?
@@ -70,8 +71,8 @@ pub(crate) async fn every_event_twice() -> Result {
     Ok(pairs)
 }
 
-/// Stream after stream is turned upside down before its consumers see it: payment hears of cancellations before
-/// orders, order of reservations before payments.
+/// Stream after stream is turned upside down before its consumers see it: payment hears of
+/// cancellations before orders, order of reservations before payments.
 pub(crate) async fn every_event_in_a_wrong_order() -> Result {
     let mut shop = Shop::open_new("wrong_order").await?;
     shop.leave_stock("SKU-0999", 3).await?;
@@ -116,7 +117,8 @@ pub(crate) async fn every_event_in_a_wrong_order() -> Result {
     close(shop).await
 }
 
-/// Waits until a service has handled at least so many events, has nothing left to do and has said everything.
+/// Waits until a service has handled at least so many events, has nothing left to do and has said
+/// everything.
 async fn idle(
     shop: &Shop,
     service: &str,
@@ -226,7 +228,8 @@ pub(crate) async fn rubbish_becomes_dead_letters() -> Result {
     // The consumer goes on.
     shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed")
         .await?;
-    // The rubbish is in the stream of order without ever having been in its outbox, which the audit must notice.
+    // The rubbish is in the stream of order without ever having been in its outbox, which the audit
+    // must notice.
     let expectations = Expectations {
         dead_letters: reasons.len(),
         ..Expectations::default()
@@ -311,7 +314,8 @@ pub(crate) async fn broker_restarted() -> Result {
     close(shop).await
 }
 
-/// The provider fails half of the time, and is away for a while: every order ends all the same, charged once.
+/// The provider fails half of the time, and is away for a while: every order ends all the same,
+/// charged once.
 pub(crate) async fn provider_out_of_order() -> Result {
     let mut shop = Shop::open("provider", &[]).await?;
     shop.fault("*", json!({ "error_rate": 0.5, "latency_ms": 20 }))

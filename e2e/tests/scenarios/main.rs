@@ -1,5 +1,6 @@
-//! The scenarios, each in a shop of its own, each ending with the invariants. After all of them every edge of the
-//! choreography must have been seen. One scenario: `cargo test -p e2e --test scenarios -- late_capture`.
+//! The scenarios, each in a shop of its own, each ending with the invariants. After all of them
+//! every edge of the choreography must have been seen. One scenario: `cargo test -p e2e --test
+//! scenarios -- late_capture`.
 //!
 //! With `SAGACITY_TARGET=http://localhost:8080` they run one after the other in the containers of `docker compose`.
 
@@ -87,7 +88,8 @@ fn is_ignored(name: &str) -> bool {
     match name {
         "documentation_in_a_browser" => api::browser().is_none(),
         "stopped_and_started" | "scaled_out" => e2e::target().is_none(),
-        // Containers reach no collector of ours, and their admin listeners are nobody else's business.
+        // Containers reach no collector of ours, and their admin listeners are nobody else's
+        // business.
         "one_order_is_one_trace" | "metrics_and_health_are_served" => e2e::target().is_some(),
         _ => false,
     }

@@ -1,5 +1,5 @@
-//! Why there is an outbox: a process that dies between its commit and its publish loses the event, unless the event
-//! was part of the commit.
+//! Why there is an outbox: a process that dies between its commit and its publish loses the event,
+//! unless the event was part of the commit.
 
 use std::{collections::BTreeSet, ffi::OsStr, process::Command, sync::Arc};
 

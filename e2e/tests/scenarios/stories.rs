@@ -148,7 +148,8 @@ pub(crate) async fn deadline_passes() -> Result {
     close(shop).await
 }
 
-/// The provider has charged, but its answer does not come before the deadline: everything goes back.
+/// The provider has charged, but its answer does not come before the deadline: everything goes
+/// back.
 pub(crate) async fn late_capture_is_refunded() -> Result {
     let shop = Shop::open("late_capture", &[("order", "ORDER_DEADLINE_SECONDS", "1")]).await?;
     shop.fault("tok_visa", json!({ "stall_after_charge_ms": 7000 }))

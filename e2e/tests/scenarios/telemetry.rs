@@ -143,7 +143,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// From the customer's request to the notification, over HTTP, gRPC, outbox and broker: one trace, one tree.
+/// From the customer's request to the notification, over HTTP, gRPC, outbox and broker: one trace,
+/// one tree.
 pub(crate) async fn one_order_is_one_trace() -> Result {
     let collector = Collector::default();
     let endpoint = collector.listen().await?;

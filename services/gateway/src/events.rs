@@ -31,8 +31,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// A stream that has lived for so long ends; clients connect again with `Last-Event-ID`.
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// The order's story so far, then live until it ends. Every event has the fields of the timeline; the last one is
-/// `end`, with the order's final status.
+/// The order's story so far, then live until it ends. Every event has the fields of the timeline;
+/// the last one is `end`, with the order's final status.
 #[utoipa::path(get, path = "/api/v1/orders/{id}/events", tag = "orders",
     params(("id" = String, Path, description = "UUID of the order"),
            ("X-Customer-Id" = String, Header, description = "UUID of the customer"),
@@ -150,7 +150,8 @@ impl Story {
         }
     }
 
-    /// The final status, when nothing more will happen: confirmed, or cancelled with the payment settled.
+    /// The final status, when nothing more will happen: confirmed, or cancelled with the payment
+    /// settled.
     async fn is_over(&self, context: &RequestContext) -> Option<&'static str> {
         let (order_id, customer_id) = (self.id.to_string(), self.customer.to_string());
         let own = GetOrderRequest {

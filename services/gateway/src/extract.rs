@@ -19,7 +19,8 @@ pub(crate) const MAX_BODY: usize = 64 * 1024;
 const MAX_LIMIT: u32 = 100;
 const DEFAULT_LIMIT: u32 = 20;
 
-/// Who asks. Until accounts exist, whoever the header `X-Customer-Id` says; this is the one place that reads it.
+/// Who asks. Until accounts exist, whoever the header `X-Customer-Id` says; this is the one place
+/// that reads it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Customer(pub(crate) CustomerId);
 

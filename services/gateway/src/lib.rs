@@ -1,7 +1,7 @@
 //! The gateway: the HTTP API in front of the services.
 //!
-//! Reading order: `orders`, `events` (live streams), `timeline`, `problem` (errors), `extract` (what is taken from
-//! requests), `views` (what is answered).
+//! Reading order: `orders`, `events` (live streams), `timeline`, `problem` (errors), `extract`
+//! (what is taken from requests), `views` (what is answered).
 
 mod config;
 mod edge;

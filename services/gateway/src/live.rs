@@ -1,7 +1,8 @@
 //! Wakes whoever watches an order when something happens to it.
 //!
-//! A plain subscription beside the streams, made only while somebody watches. It may miss messages; watchers therefore
-//! also look by themselves from time to time, and what they show is always read from the event logs.
+//! A plain subscription beside the streams, made only while somebody watches. It may miss messages;
+//! watchers therefore also look by themselves from time to time, and what they show is always read
+//! from the event logs.
 
 use std::{
     collections::HashMap,

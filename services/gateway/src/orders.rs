@@ -24,8 +24,8 @@ use crate::{
     views::{ComposedOrder, NewOrder, Notification, Order, OrderPage, Payment, reservation},
 };
 
-/// Places an order. The answer comes as soon as the order is durable; what becomes of it is told by the order itself,
-/// its live stream and its timeline. Keys are remembered for 72 hours.
+/// Places an order. The answer comes as soon as the order is durable; what becomes of it is told by
+/// the order itself, its live stream and its timeline. Keys are remembered for 72 hours.
 #[utoipa::path(post, path = "/api/v1/orders", tag = "orders", request_body = NewOrder,
     params(("Idempotency-Key" = String, Header, description = "Chosen by the client, new for each new order; the same request with the same key gets the same answer"),
            ("X-Customer-Id" = String, Header, description = "UUID of the customer")),
@@ -78,7 +78,8 @@ pub(crate) async fn place(
     Ok(response)
 }
 
-/// An order with its payment, reservation and notifications. A part that cannot be had now is named in `unavailable`.
+/// An order with its payment, reservation and notifications. A part that cannot be had now is named
+/// in `unavailable`.
 #[utoipa::path(get, path = "/api/v1/orders/{id}", tag = "orders",
     params(("id" = String, Path, description = "UUID of the order"),
            ("X-Customer-Id" = String, Header, description = "UUID of the customer")),
@@ -137,7 +138,8 @@ pub(crate) async fn look(
     }))
 }
 
-/// A part of a composed answer; `None` when there is none yet, or when it cannot be had, which is then noted.
+/// A part of a composed answer; `None` when there is none yet, or when it cannot be had, which is
+/// then noted.
 fn part<T>(
     order: OrderId,
     name: &'static str,

@@ -27,7 +27,8 @@ pub(crate) struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "items[0].quantity")]
     field: Option<String>,
-    /// Whether the same request may be sent again (for orders: with the same `Idempotency-Key`) and could succeed.
+    /// Whether the same request may be sent again (for orders: with the same `Idempotency-Key`)
+    /// and could succeed.
     retry_safe: bool,
 }
 

@@ -79,8 +79,9 @@ pub(crate) async fn look(
 
 /// The order's events as far as they can be had.
 ///
-/// The logs are not read at the same instant: an effect may be there whose cause was written just after its log was
-/// read. Whoever reads once more finds the cause, because it was there before its effect.
+/// The logs are not read at the same instant: an effect may be there whose cause was written just
+/// after its log was read. Whoever reads once more finds the cause, because it was there before its
+/// effect.
 pub(crate) async fn timeline(shop: &Shop, context: &RequestContext, id: OrderId) -> Timeline {
     let first = read(shop, context, id).await;
     let complete = first

@@ -28,8 +28,8 @@ pub(crate) struct NewOrder {
     /// 1 to 100 lines, each with another product.
     #[serde(deserialize_with = "object::list")]
     pub(crate) items: Vec<NewItem>,
-    /// A payment method of the provider; for tests `tok_visa`, `tok_mastercard`, `tok_chargeDeclined` or
-    /// `tok_chargeDeclinedInsufficientFunds`.
+    /// A payment method of the provider; for tests `tok_visa`, `tok_mastercard`,
+    /// `tok_chargeDeclined` or `tok_chargeDeclinedInsufficientFunds`.
     #[schema(example = "tok_visa")]
     pub(crate) payment_method: String,
 }

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use bootstrap::settings::{Addresses, BrokerSettings, DatabaseSettings, Settings};
 use clap::Parser;
 
-/// The inventory service of Sagacity: knows products, prices and stock, and sets stock aside for orders.
+/// The inventory service of Sagacity: knows products, prices and stock, and sets stock aside for
+/// orders.
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
 pub struct Config {
@@ -21,7 +22,8 @@ pub struct Config {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented by its type")]
     pub broker: BrokerSettings,
-    /// Units of each product that the seed catalogue starts with; counts only when the database is new
+    /// Units of each product that the seed catalogue starts with; counts only when the database is
+    /// new
     #[arg(long, env = "INITIAL_STOCK", default_value_t = 1_000_000, value_parser = clap::value_parser!(i64).range(0..))]
     pub initial_stock: i64,
 }

@@ -1,7 +1,8 @@
-//! What a reservation is and what may happen to it: pure functions, no clock, no database, no network.
+//! What a reservation is and what may happen to it: pure functions, no clock, no database, no
+//! network.
 //!
-//! All lines of an order are reserved or none. A cancellation may come before, between and after; whatever the order,
-//! a cancelled order holds no stock.
+//! All lines of an order are reserved or none. A cancellation may come before, between and after;
+//! whatever the order, a cancelled order holds no stock.
 
 use std::collections::HashMap;
 

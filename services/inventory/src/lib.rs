@@ -1,6 +1,8 @@
-//! The inventory service: knows products, prices and stock, and sets stock aside for orders that were paid.
+//! The inventory service: knows products, prices and stock, and sets stock aside for orders that
+//! were paid.
 //!
-//! Reading order: [`domain`] (what a reservation is), [`saga`] (what it does on which event), `catalogue` (the seed).
+//! Reading order: [`domain`] (what a reservation is), [`saga`] (what it does on which event),
+//! `catalogue` (the seed).
 
 mod catalogue;
 mod config;

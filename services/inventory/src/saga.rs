@@ -1,4 +1,5 @@
-//! The inventory service's part in the saga: set stock aside for an order that was paid, undo that when it is cancelled.
+//! The inventory service's part in the saga: set stock aside for an order that was paid, undo that
+//! when it is cancelled.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -47,7 +47,8 @@ pub(crate) async fn seed(pool: &PgPool, stock_each: i64) -> sqlx::Result<()> {
     tx.commit().await
 }
 
-/// Locks the reservations of orders in key order, so that batches cannot deadlock. Those that do not exist are left out.
+/// Locks the reservations of orders in key order, so that batches cannot deadlock. Those that do
+/// not exist are left out.
 pub(crate) async fn lock(
     tx: &mut PgConnection,
     orders: &[OrderId],
@@ -108,7 +109,8 @@ pub(crate) async fn move_stock(
     Ok(())
 }
 
-/// Inserts new reservations, in key order. One that exists by now is an error: the batch is then tried again.
+/// Inserts new reservations, in key order. One that exists by now is an error: the batch is then
+/// tried again.
 pub(crate) async fn insert(
     tx: &mut PgConnection,
     new: &BTreeMap<OrderId, &Reservation>,

@@ -22,7 +22,8 @@ pub struct Config {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented by its type")]
     pub broker: BrokerSettings,
-    /// Mail server, for example smtp://mail:1025 or smtps://user:password@mail.example.com; no mail is sent without
+    /// Mail server, for example smtp://mail:1025 or smtps://user:password@mail.example.com; no
+    /// mail is sent without
     #[arg(long, env = "SMTP_URL", value_name = "SMTP_URL", hide_env_values = true, value_parser = smtp_url)]
     pub smtp_url: Option<SmtpUrl>,
     /// Who mails come from
@@ -32,7 +33,8 @@ pub struct Config {
         default_value = "Sagacity <shop@sagacity.example>"
     )]
     pub mail_from: Mailbox,
-    /// Domain of the customers' addresses, until accounts know better: a mail goes to their id at this domain
+    /// Domain of the customers' addresses, until accounts know better: a mail goes to their id at
+    /// this domain
     #[arg(
         long,
         env = "MAIL_CUSTOMER_DOMAIN",

@@ -1,7 +1,7 @@
 //! Sends the mails that are due. Several replicas share the work.
 //!
-//! A mail is sent at least once: one that the server took just before this process died is sent again, with the same
-//! `Message-ID`, by which mail servers and programs know it.
+//! A mail is sent at least once: one that the server took just before this process died is sent
+//! again, with the same `Message-ID`, by which mail servers and programs know it.
 
 use std::time::Duration;
 

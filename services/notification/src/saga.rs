@@ -1,4 +1,5 @@
-//! The notification service's part in the saga: tell the customer. It has no rules, therefore no domain.
+//! The notification service's part in the saga: tell the customer. It has no rules, therefore no
+//! domain.
 
 use anyhow::Context as _;
 use contracts::{CustomerId, DecodeError, Event, Inbound, choreography::Service, parse_field};

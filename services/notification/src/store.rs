@@ -27,7 +27,8 @@ impl Kind {
     }
 }
 
-/// Tells customers, all with one statement; what was told before is not told again. With `mail` a mail is due for each.
+/// Tells customers, all with one statement; what was told before is not told again. With `mail` a
+/// mail is due for each.
 pub(crate) async fn tell(
     tx: &mut PgConnection,
     all: &[(OrderId, CustomerId, Kind)],

@@ -1,5 +1,5 @@
-//! Two replicas of the notification service as processes, in front of a real database and broker; the test speaks as
-//! the order service.
+//! Two replicas of the notification service as processes, in front of a real database and broker;
+//! the test speaks as the order service.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::{
@@ -40,7 +40,8 @@ fn confirmed(order: OrderId) -> Event {
     })
 }
 
-/// Says that an order was confirmed, under another event id each time: neither broker nor inbox knows it again.
+/// Says that an order was confirmed, under another event id each time: neither broker nor inbox
+/// knows it again.
 async fn say(jetstream: &jetstream::Context, order: OrderId) {
     let event = confirmed(order);
     let envelope = Envelope {
@@ -75,7 +76,8 @@ async fn told(client: &mut Client, order: OrderId) -> Vec<NotificationKind> {
         .collect()
 }
 
-/// A mail server that has no time for the first mail, keeps the others, and says whose order each is about.
+/// A mail server that has no time for the first mail, keeps the others, and says whose order each
+/// is about.
 async fn mail_server(kept: mpsc::UnboundedSender<String>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("smtp://{}", listener.local_addr().unwrap());

@@ -39,7 +39,8 @@ pub struct Config {
 /// What the order binary can do besides serving.
 #[derive(Subcommand, Clone, Copy, Debug)]
 pub enum Task {
-    /// Folds the event log of every order and compares it with the orders table; fails when they differ
+    /// Folds the event log of every order and compares it with the orders table; fails when they
+    /// differ
     Rebuild {
         /// Mend the rows that differ
         #[arg(long)]

@@ -1,4 +1,5 @@
-//! Decisions on locked orders: the one way in which orders change, whoever asks: the saga, the customer, the sweep.
+//! Decisions on locked orders: the one way in which orders change, whoever asks: the saga, the
+//! customer, the sweep.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -41,7 +42,8 @@ impl<'a> Decisions<'a> {
         }
     }
 
-    /// Tells an order something; returns whether anything happened. A later call sees what an earlier one did.
+    /// Tells an order something; returns whether anything happened. A later call sees what an
+    /// earlier one did.
     pub(crate) fn tell(
         &mut self,
         id: OrderId,

@@ -1,7 +1,8 @@
 //! What an order is and what may happen to it: pure functions, no clock, no database, no network.
 //!
-//! [`decide`] says what happens, [`evolve`] what that makes of the order. Events from other services come in any
-//! order and any number; whatever the order, the same facts lead to the same end (see the property test below).
+//! [`decide`] says what happens, [`evolve`] what that makes of the order. Events from other
+//! services come in any order and any number; whatever the order, the same facts lead to the same
+//! end (see the property test below).
 
 use contracts::{CustomerId, Money, OrderId, OrderLine};
 use time::OffsetDateTime;
@@ -181,8 +182,8 @@ pub fn decide(
     }
 }
 
-/// What `event` makes of an order. `None` stands for an order that does not exist: only its creation fits, everything
-/// else leaves it as it is.
+/// What `event` makes of an order. `None` stands for an order that does not exist: only its
+/// creation fits, everything else leaves it as it is.
 #[must_use]
 pub fn evolve(order: Option<Order>, event: &Event, at: OffsetDateTime) -> Option<Order> {
     let Some(mut order) = order else {

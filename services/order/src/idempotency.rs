@@ -1,5 +1,5 @@
-//! Idempotency keys (IETF draft-ietf-httpapi-idempotency-key-header): which request made which order. SQL included,
-//! because a key means nothing without the statement that claims it.
+//! Idempotency keys (IETF draft-ietf-httpapi-idempotency-key-header): which request made which
+//! order. SQL included, because a key means nothing without the statement that claims it.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -37,8 +37,9 @@ pub(crate) fn fingerprint(order: &Created) -> Vec<u8> {
     hash.finalize().to_vec()
 }
 
-/// Claims keys in the caller's transaction and returns, for every key, the claim that now holds: the caller's, or an
-/// earlier one. Waits for another transaction that is just claiming the same key.
+/// Claims keys in the caller's transaction and returns, for every key, the claim that now holds:
+/// the caller's, or an earlier one. Waits for another transaction that is just claiming the same
+/// key.
 pub(crate) async fn claim(
     tx: &mut PgConnection,
     claims: &[(&Key, Claim)],

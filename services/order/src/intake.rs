@@ -1,7 +1,9 @@
-//! Accepts orders in sets: requests that arrive while one transaction is being committed share the next.
+//! Accepts orders in sets: requests that arrive while one transaction is being committed share the
+//! next.
 //!
-//! Key, order and event are committed together: a client that repeats a request after any failure finds either all of
-//! it or nothing. Under load one commit serves many customers; without load an order does not wait for others.
+//! Key, order and event are committed together: a client that repeats a request after any failure
+//! finds either all of it or nothing. Under load one commit serves many customers; without load an
+//! order does not wait for others.
 
 use std::{
     collections::HashSet,
@@ -97,7 +99,8 @@ impl Intake {
     }
 }
 
-/// A key whose request is being worked on in this process; other replicas are held off by the table's constraint.
+/// A key whose request is being worked on in this process; other replicas are held off by the
+/// table's constraint.
 struct InFlight<'a> {
     keys: &'a Mutex<HashSet<Key>>,
     key: Key,
@@ -148,7 +151,8 @@ async fn serve(
     }
 }
 
-/// Accepts all in one transaction; when that fails, one by one, so that nobody fails for another's order.
+/// Accepts all in one transaction; when that fails, one by one, so that nobody fails for another's
+/// order.
 async fn accept_all(node: &Node, requests: &[Request]) -> Vec<Result<Answer, Refused>> {
     match transaction(node, requests).await {
         Ok(answers) => answers,

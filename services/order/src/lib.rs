@@ -1,7 +1,8 @@
 //! The order service: owns orders and their event log, and sees every order to its end.
 //!
-//! Reading order: [`domain`] (what an order is), [`saga`] (what it does on which event), `decisions` (how orders
-//! change), `intake` (how they are accepted), `sweep` (how the overdue end), [`rebuild`](mod@rebuild) (the event log).
+//! Reading order: [`domain`] (what an order is), [`saga`] (what it does on which event),
+//! `decisions` (how orders change), `intake` (how they are accepted), `sweep` (how the overdue
+//! end), [`rebuild`](mod@rebuild) (the event log).
 
 mod config;
 mod decisions;

@@ -1,4 +1,5 @@
-//! Orders' events as contracts and back: the outbox is the event log, so what is published is what is folded.
+//! Orders' events as contracts and back: the outbox is the event log, so what is published is what
+//! is folded.
 
 use contracts::{
     DecodeError, Event as Contract, Money, MoneyError, OrderLine, Subject, parse_field,

@@ -1,4 +1,5 @@
-//! Folding the event log: the `orders` table is a projection that can be rebuilt and compared at any time.
+//! Folding the event log: the `orders` table is a projection that can be rebuilt and compared at
+//! any time.
 
 use anyhow::Context as _;
 use contracts::OrderId;
@@ -25,8 +26,8 @@ pub struct Report {
 /// Orders compared or written per transaction.
 const STEP: usize = 500;
 
-/// Folds the log of every order and compares it with its row; with `write`, mends rows that differ. Safe while the
-/// service runs: rows are locked while they are compared.
+/// Folds the log of every order and compares it with its row; with `write`, mends rows that differ.
+/// Safe while the service runs: rows are locked while they are compared.
 ///
 /// # Errors
 /// Those of the database, and a log that cannot be read.

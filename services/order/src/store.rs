@@ -24,7 +24,8 @@ struct Row {
     version: i32,
 }
 
-/// Locks orders in key order, so that batches cannot deadlock. Those that do not exist are left out.
+/// Locks orders in key order, so that batches cannot deadlock. Those that do not exist are left
+/// out.
 pub(crate) async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<Vec<Order>> {
     let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
     let rows = sqlx::query_as!(
@@ -40,7 +41,8 @@ pub(crate) async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result
     rows.into_iter().map(Row::read).collect()
 }
 
-/// Locks up to `limit` orders that are in flight after their deadline and that nobody else has locked.
+/// Locks up to `limit` orders that are in flight after their deadline and that nobody else has
+/// locked.
 pub(crate) async fn lock_overdue(
     tx: &mut PgConnection,
     now: OffsetDateTime,

@@ -1,4 +1,5 @@
-//! Every pending state has a deadline and a way out: orders in flight after their deadline are cancelled.
+//! Every pending state has a deadline and a way out: orders in flight after their deadline are
+//! cancelled.
 
 use std::time::Duration;
 

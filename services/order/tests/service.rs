@@ -1,5 +1,5 @@
-//! Two replicas of the order service as processes, in front of a real database and broker; inventory is played by the
-//! test.
+//! Two replicas of the order service as processes, in front of a real database and broker;
+//! inventory is played by the test.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::{
@@ -179,7 +179,8 @@ async fn prices_come_from_inventory_and_are_remembered() {
         status.message(),
         "items[0].sku: there is no product \"KETTLE\""
     );
-    // Without inventory what is remembered still sells; the other replica remembers nothing and says so.
+    // Without inventory what is remembered still sells; the other replica remembers nothing and
+    // says so.
     rig.inventory_is_away.cancel();
     rig.clients[0]
         .create_order(order(customer, "five", "TEAPOT", 1))

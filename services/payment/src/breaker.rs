@@ -1,4 +1,5 @@
-//! A circuit breaker: when the provider fails again and again, stop asking for a while, then ask once.
+//! A circuit breaker: when the provider fails again and again, stop asking for a while, then ask
+//! once.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -21,7 +22,8 @@ struct State {
 }
 
 impl Breaker {
-    /// How many calls may be made now, `most` at the most: none while open, one after the cool-down.
+    /// How many calls may be made now, `most` at the most: none while open, one after the
+    /// cool-down.
     pub(crate) fn admits(&self, most: usize) -> usize {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match state.open_until {

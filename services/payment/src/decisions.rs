@@ -1,4 +1,5 @@
-//! Decisions on locked payments: the one way in which payments change, whoever asks: the saga or the provider.
+//! Decisions on locked payments: the one way in which payments change, whoever asks: the saga or
+//! the provider.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -36,8 +37,8 @@ impl Decisions {
         }
     }
 
-    /// Tells the payment of an order something; returns whether anything happened. A later call sees what an earlier
-    /// one did.
+    /// Tells the payment of an order something; returns whether anything happened. A later call
+    /// sees what an earlier one did.
     pub(crate) fn tell(
         &mut self,
         order: OrderId,
@@ -74,7 +75,8 @@ impl Decisions {
         self.payments.get(&order)
     }
 
-    /// Writes everything: new payments with one statement, changed ones with another, events with a third.
+    /// Writes everything: new payments with one statement, changed ones with another, events with a
+    /// third.
     pub(crate) async fn save(&self, tx: &mut PgConnection) -> anyhow::Result<()> {
         let of = |set: &BTreeSet<OrderId>| {
             set.iter()

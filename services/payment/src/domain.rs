@@ -1,7 +1,8 @@
 //! What a payment is and what may happen to it: pure functions, no clock, no database, no network.
 //!
-//! A cancellation may come before, while and after the charge is made; whatever the order, the same facts lead to the
-//! same end: captured money of a cancelled order is given back, and an order that was cancelled first is never charged.
+//! A cancellation may come before, while and after the charge is made; whatever the order, the same
+//! facts lead to the same end: captured money of a cancelled order is given back, and an order that
+//! was cancelled first is never charged.
 
 use contracts::{CustomerId, Money, OrderId, OrderLine, PaymentId};
 use messaging::outbox::Cause;
@@ -51,7 +52,8 @@ pub struct Payment {
     pub status: Status,
     /// The cancellation, once heard of: what the refund follows from.
     pub cancelled: Option<Cause>,
-    /// How often the provider was asked for what is to be done now; 0 means that it cannot know of it.
+    /// How often the provider was asked for what is to be done now; 0 means that it cannot know of
+    /// it.
     pub attempts: i32,
     /// The provider's name for the charge.
     pub reference: Option<String>,
@@ -131,7 +133,8 @@ pub fn decide(payment: Option<&Payment>, command: Command) -> Result<Vec<Event>,
         (Command::Cancel(cause), Some(Pending)) if !asked => Ok(vec![Event::Voided(cause)]),
         // The provider may have charged: the answer to the question that is open decides.
         (Command::Cancel(cause), Some(Pending | Failed)) => Ok(vec![Event::Cancelled(cause)]),
-        // This is where a payment is refunded when stock runs out, a deadline passes or the customer cancels.
+        // This is where a payment is refunded when stock runs out, a deadline passes or the
+        // customer cancels.
         (Command::Cancel(cause), Some(Completed)) => {
             Ok(vec![Event::Cancelled(cause), Event::RefundRequested])
         }

@@ -1,7 +1,9 @@
-//! The payment service: charges orders at the payment service provider and undoes that when they are cancelled.
+//! The payment service: charges orders at the payment service provider and undoes that when they
+//! are cancelled.
 //!
-//! Reading order: [`domain`] (what a payment is), [`saga`] (what it does on which event), `worker` (how the provider is
-//! asked), `provider` (in which words). [`sandbox`] is a provider for tests, as a process of its own.
+//! Reading order: [`domain`] (what a payment is), [`saga`] (what it does on which event), `worker`
+//! (how the provider is asked), `provider` (in which words). [`sandbox`] is a provider for tests,
+//! as a process of its own.
 
 mod breaker;
 mod config;

@@ -1,8 +1,8 @@
 //! The payment service provider: a client of the part of Stripe's HTTP API that we use
 //! (<https://docs.stripe.com/api/payment_intents>). `psp-sandbox` speaks the same.
 //!
-//! Every request carries an idempotency key, so that asking again is always safe. An answer that does not come is an
-//! unknown outcome, never a failure.
+//! Every request carries an idempotency key, so that asking again is always safe. An answer that
+//! does not come is an unknown outcome, never a failure.
 
 use std::{sync::Arc, time::Duration};
 
@@ -227,13 +227,15 @@ impl Provider {
             .map(|failure| failure.error)
             .unwrap_or_default();
         match (status, fault.r#type.as_str()) {
-            // The card is at fault, or what the customer gave us: nothing was done and nothing will be.
+            // The card is at fault, or what the customer gave us: nothing was done and nothing will
+            // be.
             (StatusCode::PAYMENT_REQUIRED, _)
             | (
                 StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND,
                 "invalid_request_error" | "card_error",
             ) => Err(Refusal::Rejected(fault)),
-            // A wrong API key, too many requests, a key in use, an outage: all mended by time or by an operator.
+            // A wrong API key, too many requests, a key in use, an outage: all mended by time or by
+            // an operator.
             _ => Err(Refusal::Unknown(format!("{status}: {fault}"))),
         }
     }

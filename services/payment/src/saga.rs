@@ -1,4 +1,5 @@
-//! The payment service's part in the saga: charge an order that was accepted, undo that when it is cancelled.
+//! The payment service's part in the saga: charge an order that was accepted, undo that when it is
+//! cancelled.
 
 use std::sync::Arc;
 

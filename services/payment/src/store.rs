@@ -29,7 +29,8 @@ struct Row {
     failure_code: Option<String>,
 }
 
-/// Locks payments by order, in key order, so that batches cannot deadlock. Those that do not exist are left out.
+/// Locks payments by order, in key order, so that batches cannot deadlock. Those that do not exist
+/// are left out.
 pub(crate) async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<Vec<Payment>> {
     let orders: Vec<Uuid> = orders.iter().map(|order| order.0).collect();
     let rows = sqlx::query_as!(
@@ -64,8 +65,9 @@ pub(crate) async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<P
     row.map(Row::read).transpose()
 }
 
-/// Takes up to `limit` payments that are due: counts the attempt and keeps other workers off for `lease`. Committed
-/// before the provider is asked, so that a payment without attempts is one that the provider cannot know of.
+/// Takes up to `limit` payments that are due: counts the attempt and keeps other workers off for
+/// `lease`. Committed before the provider is asked, so that a payment without attempts is one that
+/// the provider cannot know of.
 pub(crate) async fn lease(
     pool: &PgPool,
     limit: i64,
@@ -115,7 +117,8 @@ pub(crate) async fn postpone(
     Ok(())
 }
 
-/// Inserts new payments. One that exists by now is an error: the batch is then tried again and finds it.
+/// Inserts new payments. One that exists by now is an error: the batch is then tried again and
+/// finds it.
 pub(crate) async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Result<()> {
     if payments.is_empty() {
         return Ok(());

@@ -1,7 +1,9 @@
-//! Talks to the provider: leases payments that are due, asks, and records answer and event in one transaction.
+//! Talks to the provider: leases payments that are due, asks, and records answer and event in one
+//! transaction.
 //!
-//! No database transaction is open while the provider is asked. A worker that dies leaves its leases to run out; the
-//! question is then asked again with the same idempotency key and gets the same answer.
+//! No database transaction is open while the provider is asked. A worker that dies leaves its
+//! leases to run out; the question is then asked again with the same idempotency key and gets the
+//! same answer.
 
 use std::{
     sync::Arc,

@@ -1,4 +1,5 @@
-//! The provider's stand-in as the provider's clients see it: a process that speaks Stripe's HTTP API and is killed.
+//! The provider's stand-in as the provider's clients see it: a process that speaks Stripe's HTTP
+//! API and is killed.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::{path::Path, time::Duration};

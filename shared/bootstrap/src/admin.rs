@@ -1,7 +1,7 @@
 //! The admin listener of every process: `/livez`, `/readyz`, `/startupz`, `/metrics`.
 //!
-//! Liveness asks only whether the process answers; a database that is away must not get every process restarted.
-//! Readiness asks whether work gets done, and turns off first at shutdown.
+//! Liveness asks only whether the process answers; a database that is away must not get every
+//! process restarted. Readiness asks whether work gets done, and turns off first at shutdown.
 
 use std::sync::Arc;
 
@@ -71,8 +71,8 @@ struct Admin {
     shutdown: CancellationToken,
 }
 
-/// Serves the admin listener until `stop`, which should come after everything else has ended; from `shutdown` on the
-/// process is not ready any more.
+/// Serves the admin listener until `stop`, which should come after everything else has ended; from
+/// `shutdown` on the process is not ready any more.
 ///
 /// # Errors
 /// Those of the listener.

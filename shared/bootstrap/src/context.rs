@@ -76,8 +76,9 @@ impl RequestContext {
         context
     }
 
-    /// Makes `span` a child of the caller's span, if there is one, and the parent of all that follows; its field
-    /// `trace.id` is filled in. Without OpenTelemetry the trace context is handed on unchanged: still the same trace id.
+    /// Makes `span` a child of the caller's span, if there is one, and the parent of all that
+    /// follows; its field `trace.id` is filled in. Without OpenTelemetry the trace context is
+    /// handed on unchanged: still the same trace id.
     pub fn continue_in(&mut self, span: &Span) {
         if !self.begins_trace {
             set_parent(span, &self.traceparent);
@@ -98,7 +99,8 @@ impl RequestContext {
         }
     }
 
-    /// Hands correlation, trace and the remaining time on to a call, which may take `most` at the most.
+    /// Hands correlation, trace and the remaining time on to a call, which may take `most` at the
+    /// most.
     pub fn apply<T>(&self, request: &mut Request<T>, most: Duration) {
         let remaining = self.deadline.map_or(most, |deadline| {
             deadline.saturating_duration_since(Instant::now())

@@ -12,8 +12,8 @@ const STATEMENT_TIMEOUT: &str = "10s";
 const LOCK_TIMEOUT: &str = "5s";
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects and migrates, in the order given. Waits for a server that is not up yet. Several replicas may start at
-/// once: one migrates, the others wait for its lock.
+/// Connects and migrates, in the order given. Waits for a server that is not up yet. Several
+/// replicas may start at once: one migrates, the others wait for its lock.
 ///
 /// # Errors
 /// A wrong password or database, or a migration that fails.
@@ -26,8 +26,9 @@ pub async fn connect(
         ("statement_timeout", STATEMENT_TIMEOUT),
         ("lock_timeout", LOCK_TIMEOUT),
         ("idle_in_transaction_session_timeout", STATEMENT_TIMEOUT),
-        // Every statement of ours has an index and few rows. A plan that is made while a table is small, and then kept,
-        // must be right for a table that has grown: nested loops over indexes, never a scan of everything.
+        // Every statement of ours has an index and few rows. A plan that is made while a table is
+        // small, and then kept, must be right for a table that has grown: nested loops
+        // over indexes, never a scan of everything.
         ("enable_seqscan", "off"),
         ("enable_hashjoin", "off"),
         ("enable_mergejoin", "off"),

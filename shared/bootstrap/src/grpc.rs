@@ -1,4 +1,5 @@
-//! gRPC servers and channels with the settings that keep them honest: deadlines, keep-alive, bounded shutdown.
+//! gRPC servers and channels with the settings that keep them honest: deadlines, keep-alive,
+//! bounded shutdown.
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
@@ -17,7 +18,8 @@ use tonic::{
 
 use crate::context;
 
-/// How long calls in flight may go on after shutdown has begun; an idle client must not hold us up for longer.
+/// How long calls in flight may go on after shutdown has begun; an idle client must not hold us up
+/// for longer.
 const GRACE: Duration = Duration::from_secs(5);
 /// No call may take longer, whatever its caller allows.
 const LONGEST_CALL: Duration = Duration::from_secs(10);
@@ -61,8 +63,9 @@ pub async fn serve(
     }
 }
 
-/// A channel to another service; connects when first used and again whenever it must. Where the host's name stands for
-/// several replicas, calls are spread over all of them, also over those that come later.
+/// A channel to another service; connects when first used and again whenever it must. Where the
+/// host's name stands for several replicas, calls are spread over all of them, also over those that
+/// come later.
 ///
 /// # Errors
 /// When `url` is no `http://host:port`.
@@ -78,7 +81,8 @@ pub fn channel(url: &str) -> anyhow::Result<Channel> {
     Ok(channel)
 }
 
-/// Keeps the channel's replicas those that the host's name stands for, as long as somebody uses the channel.
+/// Keeps the channel's replicas those that the host's name stands for, as long as somebody uses the
+/// channel.
 async fn follow(
     host: String,
     port: u16,

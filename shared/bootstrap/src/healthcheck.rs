@@ -1,5 +1,5 @@
-//! `<service> healthcheck`: asks the process that runs beside it whether it is ready. For images that hold nothing but the
-//! service, no shell and no curl.
+//! `<service> healthcheck`: asks the process that runs beside it whether it is ready. For images
+//! that hold nothing but the service, no shell and no curl.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -16,7 +16,8 @@ use crate::settings::Settings;
 const NAME: &str = "healthcheck";
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// What came of it, if the command line asks for it. No other setting than `ADMIN_LISTEN` is needed.
+/// What came of it, if the command line asks for it. No other setting than `ADMIN_LISTEN` is
+/// needed.
 pub(crate) fn asked_for<S: Settings>() -> Option<ExitCode> {
     if std::env::args_os().nth(1)? != NAME {
         return None;

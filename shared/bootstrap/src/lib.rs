@@ -1,6 +1,8 @@
-//! What the `main` of every service needs: settings, telemetry, health, pools, gRPC, supervision, signals.
+//! What the `main` of every service needs: settings, telemetry, health, pools, gRPC, supervision,
+//! signals.
 //!
-//! A service is `pub async fn run(config, listeners, shutdown) -> anyhow::Result<()>`; [`process::main`] calls it.
+//! A service is `pub async fn run(config, listeners, shutdown) -> anyhow::Result<()>`;
+//! [`process::main`] calls it.
 
 pub mod admin;
 pub mod context;

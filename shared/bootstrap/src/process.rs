@@ -17,10 +17,11 @@ use crate::{
     telemetry::{self, Telemetry},
 };
 
-/// Runs a service: settings, telemetry, signals, listeners, `run`. Exit code 0 after SIGTERM or Ctrl-C, 2 for a wrong
-/// setting, 1 for anything else, with the chain of causes in the log, once.
+/// Runs a service: settings, telemetry, signals, listeners, `run`. Exit code 0 after SIGTERM or
+/// Ctrl-C, 2 for a wrong setting, 1 for anything else, with the chain of causes in the log, once.
 ///
-/// `<service> healthcheck` asks the one that runs here whether it is ready instead: see [`crate::healthcheck`].
+/// `<service> healthcheck` asks the one that runs here whether it is ready instead: see
+/// [`crate::healthcheck`].
 pub fn main<S, F>(
     service: &'static str,
     run: impl FnOnce(S, Listeners, Registry, CancellationToken) -> F,

@@ -1,5 +1,5 @@
-//! Groups of settings that several services have, for `#[command(flatten)]`. A missing or wrong setting stops the
-//! process at start: clap names it and says what is expected.
+//! Groups of settings that several services have, for `#[command(flatten)]`. A missing or wrong
+//! setting stops the process at start: clap names it and says what is expected.
 
 use std::{fmt, net::SocketAddr, str::FromStr};
 
@@ -15,8 +15,8 @@ pub trait Settings: Parser {
 /// The service's own database.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseSettings {
-    /// PostgreSQL address, for example postgres://order:secret@127.0.0.1:5432/order; where ENVIRONMENT is production, the
-    /// password must not be that of development
+    /// PostgreSQL address, for example postgres://order:secret@127.0.0.1:5432/order; where
+    /// ENVIRONMENT is production, the password must not be that of development
     #[arg(
         id = "database-url",
         long,

@@ -1,7 +1,8 @@
 //! Logs, traces and metrics.
 //!
-//! Logs are pretty on a terminal and JSON otherwise. Metrics are always collected and shown at `/metrics`. Traces, metrics
-//! and logs go out by OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; else no span is recorded for export.
+//! Logs are pretty on a terminal and JSON otherwise. Metrics are always collected and shown at
+//! `/metrics`. Traces, metrics and logs go out by OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set;
+//! else no span is recorded for export.
 
 use std::io::IsTerminal as _;
 

@@ -4,8 +4,8 @@
 //! 1. consumers derive their filter subjects from it ([`listens_to`]);
 //! 2. each service's inbound events are a closed enum, matched without `_` ([`crate::Inbound`]);
 //! 3. `docs/saga.md` is rendered from it, and a test fails when the file is stale;
-//! 4. the e2e harness taps the streams and fails on a (cause, event) pair that is not here, and at the end of the
-//!    suite on an edge that was never seen.
+//! 4. the e2e harness taps the streams and fails on a (cause, event) pair that is not here, and at
+//!    the end of the suite on an edge that was never seen.
 
 use std::fmt;
 
@@ -33,7 +33,8 @@ impl Service {
         Self::Notification,
     ];
 
-    /// Lower-case name: of the process, the database, the durable consumers, and the first part of its subjects.
+    /// Lower-case name: of the process, the database, the durable consumers, and the first part of
+    /// its subjects.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

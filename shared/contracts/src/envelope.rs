@@ -1,4 +1,5 @@
-//! The CloudEvents 1.0 NATS binding in binary mode: attributes are headers, the payload is the bare message.
+//! The CloudEvents 1.0 NATS binding in binary mode: attributes are headers, the payload is the bare
+//! message.
 //!
 //! Source: CloudEvents "NATS Protocol Binding", section 3.2; the header names are lower case there.
 

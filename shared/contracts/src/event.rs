@@ -1,7 +1,7 @@
 //! All events of the system as one closed enum, and their subjects.
 //!
-//! A subject is `<owner>.<fact>.v<major>`. A breaking change of an event is a new variant with a new subject,
-//! published beside the old one; everything else must pass `buf breaking`.
+//! A subject is `<owner>.<fact>.v<major>`. A breaking change of an event is a new variant with a
+//! new subject, published beside the old one; everything else must pass `buf breaking`.
 
 use std::{fmt, str::FromStr};
 
@@ -222,7 +222,8 @@ impl Event {
     }
 }
 
-/// The events that one service listens to: a closed enum in its `saga.rs`, matched there without `_`.
+/// The events that one service listens to: a closed enum in its `saga.rs`, matched there without
+/// `_`.
 pub trait Inbound: Sized + Send + Sync + 'static {
     /// Whose choreography this is; consumers derive their filter subjects from it.
     const SERVICE: Service;
@@ -230,8 +231,8 @@ pub trait Inbound: Sized + Send + Sync + 'static {
     /// Reads what the service needs from an event.
     ///
     /// # Errors
-    /// [`DecodeError::NotForUs`] for an event that the service does not listen to, [`DecodeError::Field`] for a
-    /// required field that is missing or unreadable.
+    /// [`DecodeError::NotForUs`] for an event that the service does not listen to,
+    /// [`DecodeError::Field`] for a required field that is missing or unreadable.
     fn from_event(event: Event) -> Result<Self, DecodeError>;
 }
 

@@ -1,6 +1,7 @@
 //! The registry of typed ids: an [`OrderId`] cannot be passed where a [`PaymentId`] is expected.
 //!
-//! All are UUIDs; those that we make are UUIDv7 (RFC 9562), so that they sort by time and indexes grow at one end.
+//! All are UUIDs; those that we make are UUIDv7 (RFC 9562), so that they sort by time and indexes
+//! grow at one end.
 
 use std::{fmt, str::FromStr};
 

@@ -1,5 +1,5 @@
-//! What the services agree on: typed ids, money, events with their subjects, the CloudEvents headers, and the
-//! choreography, the table that says who reacts to which event with what.
+//! What the services agree on: typed ids, money, events with their subjects, the CloudEvents
+//! headers, and the choreography, the table that says who reacts to which event with what.
 //!
 //! Read [`choreography`] first: the whole saga is on one screen there.
 

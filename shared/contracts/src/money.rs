@@ -1,4 +1,5 @@
-//! Money in minor units. Sums are checked: an overflow or a mix of currencies is an error, never a wrong number.
+//! Money in minor units. Sums are checked: an overflow or a mix of currencies is an error, never a
+//! wrong number.
 
 use proto::common::v1 as wire;
 use serde::{Deserialize, Serialize};

@@ -19,7 +19,8 @@ pub struct TemporaryDirectory {
 }
 
 impl TemporaryDirectory {
-    /// Below `/dev/shm`, else (containers often have 64 MB there) below the system's directory for temporary files.
+    /// Below `/dev/shm`, else (containers often have 64 MB there) below the system's directory for
+    /// temporary files.
     ///
     /// # Errors
     /// When it cannot be made.

@@ -37,9 +37,10 @@ pub struct Endpoints {
 impl Endpoints {
     const FILE: &str = "stack.json";
 
-    /// Of a system that somebody else started, whose gateway is at `target`: databases, broker and provider are expected
-    /// on this machine at the default ports, as `docker-compose.e2e.yml` publishes them. Passwords come from the
-    /// environment under the names that `.env.example` gives.
+    /// Of a system that somebody else started, whose gateway is at `target`: databases, broker and
+    /// provider are expected on this machine at the default ports, as `docker-compose.e2e.yml`
+    /// publishes them. Passwords come from the environment under the names that `.env.example`
+    /// gives.
     #[must_use]
     pub fn of_target(target: &str) -> Self {
         let ports = Ports::default();

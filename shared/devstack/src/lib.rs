@@ -1,4 +1,5 @@
-//! Servers and services as processes on this machine: for `cargo sagacity up`, for tests and for e2e.
+//! Servers and services as processes on this machine: for `cargo sagacity up`, for tests and for
+//! e2e.
 //!
 //! - [`tools`]: finds or fetches PostgreSQL and nats-server.
 //! - [`Postgres`], [`NatsServer`]: private servers in a directory of their own.

@@ -80,7 +80,8 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Kills the server with SIGKILL; start it again with [`NatsServer::start`] in the same directory.
+    /// Kills the server with SIGKILL; start it again with [`NatsServer::start`] in the same
+    /// directory.
     ///
     /// # Errors
     /// Those of the system.

@@ -92,8 +92,9 @@ impl Ports {
     }
 }
 
-/// A port that nobody listens on and that was not handed out before: two stacks of one test binary never share one,
-/// not even while a service is down. Below the range that the system hands out by itself.
+/// A port that nobody listens on and that was not handed out before: two stacks of one test binary
+/// never share one, not even while a service is down. Below the range that the system hands out by
+/// itself.
 ///
 /// # Errors
 /// When none can be found.

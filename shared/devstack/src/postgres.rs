@@ -32,7 +32,8 @@ pub struct Postgres {
 pub(crate) const PASSWORD: &str = "sagacity";
 
 impl Postgres {
-    /// Starts the cluster in `directory`, which is made if it is not there, and waits until it answers.
+    /// Starts the cluster in `directory`, which is made if it is not there, and waits until it
+    /// answers.
     ///
     /// # Errors
     /// Says what is missing or in the way.
@@ -105,7 +106,8 @@ impl Postgres {
             port,
             spec,
         } = self;
-        // Immediate shutdown: no checkpoint, recovery at the next start; unlike SIGKILL it ends the backends, too.
+        // Immediate shutdown: no checkpoint, recovery at the next start; unlike SIGKILL it ends the
+        // backends, too.
         let _expected_to_fail = process.stop(Signal::QUIT).await;
         let process = Process::start(&spec, logs, reaper)?;
         let mut server = Self {
@@ -195,8 +197,8 @@ fn arguments(data: &Path, port: u16, durability: Durability) -> Vec<String> {
         Durability::Durable => {
             set("shared_buffers=256MB");
             set("max_wal_size=4GB");
-            // Many small transactions from many connections: a full-page image per page and checkpoint is the
-            // largest part of the log, and compresses well.
+            // Many small transactions from many connections: a full-page image per page and
+            // checkpoint is the largest part of the log, and compresses well.
             set("wal_compression=on");
         }
         Durability::Ephemeral => {
@@ -209,7 +211,8 @@ fn arguments(data: &Path, port: u16, durability: Durability) -> Vec<String> {
     arguments
 }
 
-/// Makes a role and a database that belongs to it and that others cannot enter, unless they are there.
+/// Makes a role and a database that belongs to it and that others cannot enter, unless they are
+/// there.
 ///
 /// # Errors
 /// Those of the server.
@@ -265,7 +268,8 @@ pub(crate) fn url_for(admin_url: &str, role: &str, database: &str) -> anyhow::Re
     Ok(format!("postgres://{role}:{PASSWORD}@{server}/{database}"))
 }
 
-/// Where a private cluster can live for a state directory: PostgreSQL may run as a user who cannot enter our home.
+/// Where a private cluster can live for a state directory: PostgreSQL may run as a user who cannot
+/// enter our home.
 pub(crate) fn reachable(state: &Path) -> anyhow::Result<PathBuf> {
     if tools::postgres_user()?.is_none() || tools::is_open_to_all(state) {
         return Ok(state.join("postgres"));

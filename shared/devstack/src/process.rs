@@ -112,7 +112,8 @@ impl Process {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Waits until it says at `admin`/readyz that it is ready; returns how long it took from its start.
+    /// Waits until it says at `admin`/readyz that it is ready; returns how long it took from its
+    /// start.
     ///
     /// # Errors
     /// When it ends instead or takes longer than a minute, with what it said last.

@@ -5,8 +5,9 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use tokio::process::Command;
 
-/// Cargo as the user calls it: without what the cargo that runs this program has said about its package. Build scripts
-/// that look at those variables would run again, and all that depends on them would be compiled again.
+/// Cargo as the user calls it: without what the cargo that runs this program has said about its
+/// package. Build scripts that look at those variables would run again, and all that depends on
+/// them would be compiled again.
 #[must_use]
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -21,7 +22,8 @@ pub fn cargo() -> Command {
     cargo
 }
 
-/// Builds every program of the workspace into `directory`, which is `target/debug` or `target/release`.
+/// Builds every program of the workspace into `directory`, which is `target/debug` or
+/// `target/release`.
 ///
 /// # Errors
 /// When they do not build; cargo has said why on stderr.

@@ -1,5 +1,5 @@
-//! Ends processes and removes directories when we end, however we end: a shell waits for the end of a pipe that only
-//! we hold open. A panic, `kill -9` or a lost terminal closes it as well.
+//! Ends processes and removes directories when we end, however we end: a shell waits for the end of
+//! a pipe that only we hold open. A panic, `kill -9` or a lost terminal closes it as well.
 
 use std::{
     io::Write as _,
@@ -15,8 +15,8 @@ use anyhow::Context as _;
 #[derive(Clone, Debug)]
 pub struct Reaper(Arc<Mutex<ChildStdin>>);
 
-/// Reads `add PID SIGNAL`, `del PID` and `dir PATH`; at the end of the pipe sends the signals, waits for up to three
-/// seconds, kills what is left and removes the directories.
+/// Reads `add PID SIGNAL`, `del PID` and `dir PATH`; at the end of the pipe sends the signals,
+/// waits for up to three seconds, kills what is left and removes the directories.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
 pids=' '

@@ -69,8 +69,8 @@ pub async fn database(migrators: &[Migrator]) -> anyhow::Result<(PgPool, String)
     Ok((pool, url))
 }
 
-/// A broker for one test. To keep its streams over a restart use [`NatsServer::crash_and_restart`] with
-/// [`broker_environment`].
+/// A broker for one test. To keep its streams over a restart use [`NatsServer::crash_and_restart`]
+/// with [`broker_environment`].
 ///
 /// # Errors
 /// When there is no nats-server.
@@ -91,7 +91,8 @@ pub async fn broker_environment() -> anyhow::Result<(Logs, Reaper)> {
     Ok((logs("broker"), shared().await?.reaper.clone()))
 }
 
-/// The whole system for one test, with its own broker and databases. `settings` are (service, name, value).
+/// The whole system for one test, with its own broker and databases. `settings` are (service, name,
+/// value).
 ///
 /// # Errors
 /// Says which part could not be started.
@@ -128,7 +129,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts `program` (`env!("CARGO_BIN_EXE_...")`) with these settings and waits until it is ready.
+    /// Starts `program` (`env!("CARGO_BIN_EXE_...")`) with these settings and waits until it is
+    /// ready.
     ///
     /// # Errors
     /// When it ends instead; its log says why.
@@ -186,8 +188,8 @@ impl Program {
 
 static PROGRAMS: OnceCell<PathBuf> = OnceCell::const_new();
 
-/// Builds the services' programs in the profile of the running test, which cargo does not do by itself for tests of
-/// another crate, and says where they are.
+/// Builds the services' programs in the profile of the running test, which cargo does not do by
+/// itself for tests of another crate, and says where they are.
 ///
 /// # Errors
 /// When they do not build.

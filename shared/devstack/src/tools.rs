@@ -91,7 +91,8 @@ fn fetch(package: &str, version: &str) -> anyhow::Result<PathBuf> {
         return Ok(place);
     }
     eprintln!("fetching {package} {version} into {}", place.display());
-    // Beside its place and then renamed, so that two processes can fetch at once and none sees half of it.
+    // Beside its place and then renamed, so that two processes can fetch at once and none sees half
+    // of it.
     let half = cache.join(format!("{package}-{}", Uuid::now_v7().simple()));
     let python = ["python3", "python"]
         .into_iter()
@@ -141,7 +142,8 @@ pub fn target_directory() -> PathBuf {
     std::path::absolute(&directory).unwrap_or(directory)
 }
 
-/// Whom to run PostgreSQL as: nobody else than us, but for root, whom it refuses; then `postgres` or `nobody`.
+/// Whom to run PostgreSQL as: nobody else than us, but for root, whom it refuses; then `postgres`
+/// or `nobody`.
 pub(crate) fn postgres_user() -> anyhow::Result<Option<(u32, u32)>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -178,7 +180,8 @@ pub(crate) fn is_open_to_all(path: &Path) -> bool {
         .all(enterable)
 }
 
-/// Copies `source` (a directory of PostgreSQL's `bin` with `lib` and `share` beside it) to where anybody may read it.
+/// Copies `source` (a directory of PostgreSQL's `bin` with `lib` and `share` beside it) to where
+/// anybody may read it.
 pub(crate) fn copy_postgres(bin: &Path, target: &Path) -> anyhow::Result<PathBuf> {
     let root = bin.parent().context("bin has a parent")?;
     let copied = Command::new("cp")

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// Delays between attempts: 100 ms, then two and a half times as long each time up to 30 s, with jitter, for ever.
+/// Delays between attempts: 100 ms, then two and a half times as long each time up to 30 s, with
+/// jitter, for ever.
 pub(crate) fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))

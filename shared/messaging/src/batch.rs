@@ -1,7 +1,8 @@
 //! One batch of messages: decode, claim, apply, commit.
 //!
-//! A batch whose transaction fails is tried again message by message, so that one poison message neither blocks nor
-//! sinks its neighbours. When the database is away, nobody is to blame: the batch waits.
+//! A batch whose transaction fails is tried again message by message, so that one poison message
+//! neither blocks nor sinks its neighbours. When the database is away, nobody is to blame: the
+//! batch waits.
 
 use std::sync::Arc;
 
@@ -25,8 +26,9 @@ pub(crate) struct Batches<H> {
 }
 
 impl<H: Handler> Batches<H> {
-    /// Applies `messages` and returns what became of each; `None` when shutdown came while the database was away:
-    /// then nothing was applied and the broker will deliver the messages again.
+    /// Applies `messages` and returns what became of each; `None` when shutdown came while the
+    /// database was away: then nothing was applied and the broker will deliver the messages
+    /// again.
     pub(crate) async fn apply(
         &self,
         messages: &[Message],
@@ -82,7 +84,8 @@ impl<H: Handler> Batches<H> {
         let mut fresh = inbox::claim(&mut tx, &ids)
             .await
             .context("claim events in the inbox")?;
-        // An id leaves the set with its first delivery, so that a second one in the same batch is a duplicate, too.
+        // An id leaves the set with its first delivery, so that a second one in the same batch is a
+        // duplicate, too.
         deliveries.retain(|(_, delivery)| fresh.remove(&delivery.event_id()));
         let (places, deliveries): (Vec<usize>, Vec<Delivery<H::Inbound>>) =
             deliveries.into_iter().unzip();
@@ -115,8 +118,8 @@ impl<H: Handler> Batches<H> {
     }
 }
 
-/// Reads all messages. Those that cannot be read have their outcome at once; the others come with their place in the
-/// batch, and count as duplicates until the inbox says otherwise.
+/// Reads all messages. Those that cannot be read have their outcome at once; the others come with
+/// their place in the batch, and count as duplicates until the inbox says otherwise.
 fn decode_all<I: Inbound>(messages: &[Message]) -> (Vec<Outcome>, Vec<(usize, Delivery<I>)>) {
     let mut outcomes = Vec::with_capacity(messages.len());
     let mut deliveries = Vec::with_capacity(messages.len());

@@ -1,10 +1,12 @@
-//! The connection to NATS. Reconnects by itself for ever; everything above must expect that it is away.
+//! The connection to NATS. Reconnects by itself for ever; everything above must expect that it is
+//! away.
 
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, jetstream};
 
-/// The oldest server that keeps consumers honest after a power loss (nats-server #5412 and others are fixed there).
+/// The oldest server that keeps consumers honest after a power loss (nats-server #5412 and others
+/// are fixed there).
 const OLDEST_SERVER: (u32, u32) = (2, 12);
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -1,8 +1,9 @@
 //! The consumer loop: one durable pull consumer per stream that a service listens to.
 //!
-//! - A batch is whatever has arrived while the last batch was being committed, up to [`BATCH`]: under load commits are
-//!   shared by many events, without load an event does not wait for others.
-//! - Acknowledged only after the commit. A process that dies in between gets the events again; the inbox drops them.
+//! - A batch is whatever has arrived while the last batch was being committed, up to [`BATCH`]:
+//!   under load commits are shared by many events, without load an event does not wait for others.
+//! - Acknowledged only after the commit. A process that dies in between gets the events again; the
+//!   inbox drops them.
 //! - A loop that stands still while the broker has something for it is noticed and made anew.
 
 use std::{collections::HashMap, time::Duration};
@@ -29,8 +30,8 @@ const WATCHDOG: Duration = Duration::from_secs(5);
 pub(crate) struct Consumer<H> {
     pub(crate) batches: Batches<H>,
     pub(crate) owner: Service,
-    /// Failed attempts by message, only of messages that have failed. In memory on purpose: deliveries that were cut
-    /// short by a restart or an absent database are no attempts.
+    /// Failed attempts by message, only of messages that have failed. In memory on purpose:
+    /// deliveries that were cut short by a restart or an absent database are no attempts.
     pub(crate) attempts: HashMap<u64, u32>,
 }
 
@@ -209,7 +210,8 @@ fn gather(first: Message, stream: &mut pull::Stream) -> Vec<Message> {
     messages
 }
 
-/// At shutdown: what has arrived but was not begun goes back at once instead of after the acknowledgement wait.
+/// At shutdown: what has arrived but was not begun goes back at once instead of after the
+/// acknowledgement wait.
 async fn give_back(stream: &mut pull::Stream) {
     while let Some(Some(Ok(message))) = stream.next().now_or_never() {
         if let Err(error) = message.ack_with(AckKind::Nak(None)).await {

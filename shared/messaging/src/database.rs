@@ -1,6 +1,8 @@
-//! Whose fault a database error is: the database's (then we wait) or the statement's (then the message is to blame).
+//! Whose fault a database error is: the database's (then we wait) or the statement's (then the
+//! message is to blame).
 
-/// Whether an error says that the database is away, restarting or full of connections. Waiting mends these.
+/// Whether an error says that the database is away, restarting or full of connections. Waiting
+/// mends these.
 pub(crate) fn is_unavailable(error: &anyhow::Error) -> bool {
     error
         .chain()
@@ -18,8 +20,8 @@ pub(crate) fn is_unavailable(error: &anyhow::Error) -> bool {
         })
 }
 
-/// SQLSTATE (PostgreSQL manual, appendix A): connection exceptions, too many connections, shutdown and start-up,
-/// and a server that has become a read-only standby.
+/// SQLSTATE (PostgreSQL manual, appendix A): connection exceptions, too many connections, shutdown
+/// and start-up, and a server that has become a read-only standby.
 fn code_says_unavailable(code: &str) -> bool {
     code.starts_with("08") || matches!(code, "53300" | "57P01" | "57P02" | "57P03" | "25006")
 }

@@ -1,7 +1,7 @@
 //! Dead letters: what cannot be applied is kept with its reason, never dropped.
 //!
-//! The letter is published and acknowledged first; only then is the message terminated. `max_deliver` would not do:
-//! the broker then merely stops delivering.
+//! The letter is published and acknowledged first; only then is the message terminated.
+//! `max_deliver` would not do: the broker then merely stops delivering.
 
 use anyhow::Context as _;
 use async_nats::{HeaderMap, jetstream};
@@ -21,11 +21,13 @@ pub mod header {
     pub const STREAM: &str = "dead-letter-stream";
     /// Its sequence there.
     pub const SEQUENCE: &str = "dead-letter-sequence";
-    /// Set when the payload was too large to keep: its length in bytes; the event itself is still in its stream.
+    /// Set when the payload was too large to keep: its length in bytes; the event itself is still
+    /// in its stream.
     pub const TRUNCATED: &str = "dead-letter-truncated";
 }
 
-/// What is kept of an oversized payload; with what is kept of headers and subject, any letter fits into a message.
+/// What is kept of an oversized payload; with what is kept of headers and subject, any letter fits
+/// into a message.
 const KEPT_BYTES: usize = 256 * 1024;
 /// What is kept of all headers together, those of CloudEvents first. The broker takes 64 KB.
 const KEPT_HEADER_BYTES: usize = 32 * 1024;
@@ -78,8 +80,8 @@ pub(crate) async fn bury(
         .map_err(anyhow::Error::from_boxed)
 }
 
-/// The event's own headers. Those for the broker (`Nats-Expected-Stream`, `Nats-Rollup`) were meant for the stream that
-/// the event came from; with them the letter could be refused.
+/// The event's own headers. Those for the broker (`Nats-Expected-Stream`, `Nats-Rollup`) were meant
+/// for the stream that the event came from; with them the letter could be refused.
 fn keep(headers: Option<&HeaderMap>) -> HeaderMap {
     let mut all: Vec<_> = headers.into_iter().flat_map(HeaderMap::iter).collect();
     all.sort_by_key(|(name, _)| !AsRef::<str>::as_ref(name).starts_with("ce-"));

@@ -1,4 +1,5 @@
-//! gRPC over the outbox: what this service has said about an order. The gateway composes timelines from it.
+//! gRPC over the outbox: what this service has said about an order. The gateway composes timelines
+//! from it.
 
 use contracts::OrderId;
 use prost_types::Timestamp;

@@ -18,7 +18,8 @@ pub struct Delivery<E> {
 }
 
 impl<E> Delivery<E> {
-    /// For events that this one causes: same correlation, this event as the cause, this span as the trace's parent.
+    /// For events that this one causes: same correlation, this event as the cause, this span as the
+    /// trace's parent.
     #[must_use]
     pub fn cause(&self) -> &Cause {
         &self.cause
@@ -37,7 +38,8 @@ impl<E> Delivery<E> {
     }
 }
 
-/// What became of one event. The worker acts on it after the batch's transaction has been committed.
+/// What became of one event. The worker acts on it after the batch's transaction has been
+/// committed.
 #[derive(Debug)]
 pub enum Outcome {
     /// Applied; acknowledged.
@@ -50,7 +52,8 @@ pub enum Outcome {
     /// [`Node::max_attempts`](crate::Node::max_attempts).
     /// The handler must not have written anything for this event.
     Retry(anyhow::Error),
-    /// Cannot be applied ever; a dead letter at once. The handler must not have written anything for this event.
+    /// Cannot be applied ever; a dead letter at once. The handler must not have written anything
+    /// for this event.
     Poison(anyhow::Error),
 }
 
@@ -59,15 +62,16 @@ pub trait Handler: Send + Sync + 'static {
     /// The closed enum of events that the service listens to.
     type Inbound: Inbound;
 
-    /// Applies a batch in the transaction `tx`: lock all aggregates with one query in key order, decide each in
-    /// memory, write all changes with one statement, append all outgoing events with one. The worker has claimed the
-    /// events in the inbox and commits. Returns one outcome per delivery, in the same order.
+    /// Applies a batch in the transaction `tx`: lock all aggregates with one query in key order,
+    /// decide each in memory, write all changes with one statement, append all outgoing events
+    /// with one. The worker has claimed the events in the inbox and commits. Returns one
+    /// outcome per delivery, in the same order.
     ///
     /// A batch may hold several events of one order, in any order; they must all be applied.
     ///
     /// # Errors
-    /// An error sinks the whole batch: it is rolled back and tried again event by event. When the database is away,
-    /// the worker pauses and no attempt is counted.
+    /// An error sinks the whole batch: it is rolled back and tried again event by event. When the
+    /// database is away, the worker pauses and no attempt is counted.
     fn handle(
         &self,
         tx: &mut PgConnection,

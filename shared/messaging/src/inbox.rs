@@ -1,15 +1,16 @@
 //! The inbox: event ids that this service has handled, written in the transaction of their effects.
 //!
-//! Guarantee: an event's effects are committed at most once, however often it is delivered, to however many replicas.
+//! Guarantee: an event's effects are committed at most once, however often it is delivered, to
+//! however many replicas.
 
 use std::collections::HashSet;
 
 use contracts::EventId;
 use sqlx::PgConnection;
 
-/// Claims events for the caller's transaction and returns those that were not claimed before. Waits for another
-/// transaction that is just claiming the same event. Ids are claimed in sorted order, so that batches of several
-/// replicas cannot deadlock.
+/// Claims events for the caller's transaction and returns those that were not claimed before. Waits
+/// for another transaction that is just claiming the same event. Ids are claimed in sorted order,
+/// so that batches of several replicas cannot deadlock.
 ///
 /// # Errors
 /// Those of the database.

@@ -1,12 +1,13 @@
 //! Reliable events over PostgreSQL and NATS JetStream: the only crate that knows both.
 //!
-//! - Saying something: [`outbox::append`] in the transaction that changes the state. The relay publishes later,
-//!   at least once.
-//! - Hearing something: implement [`Handler`] and [`run`] it. Each event is applied exactly once, because the inbox
-//!   row is written in the transaction of its effects.
+//! - Saying something: [`outbox::append`] in the transaction that changes the state. The relay
+//!   publishes later, at least once.
+//! - Hearing something: implement [`Handler`] and [`run`] it. Each event is applied exactly once,
+//!   because the inbox row is written in the transaction of its effects.
 //! - What fails is tried again with back-off, and then kept as a dead letter; nothing is dropped.
 //!
-//! Reading order: [`outbox`], `relay`, [`inbox`], [`handler`], `batch`, `consumer`, `dead_letter`, [`topology`].
+//! Reading order: [`outbox`], `relay`, [`inbox`], [`handler`], `batch`, `consumer`, `dead_letter`,
+//! [`topology`].
 
 mod backoff;
 mod batch;

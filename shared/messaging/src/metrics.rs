@@ -1,4 +1,5 @@
-//! Names, units and meanings of this crate's metrics. They go out by whatever meter provider the process has set.
+//! Names, units and meanings of this crate's metrics. They go out by whatever meter provider the
+//! process has set.
 
 use contracts::choreography::Service;
 use opentelemetry::{

@@ -1,4 +1,5 @@
-//! A service as a participant of the saga: its database, its broker connection, its outbox and its consumers.
+//! A service as a participant of the saga: its database, its broker connection, its outbox and its
+//! consumers.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -63,11 +64,13 @@ impl Node {
     }
 }
 
-/// Takes part in the saga until `shutdown`: declares streams and consumers, relays the outbox, hands events to
-/// `handler`, prunes. At shutdown consumers finish the batch in hand, then the outbox is flushed.
+/// Takes part in the saga until `shutdown`: declares streams and consumers, relays the outbox,
+/// hands events to `handler`, prunes. At shutdown consumers finish the batch in hand, then the
+/// outbox is flushed.
 ///
 /// # Errors
-/// When the topology cannot be declared at start, or a part dies, which is a bug: the process should then end.
+/// When the topology cannot be declared at start, or a part dies, which is a bug: the process
+/// should then end.
 pub async fn run<H: Handler>(
     node: Node,
     handler: Arc<H>,

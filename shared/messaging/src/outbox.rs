@@ -1,7 +1,8 @@
 //! The transactional outbox: the only way to say something.
 //!
-//! A row is committed together with the state that it speaks of, and published later by the relay. The row keeps the
-//! stream sequence it got, so that what the broker forgets can be found and published again.
+//! A row is committed together with the state that it speaks of, and published later by the relay.
+//! The row keeps the stream sequence it got, so that what the broker forgets can be found and
+//! published again.
 
 use std::sync::Arc;
 
@@ -50,15 +51,17 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-/// The current time as PostgreSQL keeps it, in whole microseconds, so that what is read back is equal.
+/// The current time as PostgreSQL keeps it, in whole microseconds, so that what is read back is
+/// equal.
 #[must_use]
 pub fn now() -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
     now.replace_microsecond(now.microsecond()).unwrap_or(now)
 }
 
-/// Wakes the relay of this process after a commit, so that events leave at once. The relay also polls, therefore a
-/// forgotten or lost wake-up costs time only. (`NOTIFY` in the transaction would cost four fifths of the throughput.)
+/// Wakes the relay of this process after a commit, so that events leave at once. The relay also
+/// polls, therefore a forgotten or lost wake-up costs time only. (`NOTIFY` in the transaction would
+/// cost four fifths of the throughput.)
 #[derive(Clone, Debug, Default)]
 pub struct Wake(Arc<Notify>);
 

@@ -1,4 +1,5 @@
-//! Readiness that sees progress rather than connectivity: a connection can stand while nothing moves.
+//! Readiness that sees progress rather than connectivity: a connection can stand while nothing
+//! moves.
 
 use std::{
     collections::BTreeMap,

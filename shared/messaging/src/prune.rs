@@ -9,10 +9,12 @@ use crate::topology::STREAM_MAX_AGE;
 
 const EVERY: Duration = Duration::from_secs(60);
 const STEP: i64 = 10_000;
-/// Inboxes remember for a day longer than streams keep events: no delivery can come after its memory has gone.
+/// Inboxes remember for a day longer than streams keep events: no delivery can come after its
+/// memory has gone.
 const INBOX_MEMORY: Duration = STREAM_MAX_AGE.saturating_add(Duration::from_secs(24 * 3600));
 
-/// Prunes until `shutdown`. `keep_outbox` is how long published events stay; `None` keeps them for ever.
+/// Prunes until `shutdown`. `keep_outbox` is how long published events stay; `None` keeps them for
+/// ever.
 pub(crate) async fn run(pool: PgPool, keep_outbox: Option<Duration>, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(EVERY);
     loop {

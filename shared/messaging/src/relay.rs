@@ -1,9 +1,11 @@
 //! The relay: publishes what the outbox holds, at least once.
 //!
-//! - A row is marked sent only after the broker has acknowledged it; a relay that dies in between publishes it again,
-//!   and the broker (`Nats-Msg-Id`) or the consumer's inbox drops the repetition.
-//! - Rows are claimed by state (`sent_at IS NULL`) with `FOR UPDATE SKIP LOCKED`, never by position: a transaction
-//!   that commits late is not skipped, and any number of replicas may relay at once.
+//! - A row is marked sent only after the broker has acknowledged it; a relay that dies in between
+//!   publishes it again, and the broker (`Nats-Msg-Id`) or the consumer's inbox drops the
+//!   repetition.
+//! - Rows are claimed by state (`sent_at IS NULL`) with `FOR UPDATE SKIP LOCKED`, never by
+//!   position: a transaction that commits late is not skipped, and any number of replicas may relay
+//!   at once.
 //! - While the broker or the database is away, rows stay where they are and the relay backs off.
 
 use std::time::Duration;
@@ -104,8 +106,8 @@ impl Relay {
         failure.map_or(Ok(claimed), Err)
     }
 
-    /// Publishes all rows pipelined, then waits for all acknowledgements. Returns (position, stream sequence) of those
-    /// that were acknowledged, and the first failure among the others.
+    /// Publishes all rows pipelined, then waits for all acknowledgements. Returns (position, stream
+    /// sequence) of those that were acknowledged, and the first failure among the others.
     async fn publish(&self, rows: Vec<Row>) -> (Vec<(i64, i64)>, Option<anyhow::Error>) {
         let mut pending = Vec::with_capacity(rows.len());
         for row in rows {

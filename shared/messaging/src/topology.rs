@@ -1,7 +1,8 @@
 //! Streams and durable consumers, declared in code and reconciled at start.
 //!
-//! One stream per publisher plus the dead letters. Every service declares all streams, so that it does not matter who
-//! starts first; streams keep what no consumer has seen yet, so a consumer that comes late misses nothing.
+//! One stream per publisher plus the dead letters. Every service declares all streams, so that it
+//! does not matter who starts first; streams keep what no consumer has seen yet, so a consumer that
+//! comes late misses nothing.
 
 use std::time::Duration;
 
@@ -20,10 +21,11 @@ use crate::Broker;
 pub const DEAD_LETTERS: &str = "DEAD_LETTER";
 /// How long streams keep events; inboxes remember for longer.
 pub const STREAM_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long a delivered event may stay unacknowledged before the broker delivers it again: short, so that what a
-/// killed process held is soon with another. Longer work reports progress.
+/// How long a delivered event may stay unacknowledged before the broker delivers it again: short,
+/// so that what a killed process held is soon with another. Longer work reports progress.
 pub const ACK_WAIT: Duration = Duration::from_secs(10);
-/// How long the broker drops a repeated `Nats-Msg-Id` by itself. A convenience: correctness comes from the inbox.
+/// How long the broker drops a repeated `Nats-Msg-Id` by itself. A convenience: correctness comes
+/// from the inbox.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 const MAX_ACK_PENDING: i64 = 4096;
 
@@ -138,7 +140,8 @@ fn consumer(service: Service, subjects: &[Subject]) -> pull::Config {
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
-        // The worker counts attempts itself: deliveries while its own database is away must not count.
+        // The worker counts attempts itself: deliveries while its own database is away must not
+        // count.
         max_deliver: -1,
         max_ack_pending: MAX_ACK_PENDING,
         filter_subjects: subjects
@@ -149,7 +152,8 @@ fn consumer(service: Service, subjects: &[Subject]) -> pull::Config {
     }
 }
 
-/// All major versions of a fact: one that we do not know must become a dead letter, not be passed over in silence.
+/// All major versions of a fact: one that we do not know must become a dead letter, not be passed
+/// over in silence.
 fn subject_filter(subject: Subject) -> String {
     let fact = subject
         .as_str()

@@ -1,4 +1,5 @@
-//! One trace from the customer's request through all services: spans of handlers continue the publisher's trace.
+//! One trace from the customer's request through all services: spans of handlers continue the
+//! publisher's trace.
 
 use std::collections::HashMap;
 
@@ -7,8 +8,9 @@ use opentelemetry::{global, trace::TraceContextExt};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// A span for handling one event, child of the span that recorded the event, and the trace context to hand on.
-/// Without OpenTelemetry the publisher's context is handed on unchanged: still the same trace id.
+/// A span for handling one event, child of the span that recorded the event, and the trace context
+/// to hand on. Without OpenTelemetry the publisher's context is handed on unchanged: still the same
+/// trace id.
 pub(crate) fn handling(envelope: &Envelope) -> (Span, Option<String>) {
     let traceparent = envelope.traceparent.clone();
     let span = tracing::info_span!(

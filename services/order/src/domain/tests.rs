@@ -1,4 +1,5 @@
-//! Every pair of command and status, and: any order and any duplication of what is heard ends the same way.
+//! Every pair of command and status, and: any order and any duplication of what is heard ends the
+//! same way.
 
 use proptest::prelude::*;
 
@@ -162,8 +163,8 @@ fn stories() -> impl Strategy<Value = Vec<Command>> {
     ]
 }
 
-/// A story with repetitions, shuffled. The refund keeps its place after the rejection that caused it: it answers an
-/// order.cancelled that only this service sends.
+/// A story with repetitions, shuffled. The refund keeps its place after the rejection that caused
+/// it: it answers an order.cancelled that only this service sends.
 fn retellings() -> impl Strategy<Value = (Vec<Command>, Vec<Command>)> {
     (
         stories(),

@@ -98,7 +98,8 @@ async fn create_refund(
     .await
 }
 
-/// Does `act` once per idempotency key: the answer is remembered with its effects, durably, before it is given.
+/// Does `act` once per idempotency key: the answer is remembered with its effects, durably, before
+/// it is given.
 async fn once(
     sandbox: &Sandbox,
     headers: &HeaderMap,

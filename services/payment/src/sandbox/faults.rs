@@ -15,7 +15,8 @@ pub struct Fault {
     pub latency_ms: u64,
     /// Share of requests that are answered with 500 before anything is done, 0 to 1.
     pub error_rate: f64,
-    /// The charge is made and remembered, but its first answer waits for so long; asked again, it answers at once.
+    /// The charge is made and remembered, but its first answer waits for so long; asked again, it
+    /// answers at once.
     pub stall_after_charge_ms: u64,
 }
 

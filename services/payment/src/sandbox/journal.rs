@@ -1,5 +1,5 @@
-//! The sandbox's durable memory: redb, with group commit. Requests that come while one transaction is being synced
-//! share the next; nobody is answered before what concerns him is on disk.
+//! The sandbox's durable memory: redb, with group commit. Requests that come while one transaction
+//! is being synced share the next; nobody is answered before what concerns him is on disk.
 
 use std::{path::Path, thread};
 

@@ -1,5 +1,6 @@
-//! What the provider knows: intents, refunds, and the answers it has given, by idempotency key. Pure: every change is
-//! returned as records, which the journal makes durable before anybody is answered.
+//! What the provider knows: intents, refunds, and the answers it has given, by idempotency key.
+//! Pure: every change is returned as records, which the journal makes durable before anybody is
+//! answered.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,8 +1,9 @@
 //! `psp-sandbox`: a stand-in for the payment service provider, as a process of its own.
 //!
 //! It speaks the subset of Stripe's HTTP API that the payment service uses (<https://docs.stripe.com/api>), with test
-//! tokens, idempotency keys and error shapes. It remembers durably: an answered charge survives `kill -9`, so that it
-//! can be audited against the payment database. Faults can be set per token while it runs.
+//! tokens, idempotency keys and error shapes. It remembers durably: an answered charge survives
+//! `kill -9`, so that it can be audited against the payment database. Faults can be set per token
+//! while it runs.
 
 mod api;
 mod faults;

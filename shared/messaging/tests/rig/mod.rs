@@ -1,4 +1,5 @@
-//! A publisher (as the order service) and a consumer (as the notification service) with a broker between them.
+//! A publisher (as the order service) and a consumer (as the notification service) with a broker
+//! between them.
 #![expect(clippy::unwrap_used, reason = "test support")]
 
 use std::{
