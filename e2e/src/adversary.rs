@@ -22,9 +22,6 @@ pub struct Message {
 const COPY: &str = "copy";
 
 /// All messages of a stream, oldest first.
-///
-/// # Errors
-/// When it cannot be read.
 pub async fn read(jetstream: &jetstream::Context, name: &str) -> anyhow::Result<Vec<Message>> {
     let mut stream = jetstream.get_stream(name).await?;
     let count = stream.info().await?.state.messages;
@@ -46,9 +43,6 @@ pub async fn read(jetstream: &jetstream::Context, name: &str) -> anyhow::Result<
 }
 
 /// Publishes what no service would: a copy, or rubbish. The broker does not recognize copies.
-///
-/// # Errors
-/// When the broker does not take it.
 pub async fn publish(jetstream: &jetstream::Context, message: Message) -> anyhow::Result<()> {
     let mut headers = message.headers.unwrap_or_default();
     headers.insert(header::NATS_MSG_ID, Uuid::now_v7().to_string());
@@ -62,9 +56,6 @@ pub async fn publish(jetstream: &jetstream::Context, message: Message) -> anyhow
 
 /// Turns a stream upside down: the latest event comes first. Everybody who reads it later gets it
 /// in this order.
-///
-/// # Errors
-/// When the stream cannot be read or written.
 pub async fn reverse(jetstream: &jetstream::Context, name: &str) -> anyhow::Result<usize> {
     let messages = read(jetstream, name).await?;
     let stream = jetstream.get_stream(name).await?;
@@ -78,9 +69,6 @@ pub async fn reverse(jetstream: &jetstream::Context, name: &str) -> anyhow::Resu
 
 /// From now on publishes every event a second time, as soon as it appears; until the task is
 /// aborted.
-///
-/// # Errors
-/// When the broker cannot be reached.
 pub async fn double(url: &str) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
     let client = async_nats::connect(url).await?;
     let jetstream = jetstream::new(client.clone());

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsStr,
-    path::Path,
     process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -35,9 +34,6 @@ pub struct Compose {
 impl Compose {
     /// The containers behind `target`, all of them up, with these settings. With `fresh` nothing of
     /// earlier scenarios is left: neither orders nor logs.
-    ///
-    /// # Errors
-    /// What `docker compose` says.
     pub async fn open(
         target: &str,
         settings: &[(&str, &str, &str)],
@@ -67,31 +63,21 @@ impl Compose {
     }
 
     /// Where everything is.
-    #[must_use]
     pub fn endpoints(&self) -> &Endpoints {
         &self.endpoints
     }
 
     /// Starts what does not run of a service, without waiting for it.
-    ///
-    /// # Errors
-    /// What `docker compose` says.
     pub async fn start(&self, service: &str) -> anyhow::Result<()> {
         self.up(&["--no-deps", service]).await
     }
 
     /// Waits until a service is healthy.
-    ///
-    /// # Errors
-    /// What `docker compose` says.
     pub async fn wait_until_ready(&self, service: &str) -> anyhow::Result<()> {
         self.up(&["--no-deps", "--wait", service]).await
     }
 
     /// Kills a service with SIGKILL.
-    ///
-    /// # Errors
-    /// What `docker compose` says.
     pub async fn kill(&self, service: &str) -> anyhow::Result<()> {
         self.run(&["kill", "--signal", "KILL", service])
             .await
@@ -99,9 +85,6 @@ impl Compose {
     }
 
     /// Kills the first of several replicas of a service.
-    ///
-    /// # Errors
-    /// What `docker compose` says.
     pub async fn kill_one(&self, service: &str) -> anyhow::Result<()> {
         let ids = self.run(&["ps", "--quiet", service]).await?;
         let first = ids
@@ -118,17 +101,11 @@ impl Compose {
     }
 
     /// Asks services to end and waits until they have; all when none is named.
-    ///
-    /// # Errors
-    /// What `docker compose` says.
     pub async fn stop(&self, services: &[&str]) -> anyhow::Result<()> {
         self.run(&[&["stop"], services].concat()).await.map(drop)
     }
 
     /// Runs so many replicas of a service, and waits until they are healthy.
-    ///
-    /// # Errors
-    /// What `docker compose` says.
     pub async fn scale(&mut self, service: &str, replicas: usize) -> anyhow::Result<()> {
         let one = format!("--scale={service}=");
         self.scale.retain(|scale| !scale.starts_with(&one));
@@ -139,9 +116,6 @@ impl Compose {
     }
 
     /// Brings everything up that is not.
-    ///
-    /// # Errors
-    /// What `docker compose` says.
     pub async fn up(&self, arguments: &[&str]) -> anyhow::Result<()> {
         let scale: Vec<&str> = self.scale.iter().map(String::as_str).collect();
         self.run(
@@ -157,18 +131,13 @@ impl Compose {
     }
 
     /// What a service has logged since it was made.
-    ///
-    /// # Errors
-    /// What `docker compose` says.
     pub async fn logs(&self, service: &str) -> anyhow::Result<String> {
         self.run(&["logs", "--no-log-prefix", "--no-color", service])
             .await
     }
 
     async fn run(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .context("e2e lies in the project")?;
+        let root = devstack::workspace();
         let mut docker = Command::new("docker");
         docker
             .args([

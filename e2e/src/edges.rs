@@ -15,7 +15,6 @@ use crate::adversary;
 pub type Pair = (Option<Subject>, Subject);
 
 /// Every pair that the choreography declares.
-#[must_use]
 pub fn expected_pairs() -> BTreeSet<Pair> {
     let from_edges = EDGES
         .iter()
@@ -26,9 +25,6 @@ pub fn expected_pairs() -> BTreeSet<Pair> {
 }
 
 /// Reads all streams and returns the pairs in them.
-///
-/// # Errors
-/// Names a pair that the choreography does not allow.
 pub(crate) async fn observe(jetstream: &jetstream::Context) -> anyhow::Result<BTreeSet<Pair>> {
     let mut envelopes = Vec::new();
     for stream in Service::ALL.into_iter().filter_map(Service::stream) {

@@ -4,10 +4,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream;
-use cli::{
-    audit::{Expectations, audit},
-    client::{Customer, Lines, http_client},
-};
+use audit::{Expectations, audit};
+use client::{Customer, Lines, http_client};
 use devstack::Endpoints;
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
@@ -28,9 +26,6 @@ pub struct Shop {
 }
 
 /// Waits until `condition` gives something.
-///
-/// # Errors
-/// Says what did not happen within a minute, and the last error on the way.
 pub async fn wait_for<T>(
     what: &str,
     mut condition: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
@@ -53,17 +48,11 @@ pub async fn wait_for<T>(
 impl Shop {
     /// Opens a shop; `settings` are (service, name, value). In containers it may hold the settled
     /// orders of earlier scenarios.
-    ///
-    /// # Errors
-    /// Says what could not be started.
     pub async fn open(name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Result<Self> {
         Self::on(Site::open(name, settings, false).await?).await
     }
 
     /// Opens a shop that nobody has been in.
-    ///
-    /// # Errors
-    /// Says what could not be started.
     pub async fn open_new(name: &str) -> anyhow::Result<Self> {
         Self::on(Site::open(name, &[], true).await?).await
     }
@@ -76,15 +65,11 @@ impl Shop {
     }
 
     /// Where everything is.
-    #[must_use]
     pub fn endpoints(&self) -> &Endpoints {
         self.site.endpoints()
     }
 
     /// Waits until the order is as `condition` wants it, and returns it.
-    ///
-    /// # Errors
-    /// When that does not happen.
     pub async fn until(
         &self,
         order: &str,
@@ -100,9 +85,6 @@ impl Shop {
     }
 
     /// Waits for a status and its reason.
-    ///
-    /// # Errors
-    /// When the order does not get there.
     pub async fn until_status(
         &self,
         order: &str,
@@ -120,9 +102,6 @@ impl Shop {
     }
 
     /// Places an order and waits for its end.
-    ///
-    /// # Errors
-    /// When it is refused or does not end that way.
     pub async fn order_until(
         &self,
         lines: Lines<'_>,
@@ -135,9 +114,6 @@ impl Shop {
     }
 
     /// Makes something go wrong at the provider: see `payment::sandbox::Fault`.
-    ///
-    /// # Errors
-    /// When the sandbox does not take it.
     pub async fn fault(&self, token: &str, fault: Value) -> anyhow::Result<()> {
         let url = format!("{}/sandbox/faults/{token}", self.endpoints().provider);
         http_client()?
@@ -150,9 +126,6 @@ impl Shop {
     }
 
     /// Nothing goes wrong at the provider any more.
-    ///
-    /// # Errors
-    /// When the sandbox does not take it.
     pub async fn no_faults(&self) -> anyhow::Result<()> {
         let url = format!("{}/sandbox/faults", self.endpoints().provider);
         http_client()?
@@ -164,9 +137,6 @@ impl Shop {
     }
 
     /// A connection to a service's database.
-    ///
-    /// # Errors
-    /// When it cannot be reached.
     pub async fn database(&self, service: &str) -> anyhow::Result<PgConnection> {
         let url = self
             .endpoints()
@@ -177,9 +147,6 @@ impl Shop {
     }
 
     /// Leaves so many units of a product.
-    ///
-    /// # Errors
-    /// When the database does not take it.
     pub async fn leave_stock(&self, sku: &str, units: i64) -> anyhow::Result<()> {
         let update =
             sqlx::query("UPDATE stock SET initial = reserved + $2, on_hand = $2 WHERE sku = $1");
@@ -192,9 +159,6 @@ impl Shop {
     }
 
     /// The broker.
-    ///
-    /// # Errors
-    /// When it cannot be reached.
     pub async fn jetstream(&self) -> anyhow::Result<jetstream::Context> {
         Ok(jetstream::new(
             async_nats::connect(&self.endpoints().nats).await?,
@@ -202,9 +166,6 @@ impl Shop {
     }
 
     /// Waits until the provider was asked about an order.
-    ///
-    /// # Errors
-    /// When it is not.
     pub async fn until_charging(&self, order: &str) -> anyhow::Result<()> {
         let mut database = self.database("payment").await?;
         let order: uuid::Uuid = order.parse()?;
@@ -218,9 +179,6 @@ impl Shop {
     }
 
     /// The services' log lines that are warnings or errors.
-    ///
-    /// # Errors
-    /// When logs cannot be read.
     pub async fn complaints(&self) -> anyhow::Result<Vec<String>> {
         let mut complaints = Vec::new();
         for service in devstack::SERVICES {
@@ -240,10 +198,6 @@ impl Shop {
     /// Audits the shop, checks the edges that were taken, and stops every process of it. Returns
     /// the edges. Containers go on, and the next scenario gets them if they are as the audit
     /// expects when nobody has tampered with them.
-    ///
-    /// # Errors
-    /// Names every breach of an invariant, an edge that is not in the choreography, or a process
-    /// that did not end well.
     pub async fn close(self, expectations: Expectations) -> anyhow::Result<BTreeSet<Pair>> {
         let report = audit(self.endpoints(), expectations).await?;
         ensure!(report.holds(), "invariants are broken:\n{}", report.table());

@@ -15,7 +15,6 @@ pub enum Site {
 }
 
 /// The gateway of the containers to use, if any.
-#[must_use]
 pub fn target() -> Option<String> {
     std::env::var(TARGET)
         .ok()
@@ -35,7 +34,6 @@ impl Site {
     }
 
     /// Where everything is.
-    #[must_use]
     pub fn endpoints(&self) -> &Endpoints {
         match self {
             Self::Processes(stack) => stack.endpoints(),
@@ -44,9 +42,6 @@ impl Site {
     }
 
     /// The containers.
-    ///
-    /// # Errors
-    /// When it is processes.
     pub fn containers(&mut self) -> anyhow::Result<&mut Compose> {
         match self {
             Self::Processes(_) => bail!("only for containers: set {TARGET}"),
@@ -55,9 +50,6 @@ impl Site {
     }
 
     /// Starts a service without waiting for it.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub async fn start_service(&mut self, service: &'static str) -> anyhow::Result<()> {
         match self {
             Self::Processes(stack) => stack.start_service(service),
@@ -66,9 +58,6 @@ impl Site {
     }
 
     /// Waits until a service says that it is ready.
-    ///
-    /// # Errors
-    /// When it ends instead or takes too long.
     pub async fn wait_until_ready(&mut self, service: &str) -> anyhow::Result<()> {
         match self {
             Self::Processes(stack) => stack.wait_until_ready(service).await,
@@ -77,9 +66,6 @@ impl Site {
     }
 
     /// Kills a service with SIGKILL.
-    ///
-    /// # Errors
-    /// When it does not run.
     pub async fn kill(&mut self, service: &str) -> anyhow::Result<()> {
         match self {
             Self::Processes(stack) => stack.kill(service).await,
@@ -88,9 +74,6 @@ impl Site {
     }
 
     /// Asks a service to end and waits until it has.
-    ///
-    /// # Errors
-    /// When it does not end well.
     pub async fn stop_service(&mut self, service: &str) -> anyhow::Result<()> {
         match self {
             Self::Processes(stack) => stack.stop_service(service).await,
@@ -99,9 +82,6 @@ impl Site {
     }
 
     /// Kills the broker with SIGKILL and starts it again.
-    ///
-    /// # Errors
-    /// When it does not come back.
     pub async fn restart_broker(&mut self) -> anyhow::Result<()> {
         match self {
             Self::Processes(stack) => stack.restart_broker().await,
@@ -113,9 +93,6 @@ impl Site {
     }
 
     /// What a service has logged.
-    ///
-    /// # Errors
-    /// When it cannot be read.
     pub async fn log(&self, service: &str) -> anyhow::Result<String> {
         match self {
             Self::Containers(compose) => compose.logs(service).await,
@@ -131,9 +108,6 @@ impl Site {
     }
 
     /// Ends the processes; containers go on, for the next scenario.
-    ///
-    /// # Errors
-    /// Names what did not end well.
     pub async fn close(self) -> anyhow::Result<()> {
         match self {
             Self::Processes(stack) => stack.stop().await,
@@ -145,9 +119,6 @@ impl Site {
     }
 
     /// Ends the processes; containers are left to be replaced.
-    ///
-    /// # Errors
-    /// Names what did not end well.
     pub async fn abandon(self) -> anyhow::Result<()> {
         match self {
             Self::Processes(stack) => stack.stop().await,

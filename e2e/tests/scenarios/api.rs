@@ -197,7 +197,7 @@ pub(crate) async fn bad_input_is_refused_by_name() -> Result {
     let post = |path: &str| shop.customer.request("POST", path);
     let place = || post("/api/v1/orders").header("idempotency-key", "k");
     let json_place = || place().header("content-type", "application/json");
-    let nobody = cli::client::http_client()?;
+    let nobody = client::http_client()?;
     let gateway = &shop.endpoints().gateway;
     for (what, request, status, field) in [
         (

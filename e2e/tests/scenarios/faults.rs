@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use cli::{audit::Expectations, client::Customer};
+use audit::Expectations;
+use client::Customer;
 use contracts::header;
 use devstack::SERVICES;
 use e2e::{
@@ -55,7 +56,7 @@ pub(crate) async fn every_event_twice() -> Result {
     // The last copies may still be on their way: nobody waits for those of events that nobody
     // listens to.
     wait_for("the last copies", async || {
-        Ok(cli::audit::audit(shop.endpoints(), expectations)
+        Ok(audit::audit(shop.endpoints(), expectations)
             .await?
             .holds()
             .then_some(()))
@@ -234,7 +235,7 @@ pub(crate) async fn rubbish_becomes_dead_letters() -> Result {
         dead_letters: reasons.len(),
         ..Expectations::default()
     };
-    let report = cli::audit::audit(shop.endpoints(), expectations).await?;
+    let report = audit::audit(shop.endpoints(), expectations).await?;
     ensure!(!report.holds(), "the audit has not seen the strangers");
     shop.site.abandon().await?;
     Ok(BTreeSet::new())

@@ -17,7 +17,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use cli::audit::Expectations;
+use audit::Expectations;
 use e2e::{Pair, Shop, expected_pairs};
 use libtest_mimic::{Arguments, Trial};
 

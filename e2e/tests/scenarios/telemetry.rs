@@ -245,7 +245,7 @@ pub(crate) async fn metrics_and_health_are_served() -> Result {
     let shop = Shop::open("metrics", &[]).await?;
     shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed")
         .await?;
-    let client = cli::client::http_client()?;
+    let client = client::http_client()?;
     let mut all = String::new();
     for service in SERVICES {
         let admin = &shop.endpoints().admin[service];

@@ -62,9 +62,6 @@ fn router(shop: shop::Shop) -> Router {
 }
 
 /// Serves until `shutdown`.
-///
-/// # Errors
-/// When a setting is wrong, a listener fails or a task dies.
 pub async fn run(
     config: Config,
     listeners: Listeners,

@@ -47,7 +47,6 @@ impl Problem {
     }
 
     /// Something in the request is wrong: 400.
-    #[must_use]
     pub(crate) fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
         let problem = Self::new(
             StatusCode::BAD_REQUEST,
@@ -62,7 +61,6 @@ impl Problem {
     }
 
     /// 404.
-    #[must_use]
     pub(crate) fn not_found(detail: impl Into<String>) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
@@ -73,7 +71,6 @@ impl Problem {
     }
 
     /// 405.
-    #[must_use]
     pub(crate) fn method_not_allowed() -> Self {
         let detail =
             "This resource does not know the method; the header Allow lists those that it knows.";
@@ -86,7 +83,6 @@ impl Problem {
     }
 
     /// 413.
-    #[must_use]
     pub(crate) fn too_large(limit: usize) -> Self {
         let detail = format!("The body is larger than {limit} bytes.");
         let problem = Self::new(
@@ -102,7 +98,6 @@ impl Problem {
     }
 
     /// 415.
-    #[must_use]
     pub(crate) fn media_type() -> Self {
         let detail = "Expected the header Content-Type: application/json.";
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
@@ -119,7 +114,6 @@ impl Problem {
     }
 
     /// 500; the log has the details.
-    #[must_use]
     pub(crate) fn internal() -> Self {
         let detail = "Something went wrong here; the log has the details under the correlation id of this answer.";
         Self::new(
@@ -131,7 +125,6 @@ impl Problem {
     }
 
     /// The HTTP status.
-    #[must_use]
     pub(crate) fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }

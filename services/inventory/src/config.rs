@@ -17,10 +17,8 @@ pub struct Config {
     #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9083")]
     pub admin_listen: SocketAddr,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented by its type")]
     pub database: DatabaseSettings,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented by its type")]
     pub broker: BrokerSettings,
     /// Units of each product that the seed catalogue starts with; counts only when the database is
     /// new

@@ -68,7 +68,6 @@ pub enum Event {
 pub type Stock = HashMap<String, i64>;
 
 /// What happens when the reservation of an order is told `command` while `stock` is on hand.
-#[must_use]
 pub fn decide(reservation: Option<&Reservation>, command: Command, stock: &Stock) -> Option<Event> {
     match (
         command,
@@ -101,7 +100,6 @@ fn reserve(lines: Vec<Line>, stock: &Stock) -> Event {
 }
 
 /// What `event` makes of the reservation.
-#[must_use]
 pub fn evolve(event: &Event) -> Reservation {
     match event {
         Event::Reserved(lines) => Reservation {
@@ -124,7 +122,6 @@ pub fn evolve(event: &Event) -> Reservation {
 }
 
 /// By how much `event` changes what is on hand.
-#[must_use]
 pub fn movements(event: &Event) -> Vec<(&str, i64)> {
     match event {
         Event::Reserved(lines) => lines

@@ -17,10 +17,8 @@ pub struct Config {
     #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9084")]
     pub admin_listen: SocketAddr,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented by its type")]
     pub database: DatabaseSettings,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented by its type")]
     pub broker: BrokerSettings,
     /// Mail server, for example smtp://mail:1025 or smtps://user:password@mail.example.com; no
     /// mail is sent without

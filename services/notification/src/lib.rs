@@ -22,15 +22,11 @@ use postman::Postman;
 pub use config::Config;
 
 /// The migrations of the notification service; run them after messaging's.
-#[must_use]
 pub fn migrator() -> sqlx::migrate::Migrator {
     sqlx::migrate!("./migrations")
 }
 
 /// Serves until `shutdown`.
-///
-/// # Errors
-/// When a setting is wrong, the database or broker refuses, or a task dies.
 pub async fn run(
     config: Config,
     listeners: Listeners,

@@ -19,10 +19,8 @@ pub struct Config {
     #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9081")]
     pub admin_listen: SocketAddr,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented by its type")]
     pub database: DatabaseSettings,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented by its type")]
     pub broker: BrokerSettings,
     /// Address of the inventory service, which knows the prices
     #[arg(long, env = "INVENTORY_URL", default_value = "http://127.0.0.1:50053", value_parser = service_url)]
@@ -50,7 +48,6 @@ pub enum Task {
 
 impl Config {
     /// How long an order may be in flight.
-    #[must_use]
     pub fn deadline(&self) -> Duration {
         Duration::from_secs(self.deadline_seconds)
     }

@@ -109,7 +109,6 @@ pub enum Event {
 
 /// An order as it was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields are those of Order")]
 pub struct Created {
     pub id: OrderId,
     pub customer_id: CustomerId,
@@ -136,9 +135,6 @@ pub enum Refusal {
 }
 
 /// What happens when `order` is told `command` at `now`; nothing is an answer, too.
-///
-/// # Errors
-/// [`Refusal`] when the command contradicts what has already happened.
 pub fn decide(
     order: &Order,
     command: Command,
@@ -184,7 +180,6 @@ pub fn decide(
 
 /// What `event` makes of an order. `None` stands for an order that does not exist: only its
 /// creation fits, everything else leaves it as it is.
-#[must_use]
 pub fn evolve(order: Option<Order>, event: &Event, at: OffsetDateTime) -> Option<Order> {
     let Some(mut order) = order else {
         return create(event, at);
@@ -234,7 +229,6 @@ fn create(event: &Event, at: OffsetDateTime) -> Option<Order> {
 
 impl Order {
     /// What became of the money: of interest once the order is cancelled.
-    #[must_use]
     pub fn refund(&self) -> Refund {
         match self.status {
             Status::Cancelled(_) if self.refunded => Refund::Done,
@@ -246,7 +240,6 @@ impl Order {
 
 impl CancelReason {
     /// As the database and the API spell it.
-    #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::PaymentFailed => "payment_failed",

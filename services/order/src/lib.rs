@@ -36,15 +36,11 @@ pub use config::{Config, Task};
 pub use idempotency::RETENTION as IDEMPOTENCY_RETENTION;
 
 /// The migrations of the order service; run them after messaging's.
-#[must_use]
 pub fn migrator() -> sqlx::migrate::Migrator {
     sqlx::migrate!("./migrations")
 }
 
 /// Serves until `shutdown`, or does the task that the settings name.
-///
-/// # Errors
-/// When a setting is wrong, the database or broker refuses, or a task dies.
 pub async fn run(
     config: Config,
     listeners: Listeners,

@@ -57,9 +57,6 @@ pub(crate) fn timestamp(time: OffsetDateTime) -> Timestamp {
 }
 
 /// Reads an event of the log.
-///
-/// # Errors
-/// [`DecodeError`] when the row is not an event of an order.
 pub(crate) fn read(subject: &str, payload: &[u8]) -> Result<Event, DecodeError> {
     let subject: Subject = subject.parse()?;
     match Contract::decode(subject, payload)? {

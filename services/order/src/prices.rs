@@ -34,9 +34,6 @@ impl Prices {
     }
 
     /// The prices of `skus`, in the same order; `None` for a SKU that does not exist.
-    ///
-    /// # Errors
-    /// The status of inventory when it does not answer.
     pub(crate) async fn of(
         &self,
         skus: &[&str],

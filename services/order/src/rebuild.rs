@@ -28,9 +28,6 @@ const STEP: usize = 500;
 
 /// Folds the log of every order and compares it with its row; with `write`, mends rows that differ.
 /// Safe while the service runs: rows are locked while they are compared.
-///
-/// # Errors
-/// Those of the database, and a log that cannot be read.
 pub async fn rebuild(pool: &PgPool, write: bool) -> anyhow::Result<Report> {
     let mut report = Report::default();
     let mut after = Uuid::nil();

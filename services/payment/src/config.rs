@@ -18,10 +18,8 @@ pub struct Config {
     #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9082")]
     pub admin_listen: SocketAddr,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented by its type")]
     pub database: DatabaseSettings,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented by its type")]
     pub broker: BrokerSettings,
     /// Address of the payment service provider: psp-sandbox, or that of Stripe
     #[arg(long, env = "PROVIDER_URL", default_value = "http://127.0.0.1:12111", value_parser = service_url)]

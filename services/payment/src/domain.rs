@@ -116,9 +116,6 @@ pub struct Contradiction {
 }
 
 /// What happens when the payment of an order is told `command`; nothing is an answer, too.
-///
-/// # Errors
-/// [`Contradiction`] when the command contradicts what has already happened.
 pub fn decide(payment: Option<&Payment>, command: Command) -> Result<Vec<Event>, Contradiction> {
     use Status::{Completed, Failed, Pending, Refunded, Refunding, Voided};
     let status = payment.map(|payment| payment.status);
@@ -169,7 +166,6 @@ pub fn decide(payment: Option<&Payment>, command: Command) -> Result<Vec<Event>,
 
 impl Payment {
     /// A payment before anything has happened to it.
-    #[must_use]
     pub fn of(order_id: OrderId, customer_id: CustomerId) -> Self {
         Self {
             id: PaymentId::new(),
@@ -185,7 +181,6 @@ impl Payment {
     }
 
     /// What `event` makes of this payment.
-    #[must_use]
     pub fn evolve(mut self, event: &Event) -> Self {
         match event {
             Event::Requested(charge) => self.charge = Some(charge.clone()),
@@ -212,7 +207,6 @@ impl Payment {
     }
 
     /// Whether the provider is to be asked for something.
-    #[must_use]
     pub fn is_due(&self) -> bool {
         matches!(self.status, Status::Pending | Status::Refunding)
     }

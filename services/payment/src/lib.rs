@@ -2,8 +2,7 @@
 //! are cancelled.
 //!
 //! Reading order: [`domain`] (what a payment is), [`saga`] (what it does on which event), `worker`
-//! (how the provider is asked), `provider` (in which words). [`sandbox`] is a provider for tests,
-//! as a process of its own.
+//! (how the provider is asked), `provider` (in which words).
 
 mod breaker;
 mod config;
@@ -12,7 +11,6 @@ pub mod domain;
 mod grpc;
 mod provider;
 pub mod saga;
-pub mod sandbox;
 mod store;
 mod worker;
 
@@ -34,15 +32,11 @@ use tonic::service::Routes;
 pub use config::{ApiKey, Config};
 
 /// The migrations of the payment service; run them after messaging's.
-#[must_use]
 pub fn migrator() -> sqlx::migrate::Migrator {
     sqlx::migrate!("./migrations")
 }
 
 /// Serves until `shutdown`.
-///
-/// # Errors
-/// When a setting is wrong, the database or broker refuses, or a task dies.
 pub async fn run(
     config: Config,
     listeners: Listeners,

@@ -30,7 +30,6 @@ impl std::fmt::Debug for Readiness {
 
 impl Readiness {
     /// Adds a named check; its error says what is wrong.
-    #[must_use]
     pub fn check<F>(
         mut self,
         name: &'static str,
@@ -73,9 +72,6 @@ struct Admin {
 
 /// Serves the admin listener until `stop`, which should come after everything else has ended; from
 /// `shutdown` on the process is not ready any more.
-///
-/// # Errors
-/// Those of the listener.
 pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,

@@ -37,7 +37,6 @@ pub struct RequestContext {
 
 impl RequestContext {
     /// Of a request at the edge: what the client sent is taken if it is well-formed, else made.
-    #[must_use]
     pub fn at_edge(
         correlation_id: Option<&str>,
         traceparent: Option<&str>,
@@ -56,7 +55,6 @@ impl RequestContext {
     }
 
     /// The same request, by a caller who goes on waiting: each call gets its own time.
-    #[must_use]
     pub fn without_deadline(self) -> Self {
         Self {
             deadline: None,
@@ -65,7 +63,6 @@ impl RequestContext {
     }
 
     /// Of a call that another service makes; continues in the span of the call.
-    #[must_use]
     pub fn from_metadata(metadata: &MetadataMap) -> Self {
         let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
         let budget = text("grpc-timeout")
@@ -121,7 +118,6 @@ impl RequestContext {
     }
 
     /// The trace's id, 32 hexadecimal digits.
-    #[must_use]
     pub fn trace_id(&self) -> &str {
         trace_id(&self.traceparent)
     }
@@ -158,7 +154,6 @@ fn set_parent(span: &Span, traceparent: &str) {
 const DEFAULT_BUDGET: Duration = Duration::from_secs(10);
 
 /// The trace id of a `traceparent`: its second part.
-#[must_use]
 pub fn trace_id(traceparent: &str) -> &str {
     traceparent.split('-').nth(1).unwrap_or_default()
 }

@@ -30,9 +30,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const MOST_REPLICAS: usize = 128;
 
 /// Serves `routes` and the standard health service until `shutdown`.
-///
-/// # Errors
-/// Those of the transport.
 pub async fn serve(
     listener: TcpListener,
     routes: Routes,

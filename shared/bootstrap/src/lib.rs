@@ -3,6 +3,7 @@
 //!
 //! A service is `pub async fn run(config, listeners, shutdown) -> anyhow::Result<()>`;
 //! [`process::main`] calls it.
+#![warn(missing_docs)]
 
 pub mod admin;
 pub mod context;

@@ -19,7 +19,6 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Of tasks that all end at `shutdown`.
-    #[must_use]
     pub fn new(shutdown: CancellationToken) -> Self {
         Self {
             tasks: JoinSet::new(),

@@ -35,7 +35,6 @@ impl Service {
 
     /// Lower-case name: of the process, the database, the durable consumers, and the first part of
     /// its subjects.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Order => "order",
@@ -46,7 +45,6 @@ impl Service {
     }
 
     /// The CloudEvents source of its events.
-    #[must_use]
     pub const fn source(self) -> &'static str {
         match self {
             Self::Order => "/sagacity/order",
@@ -57,7 +55,6 @@ impl Service {
     }
 
     /// The JetStream stream that holds its events; `None` for a service that publishes nothing.
-    #[must_use]
     pub const fn stream(self) -> Option<&'static str> {
         match self {
             Self::Order => Some("ORDER"),
@@ -209,7 +206,6 @@ const fn undoes(on: Subject, by: Service, does: &'static str, emits: &'static [S
 }
 
 /// The subjects that `service` listens to among those that `owner` publishes.
-#[must_use]
 pub fn listens_to(service: Service, owner: Service) -> Vec<Subject> {
     EDGES
         .iter()
@@ -219,7 +215,6 @@ pub fn listens_to(service: Service, owner: Service) -> Vec<Subject> {
 }
 
 /// Whether `event` may follow from `cause`; `None` stands for a command.
-#[must_use]
 pub fn allows(cause: Option<Subject>, event: Subject) -> bool {
     match cause {
         Some(cause) => EDGES

@@ -70,7 +70,6 @@ pub enum EnvelopeError {
 
 impl Envelope {
     /// The headers of this event as published by `source`.
-    #[must_use]
     pub fn to_headers(&self, source: Service) -> HeaderMap {
         let id = self.event_id.to_string();
         let time = self.time.format(&Rfc3339).unwrap_or_default();

@@ -54,7 +54,6 @@ impl Subject {
     ];
 
     /// The wire name, for example `order.created.v1`.
-    #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::OrderCreated => "order.created.v1",
@@ -72,7 +71,6 @@ impl Subject {
     }
 
     /// The only service that publishes it.
-    #[must_use]
     pub const fn owner(self) -> Service {
         match self {
             Self::OrderCreated
@@ -156,7 +154,6 @@ pub enum DecodeError {
 
 impl Event {
     /// What this event is about.
-    #[must_use]
     pub const fn subject(&self) -> Subject {
         match self {
             Self::OrderCreated(_) => Subject::OrderCreated,
@@ -174,7 +171,6 @@ impl Event {
     }
 
     /// The protobuf payload.
-    #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::OrderCreated(event) => event.encode_to_vec(),

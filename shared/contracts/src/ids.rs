@@ -17,7 +17,6 @@ macro_rules! typed_id {
 
         impl $name {
             /// A new id, later than all earlier ones of this process.
-            #[must_use]
             #[expect(clippy::new_without_default, reason = "a fresh id is not a default value")]
             pub fn new() -> Self {
                 Self(Uuid::now_v7())

@@ -2,6 +2,7 @@
 //! headers, and the choreography, the table that says who reacts to which event with what.
 //!
 //! Read [`choreography`] first: the whole saga is on one screen there.
+#![warn(missing_docs)]
 
 pub mod choreography;
 mod envelope;

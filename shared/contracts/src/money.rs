@@ -49,9 +49,6 @@ impl Money {
     }
 
     /// This amount `quantity` times.
-    ///
-    /// # Errors
-    /// [`MoneyError::Overflow`].
     pub fn times(&self, quantity: u32) -> Result<Self, MoneyError> {
         let amount = self
             .amount

@@ -42,9 +42,6 @@ pub enum BrokerError {
 
 impl Broker {
     /// Connects as `name` and checks the server's version. Waits for a server that is not up yet.
-    ///
-    /// # Errors
-    /// [`BrokerError`].
     pub async fn connect(url: &str, name: &str) -> Result<Self, BrokerError> {
         let client = connect_when_up(url, name).await?;
         let found = client.server_info().version;
@@ -61,13 +58,11 @@ impl Broker {
     }
 
     /// Whether the connection stands now.
-    #[must_use]
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
 
     /// The plain client, for live feeds that may miss messages.
-    #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
     }

@@ -19,7 +19,6 @@ pub struct EventLog {
 
 impl EventLog {
     /// Serves the outbox in `pool`.
-    #[must_use]
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
     }

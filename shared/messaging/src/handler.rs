@@ -20,19 +20,16 @@ pub struct Delivery<E> {
 impl<E> Delivery<E> {
     /// For events that this one causes: same correlation, this event as the cause, this span as the
     /// trace's parent.
-    #[must_use]
     pub fn cause(&self) -> &Cause {
         &self.cause
     }
 
     /// The order that the event is about.
-    #[must_use]
     pub fn order_id(&self) -> OrderId {
         self.envelope.order_id
     }
 
     /// The event's id.
-    #[must_use]
     pub fn event_id(&self) -> EventId {
         self.envelope.event_id
     }

@@ -11,9 +11,6 @@ use sqlx::PgConnection;
 /// Claims events for the caller's transaction and returns those that were not claimed before. Waits
 /// for another transaction that is just claiming the same event. Ids are claimed in sorted order,
 /// so that batches of several replicas cannot deadlock.
-///
-/// # Errors
-/// Those of the database.
 pub async fn claim(tx: &mut PgConnection, events: &[EventId]) -> sqlx::Result<HashSet<EventId>> {
     let mut ids: Vec<_> = events.iter().map(|event| event.0).collect();
     ids.sort_unstable();
@@ -29,9 +26,6 @@ pub async fn claim(tx: &mut PgConnection, events: &[EventId]) -> sqlx::Result<Ha
 }
 
 /// Gives back claims of the caller's transaction, for events that were not handled after all.
-///
-/// # Errors
-/// Those of the database.
 pub async fn release(tx: &mut PgConnection, events: &[EventId]) -> sqlx::Result<()> {
     let ids: Vec<_> = events.iter().map(|event| event.0).collect();
     sqlx::query!(

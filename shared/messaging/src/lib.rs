@@ -8,6 +8,7 @@
 //!
 //! Reading order: [`outbox`], `relay`, [`inbox`], [`handler`], `batch`, `consumer`, `dead_letter`,
 //! [`topology`].
+#![warn(missing_docs)]
 
 mod backoff;
 mod batch;
@@ -35,7 +36,6 @@ pub use node::{Node, run};
 pub use progress::Progress;
 
 /// The migrations of outbox and inbox; run them before the service's own.
-#[must_use]
 pub fn migrator() -> sqlx::migrate::Migrator {
     let mut migrator = sqlx::migrate!("./migrations");
     migrator.dangerous_set_table_name("_messaging_migrations");

