@@ -1,17 +1,12 @@
 //! Generates the contracts with protox, a compiler in Rust: no `protoc` is needed.
 use std::path::{Path, PathBuf};
 
-use prost::Message as _;
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=sagacity");
     let mut files = Vec::new();
     proto_files(Path::new("sagacity"), &mut files)?;
     files.sort();
-    let descriptors = protox::compile(&files, ["."])?;
-    let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptor.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure().compile_fds(protox::compile(&files, ["."])?)?;
     Ok(())
 }
 

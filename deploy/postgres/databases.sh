@@ -1,15 +1,16 @@
 #!/bin/bash
-# Runs once, when the server is new: one database and one role per service. Nobody but its owner enters a database.
+# Runs once, when the server is first created: one database and one role per service. Only its owner
+# can enter a database.
 set -euo pipefail
 administrator=${POSTGRES_USER:-postgres}
 
-database() { # role, its password, the setting that the password came from
+database() { # role, password, name of the setting with the password
     if [ -z "$2" ]; then
-        echo "$3 is empty: expected the password of the role $1" >&2
+        echo "$3 is empty: set it to a password for the role $1" >&2
         exit 1
     fi
     if [ "${ENVIRONMENT:-development}" = production ] && [ "$2" = sagacity ]; then
-        echo "$3 is the password of development: production needs one of its own" >&2
+        echo "$3 is the development password: set another one for production" >&2
         exit 1
     fi
     psql --no-psqlrc --quiet -v ON_ERROR_STOP=1 -U "$administrator" -d postgres -v role="$1" -v password="$2" <<'SQL'
@@ -21,7 +22,7 @@ SQL
 
 psql --no-psqlrc --quiet -v ON_ERROR_STOP=1 -U "$administrator" -d postgres \
     -c 'REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC'
-database order "${ORDER_DB_PASSWORD:-}" ORDER_DB_PASSWORD
-database payment "${PAYMENT_DB_PASSWORD:-}" PAYMENT_DB_PASSWORD
-database inventory "${INVENTORY_DB_PASSWORD:-}" INVENTORY_DB_PASSWORD
-database notification "${NOTIFICATION_DB_PASSWORD:-}" NOTIFICATION_DB_PASSWORD
+for service in order payment inventory notification; do
+    setting=${service^^}_DB_PASSWORD
+    database "$service" "${!setting:-}" "$setting"
+done

@@ -1,9 +1,12 @@
-//! A shop in containers: `docker compose` with the files of this repository.
+//! A system in containers: `docker compose` with the files of this repository.
 
 use std::{
     ffi::OsStr,
     process::Stdio,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,31 +14,34 @@ use anyhow::{Context as _, ensure};
 use devstack::Endpoints;
 use tokio::process::Command;
 
-/// Names the gateway of containers that the scenarios should use instead of processes of their own.
-pub(crate) const TARGET: &str = "SAGACITY_TARGET";
-
-/// How long one command may take; stopping everything takes the longest.
+/// How long one command may take. Stopping all containers takes longest.
 const DEADLINE: Duration = Duration::from_secs(180);
 
-/// Somebody has left the containers other than a clean shop would: the next scenario starts with
-/// new ones.
-static TAMPERED: AtomicBool = AtomicBool::new(false);
+/// How a scenario has left the containers for the next one.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// A scenario has begun and has not reported that the next one can use the containers: it
+    /// failed, or it left them as no audit would accept.
+    is_tampered: AtomicBool,
+}
 
-/// The containers; one scenario at a time uses them.
+/// The containers. One scenario at a time uses them.
 #[derive(Debug)]
 pub struct Compose {
     endpoints: Endpoints,
-    /// Environment that differs from the defaults.
+    state: Arc<State>,
+    /// Environment variables that differ from the defaults.
     settings: Vec<(String, String)>,
-    /// Numbers of replicas that differ from one.
+    /// Replica counts that differ from one.
     scale: Vec<String>,
 }
 
 impl Compose {
-    /// The containers behind `target`, all of them up, with these settings. With `fresh` nothing of
-    /// earlier scenarios is left: neither orders nor logs.
-    pub async fn open(
+    /// Starts the containers behind `target` with these settings. With `fresh` no orders and no
+    /// logs of earlier scenarios are left.
+    pub(crate) async fn open(
         target: &str,
+        state: Arc<State>,
         settings: &[(&str, &str, &str)],
         fresh: bool,
     ) -> anyhow::Result<Self> {
@@ -44,11 +50,13 @@ impl Compose {
             .map(|(_, name, value)| (name.to_string(), value.to_string()))
             .collect();
         let compose = Self {
-            endpoints: Endpoints::of_target(target),
+            endpoints: Endpoints::for_target(target)?,
+            state,
             settings,
             scale: Vec::new(),
         };
-        if TAMPERED.swap(true, Ordering::Relaxed) || fresh {
+        let is_tampered = compose.state.is_tampered.swap(true, Ordering::Relaxed);
+        if is_tampered || fresh {
             compose
                 .run(&["down", "--volumes", "--timeout", "10"])
                 .await?;
@@ -57,17 +65,18 @@ impl Compose {
         Ok(compose)
     }
 
-    /// Says that the next scenario may go on with these containers.
+    /// Lets the next scenario use these containers.
     pub fn leave_clean(&self) {
-        TAMPERED.store(!self.scale.is_empty(), Ordering::Relaxed);
+        let is_tampered = !self.scale.is_empty();
+        self.state.is_tampered.store(is_tampered, Ordering::Relaxed);
     }
 
-    /// Where everything is.
+    /// The addresses of all parts.
     pub fn endpoints(&self) -> &Endpoints {
         &self.endpoints
     }
 
-    /// Starts what does not run of a service, without waiting for it.
+    /// Starts a stopped service without waiting for it.
     pub async fn start(&self, service: &str) -> anyhow::Result<()> {
         self.up(&["--no-deps", service]).await
     }
@@ -100,12 +109,12 @@ impl Compose {
         Ok(())
     }
 
-    /// Asks services to end and waits until they have; all when none is named.
+    /// Stops services and waits for their end; all services when none is named.
     pub async fn stop(&self, services: &[&str]) -> anyhow::Result<()> {
         self.run(&[&["stop"], services].concat()).await.map(drop)
     }
 
-    /// Runs so many replicas of a service, and waits until they are healthy.
+    /// Scales a service and waits until its replicas are healthy.
     pub async fn scale(&mut self, service: &str, replicas: usize) -> anyhow::Result<()> {
         let one = format!("--scale={service}=");
         self.scale.retain(|scale| !scale.starts_with(&one));
@@ -115,7 +124,7 @@ impl Compose {
         self.up(&["--wait"]).await
     }
 
-    /// Brings everything up that is not.
+    /// `docker compose up` with the current settings and replica counts.
     pub async fn up(&self, arguments: &[&str]) -> anyhow::Result<()> {
         let scale: Vec<&str> = self.scale.iter().map(String::as_str).collect();
         self.run(
@@ -130,7 +139,7 @@ impl Compose {
         .map(drop)
     }
 
-    /// What a service has logged since it was made.
+    /// The log of a service since its container was created.
     pub async fn logs(&self, service: &str) -> anyhow::Result<String> {
         self.run(&["logs", "--no-log-prefix", "--no-color", service])
             .await
@@ -162,11 +171,11 @@ impl Compose {
             .await
             .with_context(|| format!("docker compose {arguments:?} hangs"))?;
         let output = output.context("run docker compose")?;
-        let said = String::from_utf8_lossy(&output.stderr);
+        let error = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
             "docker compose {arguments:?}: {}",
-            said.trim()
+            error.trim()
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

@@ -1,13 +1,16 @@
-//! The harness of the end-to-end scenarios: a whole shop per scenario, in processes or in
+//! The harness of the end-to-end scenarios: a whole system per scenario, in processes or in
 //! containers, audited when it closes.
 
-pub mod adversary;
+pub mod chaos;
 mod compose;
+mod deployment;
 mod edges;
+mod harness;
 mod shop;
-mod site;
 
 pub use compose::Compose;
+pub use deployment::Deployment;
+pub use devstack::test::{read_stream, wait_for};
 pub use edges::{Pair, expected_pairs};
-pub use shop::{Shop, wait_for};
-pub use site::{Site, target};
+pub use harness::Harness;
+pub use shop::Shop;

@@ -1,75 +1,41 @@
-//! A whole shop for one scenario.
+//! A whole system for one scenario.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream;
 use audit::{Expectations, audit};
 use client::{Customer, Lines, http_client};
-use devstack::Endpoints;
+use devstack::{Endpoints, test::wait_for};
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
-use tokio::time::Instant;
 
-use crate::{Pair, Site, edges};
+use crate::{Deployment, Pair, edges};
 
-/// How long a scenario waits for what must happen.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The parts of a shop, and a customer in it.
+/// A running system, and a customer of it.
 #[derive(Debug)]
 pub struct Shop {
-    /// Its parts.
-    pub site: Site,
-    /// Somebody who orders.
+    pub deployment: Deployment,
     pub customer: Customer,
 }
 
-/// Waits until `condition` gives something.
-pub async fn wait_for<T>(
-    what: &str,
-    mut condition: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
-) -> anyhow::Result<T> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let last = match condition().await {
-            Ok(Some(found)) => return Ok(found),
-            Ok(None) => None,
-            Err(error) => Some(format!("{error:#}")),
-        };
-        ensure!(
-            Instant::now() < until,
-            "{what} did not happen within {PATIENCE:?}; last error: {last:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-}
-
 impl Shop {
-    /// Opens a shop; `settings` are (service, name, value). In containers it may hold the settled
-    /// orders of earlier scenarios.
-    pub async fn open(name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Result<Self> {
-        Self::on(Site::open(name, settings, false).await?).await
-    }
-
-    /// Opens a shop that nobody has been in.
-    pub async fn open_new(name: &str) -> anyhow::Result<Self> {
-        Self::on(Site::open(name, &[], true).await?).await
-    }
-
-    async fn on(site: Site) -> anyhow::Result<Self> {
-        let customer = Customer::new(http_client()?, &site.endpoints().gateway);
-        let shop = Self { site, customer };
+    pub(crate) async fn new(deployment: Deployment) -> anyhow::Result<Self> {
+        let customer = Customer::new(http_client()?, &deployment.endpoints().gateway);
+        let shop = Self {
+            deployment,
+            customer,
+        };
         shop.no_faults().await?;
         Ok(shop)
     }
 
-    /// Where everything is.
+    /// The addresses of all parts.
     pub fn endpoints(&self) -> &Endpoints {
-        self.site.endpoints()
+        self.deployment.endpoints()
     }
 
-    /// Waits until the order is as `condition` wants it, and returns it.
+    /// Waits until the order meets `condition`, and returns it.
     pub async fn until(
         &self,
         order: &str,
@@ -113,7 +79,7 @@ impl Shop {
             .await
     }
 
-    /// Makes something go wrong at the provider: see `payment::sandbox::Fault`.
+    /// Injects a fault at the provider: see `Fault` in psp-sandbox.
     pub async fn fault(&self, token: &str, fault: Value) -> anyhow::Result<()> {
         let url = format!("{}/sandbox/faults/{token}", self.endpoints().provider);
         http_client()?
@@ -125,7 +91,7 @@ impl Shop {
         Ok(())
     }
 
-    /// Nothing goes wrong at the provider any more.
+    /// Removes all faults at the provider.
     pub async fn no_faults(&self) -> anyhow::Result<()> {
         let url = format!("{}/sandbox/faults", self.endpoints().provider);
         http_client()?
@@ -146,7 +112,7 @@ impl Shop {
         Ok(PgConnection::connect(url).await?)
     }
 
-    /// Leaves so many units of a product.
+    /// Sets the units of a product on hand.
     pub async fn leave_stock(&self, sku: &str, units: i64) -> anyhow::Result<()> {
         let update =
             sqlx::query("UPDATE stock SET initial = reserved + $2, on_hand = $2 WHERE sku = $1");
@@ -158,18 +124,17 @@ impl Shop {
         Ok(())
     }
 
-    /// The broker.
     pub async fn jetstream(&self) -> anyhow::Result<jetstream::Context> {
         Ok(jetstream::new(
             async_nats::connect(&self.endpoints().nats).await?,
         ))
     }
 
-    /// Waits until the provider was asked about an order.
+    /// Waits until the provider was called for an order.
     pub async fn until_charging(&self, order: &str) -> anyhow::Result<()> {
         let mut database = self.database("payment").await?;
         let order: uuid::Uuid = order.parse()?;
-        wait_for("the provider was asked", async || {
+        wait_for("the provider was called", async || {
             let query =
                 sqlx::query_scalar::<_, i32>("SELECT attempts FROM payments WHERE order_id = $1");
             let attempts = query.bind(order).fetch_optional(&mut database).await?;
@@ -178,33 +143,33 @@ impl Shop {
         .await
     }
 
-    /// The services' log lines that are warnings or errors.
-    pub async fn complaints(&self) -> anyhow::Result<Vec<String>> {
-        let mut complaints = Vec::new();
-        for service in devstack::SERVICES {
-            let log = self.site.log(service).await?;
-            let is_complaint = |line: &&str| {
+    /// Log lines of all processes that are warnings or errors.
+    pub async fn warnings(&self) -> anyhow::Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        for service in devstack::services() {
+            let log = self.deployment.log(service).await?;
+            let is_warning = |line: &&str| {
                 line.contains("\"WARN\"") || line.contains("\"ERROR\"") || !line.starts_with('{')
             };
-            complaints.extend(
+            warnings.extend(
                 log.lines()
-                    .filter(is_complaint)
+                    .filter(is_warning)
                     .map(|line| format!("{service}: {line}")),
             );
         }
-        Ok(complaints)
+        Ok(warnings)
     }
 
-    /// Audits the shop, checks the edges that were taken, and stops every process of it. Returns
-    /// the edges. Containers go on, and the next scenario gets them if they are as the audit
-    /// expects when nobody has tampered with them.
+    /// Audits the system, checks that only declared edges occurred, and stops the processes.
+    /// Returns the edges. Containers keep running: the next scenario uses them, unless this one
+    /// expects dead letters or copies, which the next audit would find.
     pub async fn close(self, expectations: Expectations) -> anyhow::Result<BTreeSet<Pair>> {
         let report = audit(self.endpoints(), expectations).await?;
         ensure!(report.holds(), "invariants are broken:\n{}", report.table());
         let pairs = edges::observe(&self.jetstream().await?).await?;
         match expectations == Expectations::default() {
-            true => self.site.close().await?,
-            false => self.site.abandon().await?,
+            true => self.deployment.close().await?,
+            false => self.deployment.abandon().await?,
         }
         Ok(pairs)
     }

@@ -44,12 +44,9 @@ pub mod notification {
     }
 }
 
-/// What a service has said about an order.
+/// The events that a service has published about an order.
 pub mod eventlog {
     pub mod v1 {
         tonic::include_proto!("sagacity.eventlog.v1");
     }
 }
-
-/// The file descriptor set of everything above, for gRPC reflection and tools.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));

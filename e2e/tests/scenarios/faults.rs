@@ -1,354 +1,385 @@
-//! What the world does to the shop.
+//! Faults: of services, the broker, the provider, and of the events themselves.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
+use async_nats::jetstream::{self, consumer::PullConsumer};
 use audit::Expectations;
 use client::Customer;
-use contracts::header;
-use devstack::SERVICES;
+use contracts::{Service, choreography::subscriptions, header};
+use devstack::services;
 use e2e::{
-    Pair, Shop,
-    adversary::{self, Message, double, publish, reverse},
-    wait_for,
+    Harness, Shop,
+    chaos::{Message, duplicate_all, publish, reverse},
+    read_stream, wait_for,
 };
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
-use tokio::{process::Command, task::JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio::{process::Command, sync::watch, task::JoinSet, time::Duration};
+use uuid::Uuid;
 
-use crate::close;
+use crate::{Outcome, close};
 
-type Result = anyhow::Result<BTreeSet<Pair>>;
-
-/// Orders of all kinds.
-pub(crate) async fn place_all_kinds(shop: &Shop, rounds: usize) -> anyhow::Result<Vec<String>> {
+/// Places orders that end in every way.
+pub async fn place_all_kinds(shop: &Shop, count: usize) -> anyhow::Result<Vec<String>> {
     let mut placed = Vec::new();
-    for round in 0..rounds {
-        let method = if round % 4 == 3 {
+    for nth in 0..count {
+        let is_declined = nth % 4 == 3;
+        let method = if is_declined {
             "tok_chargeDeclined"
         } else {
             "tok_visa"
         };
-        let sku = if round % 5 == 2 {
-            "SKU-0999"
-        } else {
-            "SKU-0001"
-        };
+        let sku = if nth % 5 == 2 { "SKU-0999" } else { "SKU-0001" };
         let id = shop.customer.place(&[(sku, 2)], method).await?;
-        if round % 3 == 1 {
-            ensure!(shop.customer.cancel(&id).await?.status().is_success() || round % 4 == 3);
+        if nth % 3 == 1 {
+            let cancelled = shop.customer.cancel(&id).await?;
+            ensure!(
+                cancelled.status().is_success() || is_declined,
+                "{cancelled:?}"
+            );
         }
         placed.push(id);
     }
     Ok(placed)
 }
 
-pub(crate) async fn every_event_twice() -> Result {
-    let shop = Shop::open_new("twice").await?;
+/// Orders that customers keep placing while a fault is injected.
+pub struct Load {
+    customers: JoinSet<anyhow::Result<()>>,
+    placed: watch::Sender<usize>,
+    stop: watch::Sender<bool>,
+}
+
+impl Load {
+    pub fn start(customer: &Customer) -> Self {
+        let mut load = Self {
+            customers: JoinSet::new(),
+            placed: watch::Sender::new(0),
+            stop: watch::Sender::new(false),
+        };
+        for nth in 0..4 {
+            let (placed, stop) = (load.placed.clone(), load.stop.subscribe());
+            load.customers
+                .spawn(place_orders(customer.clone(), nth, placed, stop));
+        }
+        load
+    }
+
+    /// Waits until so many more orders have been placed. A customer who cannot place an order ends
+    /// the wait at once, with the reason.
+    pub async fn advance(&mut self, orders: usize) -> anyhow::Result<()> {
+        let goal = *self.placed.borrow() + orders;
+        let what = format!("{orders} more orders");
+        let reached = wait_for(&what, async || {
+            Ok((*self.placed.borrow() >= goal).then_some(()))
+        });
+        tokio::select! {
+            reached = reached => reached,
+            Some(customer) = self.customers.join_next() => {
+                customer??;
+                bail!("a customer stopped placing orders")
+            }
+        }
+    }
+
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.stop.send_replace(true);
+        while let Some(customer) = self.customers.join_next().await {
+            customer??;
+        }
+        Ok(())
+    }
+}
+
+async fn place_orders(
+    customer: Customer,
+    nth: usize,
+    placed: watch::Sender<usize>,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    for order in nth.. {
+        if *stop.borrow() {
+            break;
+        }
+        let is_declined = order % 7 == 0;
+        let method = if is_declined {
+            "tok_chargeDeclined"
+        } else {
+            "tok_visa"
+        };
+        let lines = [("SKU-0001", 1), ("SKU-0500", 2)];
+        let id = customer.place(&lines, method).await?;
+        if order % 5 == 0 {
+            // The service may be down at the moment; then the order is simply not cancelled.
+            let _response = customer.cancel(&id).await;
+        }
+        placed.send_modify(|placed| *placed += 1);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+pub async fn every_event_delivered_twice_is_applied_once(harness: &Harness) -> Outcome {
+    let shop = harness.open_new("twice").await?;
     shop.leave_stock("SKU-0999", 3).await?;
-    let doubling = double(&shop.endpoints().nats).await?;
+    let duplicating = duplicate_all(&shop.endpoints().nats).await?;
     place_all_kinds(&shop, 24).await?;
     let expectations = Expectations {
         copies: 2,
         ..Expectations::default()
     };
-    // The last copies may still be on their way: nobody waits for those of events that nobody
-    // listens to.
-    wait_for("the last copies", async || {
-        Ok(audit::audit(shop.endpoints(), expectations)
-            .await?
-            .holds()
-            .then_some(()))
+    // The auditor does not wait for copies of events that no service subscribes to.
+    wait_for("the last copies are in their streams", async || {
+        let report = audit::audit(shop.endpoints(), expectations).await?;
+        Ok(report.holds().then_some(()))
     })
     .await?;
     let pairs = shop.close(expectations).await?;
-    ensure!(
-        !doubling.is_finished(),
-        "the adversary gave up: {:?}",
-        doubling.await
-    );
-    doubling.abort();
+    ensure!(!duplicating.is_finished(), "{:?}", duplicating.await);
+    duplicating.abort();
     Ok(pairs)
 }
 
-/// Stream after stream is turned upside down before its consumers see it: payment hears of
-/// cancellations before orders, order of reservations before payments.
-pub(crate) async fn every_event_in_a_wrong_order() -> Result {
-    let mut shop = Shop::open_new("wrong_order").await?;
+/// Each stream is reversed before its consumers read it: payment gets cancellations before orders,
+/// order gets reservations before payments.
+pub async fn events_in_the_wrong_order_end_the_same_way(harness: &Harness) -> Outcome {
+    let mut shop = harness.open_new("wrong_order").await?;
     shop.leave_stock("SKU-0999", 3).await?;
     let jetstream = shop.jetstream().await?;
     for service in ["payment", "inventory", "notification"] {
-        shop.site.stop_service(service).await?;
+        shop.deployment.stop_service(service).await?;
     }
-    // Prices are remembered by the order service for a while; it has none yet.
-    shop.site.start_service("inventory").await?;
-    shop.site.wait_until_ready("inventory").await?;
-    shop.customer
-        .place(&[("SKU-0001", 1), ("SKU-0999", 1)], "tok_visa")
-        .await?;
-    shop.site.stop_service("inventory").await?;
+    // The order service caches prices for a while, and has none yet.
+    shop.deployment.start_service("inventory").await?;
+    shop.deployment.wait_until_ready("inventory").await?;
+    let lines = [("SKU-0001", 1), ("SKU-0999", 1)];
+    shop.customer.place(&lines, "tok_visa").await?;
+    shop.deployment.stop_service("inventory").await?;
     let placed = place_all_kinds(&shop, 24).await?.len();
-    let said = async || anyhow::Ok(adversary::read(&jetstream, "ORDER").await?.len());
     wait_for("all orders are in the stream", async || {
-        Ok((said().await? > placed).then_some(()))
+        let events = read_stream(&jetstream, "ORDER").await?.len();
+        Ok((events > placed).then_some(()))
     })
     .await?;
-    // Nothing more comes: whoever could cause it is not there.
-    shop.site.stop_service("order").await?;
+    // Nothing more is published: the services that could cause it are stopped.
+    shop.deployment.stop_service("order").await?;
     ensure!(reverse(&jetstream, "ORDER").await? > placed);
-    shop.site.start_service("payment").await?;
-    idle(
-        &shop,
-        "payment",
-        "SELECT count(*) FROM inbox",
-        placed as i64 + 1,
-    )
-    .await?;
-    shop.site.stop_service("payment").await?;
+    shop.deployment.start_service("payment").await?;
+    wait_until_idle(&shop, Service::Payment).await?;
+    shop.deployment.stop_service("payment").await?;
     ensure!(reverse(&jetstream, "PAYMENT").await? > 0);
-    shop.site.start_service("inventory").await?;
-    idle(&shop, "inventory", "SELECT count(*) FROM inbox", 1).await?;
-    shop.site.stop_service("inventory").await?;
+    shop.deployment.start_service("inventory").await?;
+    wait_until_idle(&shop, Service::Inventory).await?;
+    shop.deployment.stop_service("inventory").await?;
     reverse(&jetstream, "INVENTORY").await?;
     for service in ["inventory", "payment", "notification", "order"] {
-        shop.site.start_service(service).await?;
-        shop.site.wait_until_ready(service).await?;
+        shop.deployment.start_service(service).await?;
+        shop.deployment.wait_until_ready(service).await?;
     }
     close(shop).await
 }
 
-/// Waits until a service has handled at least so many events, has nothing left to do and has said
-/// everything.
-async fn idle(
-    shop: &Shop,
-    service: &str,
-    count: &'static str,
-    at_least: i64,
-) -> anyhow::Result<()> {
-    let mut database = shop.database(service).await?;
-    let (mut last, mut same) = (-1, 0);
+/// Waits until a service has handled every event in its streams, has nothing left to do and has
+/// published everything. Only correct while nothing new arrives, and in this order: events lead to
+/// work, work leads to rows of the outbox.
+async fn wait_until_idle(shop: &Shop, service: Service) -> anyhow::Result<()> {
+    let jetstream = shop.jetstream().await?;
+    let mut database = shop.database(service.name()).await?;
+    let work = match service {
+        Service::Payment => {
+            "SELECT count(*) FROM payments WHERE status IN ('pending', 'refunding')"
+        }
+        _ => "SELECT 0::bigint",
+    };
+    let unpublished = "SELECT count(*) FROM outbox WHERE sent_at IS NULL";
     wait_for(&format!("{service} is idle"), async || {
-        let handled: i64 = sqlx::query_scalar(count).fetch_one(&mut database).await?;
-        let unsent: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox WHERE sent_at IS NULL")
-            .fetch_one(&mut database)
-            .await?;
-        let due = match service {
-            "payment" => "SELECT count(*) FROM payments WHERE status IN ('pending', 'refunding')",
-            _ => "SELECT 0::bigint",
-        };
-        let due: i64 = sqlx::query_scalar(due).fetch_one(&mut database).await?;
-        same = if handled == last { same + 1 } else { 0 };
-        last = handled;
-        Ok((handled >= at_least && unsent == 0 && due == 0 && same > 20).then_some(()))
+        if unhandled_events(&jetstream, service).await? > 0 {
+            return Ok(None);
+        }
+        for query in [work, unpublished] {
+            let query = sqlx::query_scalar::<_, i64>(query);
+            if query.fetch_one(&mut database).await? > 0 {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
     })
     .await
 }
 
-pub(crate) async fn rubbish_becomes_dead_letters() -> Result {
-    let shop = Shop::open_new("rubbish").await?;
+/// The events that a service has not acknowledged yet.
+async fn unhandled_events(jetstream: &jetstream::Context, service: Service) -> anyhow::Result<u64> {
+    let mut unhandled = 0;
+    for owner in Service::ALL {
+        let Some(name) = owner.stream() else { continue };
+        if subscriptions(service, owner).is_empty() {
+            continue;
+        }
+        let stream = jetstream.get_stream(name).await?;
+        let consumer = stream.get_consumer(service.name()).await;
+        let mut consumer: PullConsumer = consumer.map_err(anyhow::Error::from_boxed)?;
+        let info = consumer.info().await?;
+        unhandled += info.num_pending + info.num_ack_pending as u64;
+    }
+    Ok(unhandled)
+}
+
+/// Malformed variants of a real event, each with a part of the reason that its dead letter has.
+fn malformed(real: &Message) -> [(Message, &'static str); 8] {
+    let with = |name: &str, value: &str| {
+        let mut headers = real.headers.clone().unwrap_or_default();
+        headers.insert(header::ID, Uuid::now_v7().to_string());
+        headers.insert(name, value);
+        Message {
+            headers: Some(headers),
+            ..real.clone()
+        }
+    };
+    let with_payload = |payload: &[u8]| Message {
+        payload: payload.to_vec(),
+        ..with(header::ID, &Uuid::now_v7().to_string())
+    };
+    let with_subject = |subject: String, event: Message| Message { subject, ..event };
+    let without_headers = Message {
+        headers: None,
+        ..real.clone()
+    };
+    // The broker obeys this header, and would reject a dead letter that kept it.
+    let for_a_stream = Message {
+        payload: b"\xff".to_vec(),
+        ..with("Nats-Expected-Stream", "ORDER")
+    };
+    let later = "order.created.v2";
+    let later_version = with_subject(later.to_owned(), with(header::TYPE, later));
+    let long_subject = format!("order.created.{}", "v".repeat(3_900));
+    let long_header = with(header::CAUSATION_ID, &"x".repeat(64_000));
+    [
+        (with_payload(b"\xff\xff"), "payload"),
+        (without_headers, "is missing"),
+        (with(header::CORRELATION_ID, "no uuid"), "ce-correlationid"),
+        (later_version, later),
+        (with_payload(&[0; 512 * 1024]), "oversized"),
+        (long_header, "ce-causationid"),
+        (for_a_stream, "payload"),
+        (
+            with_subject(long_subject, real.clone()),
+            "order.created.vvv",
+        ),
+    ]
+}
+
+pub async fn malformed_events_become_dead_letters(harness: &Harness) -> Outcome {
+    let shop = harness.open_new("malformed").await?;
     let jetstream = shop.jetstream().await?;
     shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed")
         .await?;
-    let real = adversary::read(&jetstream, "ORDER")
-        .await?
-        .into_iter()
-        .next()
-        .context("an event")?;
-    let with = |name: &str, value: &str| {
-        let mut headers = real.headers.clone().unwrap_or_default();
-        headers.insert(header::ID, uuid::Uuid::now_v7().to_string());
-        headers.insert(name, value);
-        Some(headers)
-    };
-    let id = uuid::Uuid::now_v7().to_string();
-    for rubbish in [
-        Message {
-            payload: b"\xff\xff".to_vec(),
-            headers: with(header::ID, &id),
-            ..real.clone()
-        },
-        Message {
-            headers: None,
-            ..real.clone()
-        },
-        Message {
-            headers: with(header::CORRELATION_ID, "no uuid"),
-            ..real.clone()
-        },
-        Message {
-            subject: "order.created.v2".to_owned(),
-            headers: with(header::TYPE, "order.created.v2"),
-            ..real.clone()
-        },
-        Message {
-            payload: vec![0; 512 * 1024],
-            headers: with(header::ID, &id),
-            ..real.clone()
-        },
-        Message {
-            headers: with(header::CAUSATION_ID, &"x".repeat(64_000)),
-            ..real.clone()
-        },
-        Message {
-            payload: b"\xff".to_vec(),
-            headers: with("Nats-Expected-Stream", "ORDER"),
-            ..real.clone()
-        },
-        Message {
-            subject: format!("order.created.{}", "v".repeat(3_900)),
-            ..real.clone()
-        },
-    ] {
-        publish(&jetstream, rubbish).await?;
+    let real = read_stream(&jetstream, "ORDER").await?.into_iter().next();
+    let events = malformed(&real.context("an event")?.into());
+    for (event, _) in &events {
+        publish(&jetstream, event.clone()).await?;
     }
-    let reasons = [
-        "payload",
-        "is missing",
-        "ce-correlationid",
-        "order.created.v2",
-        "oversized",
-        "ce-causationid",
-        "payload",
-        "order.created.vvv",
-    ];
-    let letters = wait_for("a dead letter for each", async || {
-        let letters = adversary::read(&jetstream, "DEAD_LETTER").await?;
-        Ok((letters.len() >= reasons.len()).then_some(letters))
+    let dead_letters = wait_for("a dead letter for each", async || {
+        let dead_letters = read_stream(&jetstream, "DEAD_LETTER").await?;
+        Ok((dead_letters.len() >= events.len()).then_some(dead_letters))
     })
     .await?;
-    for (letter, reason) in letters.iter().zip(reasons) {
-        let headers = format!("{:?}", letter.headers);
+    for (dead_letter, (_, reason)) in dead_letters.iter().zip(&events) {
+        let headers = format!("{:?}", dead_letter.headers);
+        let subject = &dead_letter.subject;
         ensure!(
-            letter.subject.starts_with("dlq.payment.order.created.v"),
-            "{}",
-            letter.subject
+            subject.starts_with("dlq.payment.order.created.v"),
+            "{subject}"
         );
         ensure!(headers.contains(reason), "expected {reason:?} in {headers}");
     }
-    // The consumer goes on.
+    // The consumer continues.
     shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed")
         .await?;
-    // The rubbish is in the stream of order without ever having been in its outbox, which the audit
-    // must notice.
+    // The malformed events are in the stream of order without ever having been in its outbox. The
+    // auditor must notice.
     let expectations = Expectations {
-        dead_letters: reasons.len(),
+        dead_letters: events.len(),
         ..Expectations::default()
     };
     let report = audit::audit(shop.endpoints(), expectations).await?;
-    ensure!(!report.holds(), "the audit has not seen the strangers");
-    shop.site.abandon().await?;
+    ensure!(
+        !report.holds(),
+        "the auditor has not found the malformed events"
+    );
+    shop.deployment.abandon().await?;
     Ok(BTreeSet::new())
 }
 
-/// Orders flow until told to stop; returns how many were placed.
-pub(crate) fn flow(
-    customer: &Customer,
-    stop: &CancellationToken,
-) -> JoinSet<anyhow::Result<usize>> {
-    let mut flows = JoinSet::new();
-    for worker in 0..4 {
-        let (customer, stop) = (customer.clone(), stop.clone());
-        flows.spawn(async move {
-            let mut placed = 0;
-            while !stop.is_cancelled() {
-                let method = if (placed + worker) % 7 == 0 {
-                    "tok_chargeDeclined"
-                } else {
-                    "tok_visa"
-                };
-                let id = customer
-                    .place(&[("SKU-0001", 1), ("SKU-0500", 2)], method)
-                    .await?;
-                if (placed + worker) % 5 == 0 {
-                    // Its service may just have been killed; the order then simply goes on.
-                    let _answer = customer.cancel(&id).await;
-                }
-                placed += 1;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Ok(placed)
-        });
+pub async fn a_killed_service_loses_no_order(harness: &Harness) -> Outcome {
+    let mut shop = harness.open("killed", &[]).await?;
+    let mut load = Load::start(&shop.customer);
+    for service in services() {
+        load.advance(4).await?;
+        shop.deployment.kill(service).await?;
+        // The outage lasts until requests or orders have met it. No order can be placed without
+        // gateway and order, nor for long without inventory, whose prices are cached.
+        match service {
+            "gateway" | "inventory" => wait_until_unavailable(&shop, "/api/v1/products").await?,
+            "order" => wait_until_unavailable(&shop, "/api/v1/orders").await?,
+            _ => load.advance(4).await?,
+        }
+        shop.deployment.start_service(service).await?;
+        shop.deployment.wait_until_ready(service).await?;
     }
-    flows
-}
-
-pub(crate) async fn stop(
-    mut flows: JoinSet<anyhow::Result<usize>>,
-    stop: &CancellationToken,
-) -> anyhow::Result<usize> {
-    stop.cancel();
-    let mut placed = 0;
-    while let Some(flow) = flows.join_next().await {
-        placed += flow??;
-    }
-    Ok(placed)
-}
-
-pub(crate) async fn each_service_killed() -> Result {
-    let mut shop = Shop::open("killed", &[]).await?;
-    let end = CancellationToken::new();
-    let flows = flow(&shop.customer, &end);
-    for service in SERVICES {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        shop.site.kill(service).await?;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        shop.site.start_service(service).await?;
-        shop.site.wait_until_ready(service).await?;
-    }
-    let placed = stop(flows, &end).await?;
-    ensure!(placed > 20, "only {placed} orders flowed");
+    load.advance(4).await?;
+    load.stop().await?;
     close(shop).await
 }
 
-pub(crate) async fn broker_restarted() -> Result {
-    let mut shop = Shop::open("broker", &[]).await?;
-    let end = CancellationToken::new();
-    let flows = flow(&shop.customer, &end);
+async fn wait_until_unavailable(shop: &Shop, path: &str) -> anyhow::Result<()> {
+    wait_for(&format!("{path} is unavailable"), async || {
+        Ok(shop.customer.get(path).await.is_err().then_some(()))
+    })
+    .await
+}
+
+pub async fn a_killed_broker_loses_no_order(harness: &Harness) -> Outcome {
+    let mut shop = harness.open("broker", &[]).await?;
+    let mut load = Load::start(&shop.customer);
     for _ in 0..3 {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        shop.site.restart_broker().await?;
+        load.advance(8).await?;
+        shop.deployment.restart_broker().await?;
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let placed = stop(flows, &end).await?;
-    ensure!(placed > 20, "only {placed} orders flowed");
+    load.advance(8).await?;
+    load.stop().await?;
     close(shop).await
 }
 
-/// The provider fails half of the time, and is away for a while: every order ends all the same,
-/// charged once.
-pub(crate) async fn provider_out_of_order() -> Result {
-    let mut shop = Shop::open("provider", &[]).await?;
-    shop.fault("*", json!({ "error_rate": 0.5, "latency_ms": 20 }))
-        .await?;
-    let end = CancellationToken::new();
-    let flows = flow(&shop.customer, &end);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    shop.site.kill("psp-sandbox").await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    shop.site.start_service("psp-sandbox").await?;
-    shop.site.wait_until_ready("psp-sandbox").await?;
-    stop(flows, &end).await?;
+/// The provider fails half of the time, and is down for a while: every order ends, charged once.
+pub async fn a_provider_that_fails_half_the_time_charges_once(harness: &Harness) -> Outcome {
+    let mut shop = harness.open("provider", &[]).await?;
+    let fault = json!({ "error_rate": 0.5, "latency_ms": 20 });
+    shop.fault("*", fault).await?;
+    let mut load = Load::start(&shop.customer);
+    load.advance(20).await?;
+    shop.deployment.kill("psp-sandbox").await?;
+    load.advance(20).await?;
+    shop.deployment.start_service("psp-sandbox").await?;
+    shop.deployment.wait_until_ready("psp-sandbox").await?;
+    load.stop().await?;
     close(shop).await
 }
 
-/// A service's role enters its own database and no other.
-pub(crate) async fn databases_are_closed_to_each_other() -> Result {
-    let shop = Shop::open("closed", &[]).await?;
+pub async fn a_service_cannot_enter_the_database_of_another(harness: &Harness) -> Outcome {
+    let shop = harness.open("closed", &[]).await?;
     let databases = &shop.endpoints().databases;
     for (service, url) in databases {
         shop.database(service).await?;
-        let (server, _) = url
-            .rsplit_once('/')
-            .context("an address ends with a database")?;
+        let (server, _) = url.rsplit_once('/').context("a URL ends with a database")?;
         for (other, elsewhere) in databases.iter().filter(|(other, _)| *other != service) {
             let (_, name) = elsewhere
                 .rsplit_once('/')
-                .context("an address ends with a database")?;
+                .context("a URL ends with a database")?;
             let entered = PgConnection::connect(&format!("{server}/{name}")).await;
-            let refused = entered
-                .err()
-                .with_context(|| format!("{service} can enter the database of {other}"))?;
+            let refused = entered.err();
+            let refused =
+                refused.with_context(|| format!("{service} can enter the database of {other}"))?;
             let code = refused.as_database_error().and_then(|error| error.code());
             ensure!(
                 code.as_deref() == Some("42501"),
@@ -359,43 +390,32 @@ pub(crate) async fn databases_are_closed_to_each_other() -> Result {
     close(shop).await
 }
 
-/// The event log is the truth: a row that was tampered with is found, and mended from the log.
-pub(crate) async fn order_log_can_be_rebuilt() -> Result {
-    let shop = Shop::open("rebuild", &[]).await?;
+/// A row that was changed by hand is found, and repaired from the log.
+pub async fn the_orders_table_can_be_rebuilt_from_the_event_log(harness: &Harness) -> Outcome {
+    let shop = harness.open("rebuild", &[]).await?;
     for method in ["tok_visa", "tok_chargeDeclined"] {
         let id = shop.customer.place(&[("SKU-0001", 1)], method).await?;
-        shop.until(&id, "the end", |order| {
-            order["status"] != "pending" && order["status"] != "paid"
-        })
-        .await?;
+        let has_ended =
+            |order: &serde_json::Value| order["status"] != "pending" && order["status"] != "paid";
+        shop.until(&id, "the end", has_ended).await?;
     }
     let mut database = shop.database("order").await?;
+    let program = devstack::test::programs().await?.join("order");
+    let url = &shop.endpoints().databases["order"];
     let rebuild = async |arguments: &[&str]| {
-        let order = devstack::test::programs().await?.join("order");
-        let mut command = Command::new(order);
+        let mut command = Command::new(&program);
         command
-            .args([
-                "--database-url",
-                &shop.endpoints().databases["order"],
-                "rebuild",
-            ])
+            .args(["--database-url", url, "rebuild"])
             .args(arguments);
-        anyhow::Ok(
-            command
-                .stdout(std::process::Stdio::null())
-                .stderr(std::process::Stdio::null())
-                .status()
-                .await?,
-        )
+        let output = command.output().await?;
+        anyhow::Ok(output.status.success())
     };
-    ensure!(rebuild(&[]).await?.success(), "log and table agree");
-    let tamper =
-        "UPDATE orders SET status = 'confirmed', cancel_reason = NULL WHERE status = 'cancelled'";
+    ensure!(rebuild(&[]).await?, "log and table agree");
+    let tamper = "UPDATE orders SET status = 'confirmed', cancel_reason = NULL \
+                  WHERE status = 'cancelled'";
     sqlx::query(tamper).execute(&mut database).await?;
-    ensure!(!rebuild(&[]).await?.success(), "the difference is found");
-    ensure!(
-        rebuild(&["--write"]).await?.success() && rebuild(&[]).await?.success(),
-        "and mended"
-    );
+    ensure!(!rebuild(&[]).await?, "the difference is found");
+    ensure!(rebuild(&["--write"]).await?, "the row is repaired");
+    ensure!(rebuild(&[]).await?, "log and table agree again");
     close(shop).await
 }

@@ -1,13 +1,17 @@
-//! The scenarios, each in a shop of its own, each ending with the invariants. After all of them
-//! every edge of the choreography must have been seen. One scenario: `cargo test -p e2e --test
-//! scenarios -- late_capture`.
+//! The scenarios. Each has a system of its own and ends with a check of the invariants. After all
+//! of them every edge of the choreography must have occurred.
 //!
-//! With `SAGACITY_TARGET=http://localhost:8080` they run one after the other in the containers of `docker compose`.
+//! One scenario: `cargo test -p e2e --test scenarios -- a_declined_card`.
+//!
+//! With `SAGACITY_TARGET=http://localhost:8080` they run one after the other in the containers of
+//! `docker compose`.
 
 mod api;
 mod containers;
+mod documentation;
 mod faults;
 mod outbox;
+mod settings;
 mod stories;
 mod telemetry;
 
@@ -18,91 +22,135 @@ use std::{
 };
 
 use audit::Expectations;
-use e2e::{Pair, Shop, expected_pairs};
+use e2e::{Harness, Pair, Shop, expected_pairs};
 use libtest_mimic::{Arguments, Trial};
 
-type Seen = Arc<Mutex<BTreeSet<Pair>>>;
+/// The edges of the choreography that occurred in a scenario.
+type Outcome = anyhow::Result<BTreeSet<Pair>>;
+
+/// What a scenario needs. Without it the scenario is reported as ignored.
+#[derive(Clone, Copy)]
+enum Needs {
+    Nothing,
+    Containers,
+    /// Containers reach no collector of a test, and do not publish their admin listeners.
+    Processes,
+    Browser,
+}
+
+impl Needs {
+    fn are_missing(self, harness: &Harness) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Containers => !harness.uses_containers(),
+            Self::Processes => harness.uses_containers(),
+            Self::Browser => documentation::browser().is_none(),
+        }
+    }
+}
+
+struct Scenario {
+    name: &'static str,
+    needs: Needs,
+    run: fn(&Harness) -> Outcome,
+}
+
+/// Lists scenarios by module and need; a scenario is named once, as the function that it is.
+macro_rules! scenarios {
+    ($($module:ident [$needs:ident]: $($name:ident),+;)+) => {
+        &[$($(Scenario {
+            name: stringify!($name),
+            needs: Needs::$needs,
+            run: |harness| block_on($module::$name(harness)),
+        },)+)+]
+    };
+}
+
+const SCENARIOS: &[Scenario] = scenarios! {
+    stories [Nothing]:
+        an_order_is_confirmed_and_streamed_live,
+        a_declined_card_cancels_the_order,
+        an_order_that_is_out_of_stock_is_refunded,
+        an_order_that_misses_its_deadline_is_cancelled,
+        a_capture_after_the_deadline_is_refunded,
+        a_cancellation_before_the_charge_voids_the_payment,
+        a_cancellation_during_the_charge_is_refunded,
+        a_confirmed_order_can_be_cancelled_and_is_refunded,
+        the_last_unit_is_sold_once;
+    api [Nothing]:
+        a_repeated_key_returns_the_same_order,
+        fifty_clients_with_one_key_create_one_order,
+        bad_input_is_rejected_and_the_field_is_named,
+        another_customer_sees_nothing,
+        an_order_is_shown_even_if_parts_are_unavailable;
+    settings [Nothing]:
+        a_wrong_setting_stops_the_process_and_is_named;
+    documentation [Nothing]:
+        the_documentation_is_served_without_outside_downloads;
+    documentation [Browser]:
+        the_documentation_page_works_in_a_browser;
+    faults [Nothing]:
+        every_event_delivered_twice_is_applied_once,
+        events_in_the_wrong_order_end_the_same_way,
+        malformed_events_become_dead_letters,
+        a_killed_service_loses_no_order,
+        a_killed_broker_loses_no_order,
+        a_provider_that_fails_half_the_time_charges_once,
+        the_orders_table_can_be_rebuilt_from_the_event_log,
+        a_service_cannot_enter_the_database_of_another;
+    containers [Containers]:
+        containers_can_be_stopped_and_started,
+        replicas_share_the_work;
+    outbox [Nothing]:
+        naive_publish_loses_what_the_outbox_keeps;
+    telemetry [Processes]:
+        one_order_is_one_trace,
+        metrics_and_health_are_served;
+};
 
 fn main() -> ExitCode {
     if let Some(child) = std::env::var_os(outbox::CHILD) {
         outbox::child(&child);
     }
     let mut arguments = Arguments::from_args();
-    if e2e::target().is_some() {
+    let harness = Harness::from_env();
+    if harness.uses_containers() {
         // All scenarios share the containers.
         arguments.test_threads = Some(1);
     }
-    let seen = Seen::default();
-    let scenario = |name: &str, scenario: fn() -> anyhow::Result<BTreeSet<Pair>>| {
-        let seen = Arc::clone(&seen);
-        Trial::test(name, move || {
-            let pairs = scenario().map_err(|error| format!("{error:#}"))?;
-            seen.lock()
+    let observed = Arc::new(Mutex::new(BTreeSet::new()));
+    let trials = SCENARIOS.iter().map(|scenario| {
+        let is_ignored = scenario.needs.are_missing(&harness);
+        let (harness, observed) = (harness.clone(), Arc::clone(&observed));
+        let trial = Trial::test(scenario.name, move || {
+            let pairs = (scenario.run)(&harness).map_err(|error| format!("{error:#}"))?;
+            observed
+                .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .extend(pairs);
             Ok(())
-        })
-    };
-    let mut trials = Vec::new();
-    macro_rules! scenarios {
-        ($($module:ident: $($name:ident),+;)+) => {$($(
-            trials.push(scenario(stringify!($name), || run($module::$name())));
-        )+)+};
-    }
-    scenarios! {
-        stories: confirmed, declined, out_of_stock_is_refunded, deadline_passes, late_capture_is_refunded,
-            cancelled_before_payment, cancelled_during_payment, cancelled_after_confirmation, two_orders_for_the_last_unit;
-        api: same_key_twice, same_key_from_fifty_clients, bad_input_is_refused_by_name, lists_and_strangers,
-            composed_order_degrades, documentation_is_served,
-            documentation_in_a_browser, wrong_settings_are_named;
-        faults: every_event_twice, every_event_in_a_wrong_order, rubbish_becomes_dead_letters,
-            each_service_killed, broker_restarted, provider_out_of_order, order_log_can_be_rebuilt,
-            databases_are_closed_to_each_other;
-        containers: stopped_and_started, scaled_out;
-        outbox: naive_publish_loses_what_the_outbox_keeps;
-        telemetry: one_order_is_one_trace, metrics_and_health_are_served;
-    }
-    let trials = trials.into_iter().map(|trial| {
-        let ignored = is_ignored(trial.name());
-        trial.with_ignored_flag(ignored)
+        });
+        trial.with_ignored_flag(is_ignored)
     });
-    let trials = trials.collect();
-    let all = arguments.filter.is_none()
-        && !arguments.list
-        && !arguments.exact
-        && arguments.skip.is_empty();
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    if all && !conclusion.has_failed() {
-        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let never: Vec<Pair> = expected_pairs().difference(&seen).copied().collect();
-        if !never.is_empty() {
-            eprintln!("edges of the choreography that no scenario has shown: {never:?}");
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    let is_filtered = arguments.filter.is_some() || arguments.exact || !arguments.skip.is_empty();
+    if !is_filtered && !arguments.list && !conclusion.has_failed() {
+        let observed = observed.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing: Vec<Pair> = expected_pairs().difference(&observed).copied().collect();
+        if !missing.is_empty() {
+            eprintln!("edges of the choreography that no scenario has shown: {missing:?}");
             return ExitCode::FAILURE;
         }
     }
     conclusion.exit_code()
 }
 
-/// Whether what a scenario needs is not there.
-fn is_ignored(name: &str) -> bool {
-    match name {
-        "documentation_in_a_browser" => api::browser().is_none(),
-        "stopped_and_started" | "scaled_out" => e2e::target().is_none(),
-        // Containers reach no collector of ours, and their admin listeners are nobody else's
-        // business.
-        "one_order_is_one_trace" | "metrics_and_health_are_served" => e2e::target().is_some(),
-        _ => false,
-    }
+fn block_on<T>(scenario: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all().build()?.block_on(scenario)
 }
 
-fn run<T>(scenario: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(scenario)
-}
-
-/// Closes a shop in which nothing was tampered with.
-async fn close(shop: Shop) -> anyhow::Result<BTreeSet<Pair>> {
+/// Closes a system that must satisfy every invariant.
+async fn close(shop: Shop) -> Outcome {
     shop.close(Expectations::default()).await
 }

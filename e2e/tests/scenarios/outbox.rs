@@ -4,22 +4,23 @@
 use std::{collections::BTreeSet, ffi::OsStr, process::Command, sync::Arc};
 
 use anyhow::{Context as _, ensure};
-use contracts::{
-    CorrelationId, DecodeError, Event, EventId, Inbound, OrderId, choreography::Service,
-};
+use contracts::{Cause, CorrelationId, DecodeError, Event, EventId, Inbound, OrderId, Service};
 use devstack::test;
-use e2e::{Pair, adversary, wait_for};
+use e2e::{Harness, read_stream, wait_for};
 use messaging::{
-    Broker, Delivery, Handler, Node, Outcome,
-    outbox::{self, Cause, Outgoing},
+    Broker, Delivery, Handler, Participant,
+    outbox::{self, Outgoing},
 };
 use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
-/// Names the child's part: this program starts itself as the process that dies.
-pub(crate) const CHILD: &str = "SAGACITY_DIES_AFTER_COMMIT";
+use crate::Outcome;
 
-pub(crate) async fn naive_publish_loses_what_the_outbox_keeps() -> anyhow::Result<BTreeSet<Pair>> {
+/// The environment variable with the child's task: this program starts itself as the process that
+/// dies.
+pub const CHILD: &str = "SAGACITY_DIES_AFTER_COMMIT";
+
+pub async fn naive_publish_loses_what_the_outbox_keeps(_: &Harness) -> Outcome {
     let (pool, url) = test::database(&[messaging::migrator()]).await?;
     let broker = test::broker().await?;
     sqlx::query("CREATE TABLE reserved (order_id uuid PRIMARY KEY)")
@@ -38,28 +39,32 @@ pub(crate) async fn naive_publish_loses_what_the_outbox_keeps() -> anyhow::Resul
         .fetch_one(&pool)
         .await?;
     ensure!(committed == 2, "{committed}");
-    // ... and when the service is back, only one of them is ever told.
-    let node = Node::new(
+    // ... and after the restart, only one of the two events is published.
+    let participant = Participant::new(
         Service::Inventory,
         pool,
         Broker::connect(&broker.url(), "test").await?,
     );
     let shutdown = CancellationToken::new();
-    let running = tokio::spawn(messaging::run(node, Arc::new(Deaf), shutdown.clone()));
+    let running = tokio::spawn(messaging::run::run(
+        participant,
+        Arc::new(PublishOnly),
+        shutdown.clone(),
+    ));
     let jetstream = async_nats::jetstream::new(async_nats::connect(broker.url()).await?);
-    let told = wait_for("the event of the outbox", async || {
-        let messages = adversary::read(&jetstream, "INVENTORY").await?;
+    let published = wait_for("the event of the outbox", async || {
+        let messages = read_stream(&jetstream, "INVENTORY").await?;
         Ok((!messages.is_empty()).then_some(messages))
     })
     .await?;
     shutdown.cancel();
     running.await??;
-    let about: Vec<String> = told
+    let about: Vec<String> = published
         .iter()
         .map(|message| format!("{:?}", message.headers))
         .collect();
     ensure!(
-        told.len() == 1 && about[0].contains(&kept.to_string()),
+        published.len() == 1 && about[0].contains(&kept.to_string()),
         "{about:?}"
     );
     broker.stop().await?;
@@ -67,9 +72,9 @@ pub(crate) async fn naive_publish_loses_what_the_outbox_keeps() -> anyhow::Resul
 }
 
 /// The process that dies right after its commit.
-pub(crate) fn child(part: &OsStr) -> ! {
+pub fn child(part: &OsStr) -> ! {
     let part = part.to_str().unwrap_or_default().to_owned();
-    let result = crate::run(async {
+    let result = crate::block_on(async {
         let mut words = part.splitn(3, ' ');
         let (how, order, url) = (words.next(), words.next(), words.next());
         let order: OrderId = order.context("order")?.parse()?;
@@ -90,11 +95,7 @@ pub(crate) fn child(part: &OsStr) -> ! {
             };
             outbox::append(
                 &mut tx,
-                &[Outgoing::new(
-                    order,
-                    Event::InventoryReserved(event),
-                    &cause,
-                )],
+                &[Outgoing::new(order, Event::InventoryReserved(event), cause)],
             )
             .await?;
         }
@@ -108,27 +109,27 @@ pub(crate) fn child(part: &OsStr) -> ! {
     }
 }
 
-/// Hears nothing: only the relay is of interest.
-struct Deaf;
+/// Subscribes to nothing: only the relay matters here.
+struct PublishOnly;
 
-enum Nothing {}
+enum NoEvents {}
 
-impl Inbound for Nothing {
+impl Inbound for NoEvents {
     const SERVICE: Service = Service::Inventory;
 
     fn from_event(event: Event) -> Result<Self, DecodeError> {
-        Err(DecodeError::NotForUs(event.subject()))
+        Err(DecodeError::NotSubscribed(event.subject()))
     }
 }
 
-impl Handler for Deaf {
-    type Inbound = Nothing;
+impl Handler for PublishOnly {
+    type Inbound = NoEvents;
 
     async fn handle(
         &self,
         _: &mut PgConnection,
-        batch: &[Delivery<Nothing>],
-    ) -> anyhow::Result<Vec<Outcome>> {
-        Ok(batch.iter().map(|_| Outcome::Done).collect())
+        batch: &[Delivery<NoEvents>],
+    ) -> anyhow::Result<Vec<messaging::Outcome>> {
+        Ok(batch.iter().map(|_| messaging::Outcome::Done).collect())
     }
 }

@@ -1,35 +1,33 @@
-//! What customers live through.
+//! Orders from the first request to their end.
 
-use std::{collections::BTreeSet, pin::pin};
+use std::pin::pin;
 
 use anyhow::ensure;
-use e2e::{Pair, Shop};
+use e2e::{Harness, Shop};
 use futures::TryStreamExt as _;
 use serde_json::json;
 
-use crate::close;
+use crate::{Outcome, close};
 
-type Result = anyhow::Result<BTreeSet<Pair>>;
-
-/// Told live to the end; and neither a clean start nor an order leaves a complaint in any log.
-pub(crate) async fn confirmed() -> Result {
-    let shop = Shop::open_new("confirmed").await?;
+/// The live stream shows the whole story, and neither a clean start nor an order logs a warning.
+pub async fn an_order_is_confirmed_and_streamed_live(harness: &Harness) -> Outcome {
+    let shop = harness.open_new("confirmed").await?;
     let id = shop
         .customer
         .place(&[("SKU-0001", 2), ("SKU-0002", 1)], "tok_visa")
         .await?;
     let story: Vec<_> = pin!(shop.customer.watch(&id).await?).try_collect().await?;
-    let told: Vec<&str> = story.iter().map(|told| told.event.as_str()).collect();
+    let names: Vec<&str> = story.iter().map(|event| event.event.as_str()).collect();
     ensure!(
-        told.first() == Some(&"order.created.v1") && told.last() == Some(&"end"),
-        "{told:?}"
+        names.first() == Some(&"order.created.v1") && names.last() == Some(&"end"),
+        "{names:?}"
     );
     ensure!(
-        told.contains(&"payment.completed.v1") && told.contains(&"order.confirmed.v1"),
-        "{told:?}"
+        names.contains(&"payment.completed.v1") && names.contains(&"order.confirmed.v1"),
+        "{names:?}"
     );
     let order = shop
-        .until(&id, "told", |order| {
+        .until(&id, "the notification", |order| {
             order["notifications"]
                 .as_array()
                 .is_some_and(|n| n.len() == 1)
@@ -51,6 +49,14 @@ pub(crate) async fn confirmed() -> Result {
         order["notifications"][0]["kind"] == "order_confirmed",
         "{order}"
     );
+    check_timeline(&shop, &id).await?;
+    let warnings = shop.warnings().await?;
+    ensure!(warnings.is_empty(), "{warnings:#?}");
+    close(shop).await
+}
+
+/// Each event has its cause, and all belong to one request and one trace.
+async fn check_timeline(shop: &Shop, id: &str) -> anyhow::Result<()> {
     let timeline = shop
         .customer
         .get(&format!("/api/v1/orders/{id}/timeline"))
@@ -73,13 +79,11 @@ pub(crate) async fn confirmed() -> Result {
             .all(|event| event["correlation_id"] == events[0]["correlation_id"]),
         "{timeline}"
     );
-    let complaints = shop.complaints().await?;
-    ensure!(complaints.is_empty(), "{complaints:#?}");
-    close(shop).await
+    Ok(())
 }
 
-pub(crate) async fn declined() -> Result {
-    let shop = Shop::open("declined", &[]).await?;
+pub async fn a_declined_card_cancels_the_order(harness: &Harness) -> Outcome {
+    let shop = harness.open("declined", &[]).await?;
     for (method, code) in [
         ("tok_chargeDeclined", "generic_decline"),
         ("tok_chargeDeclinedInsufficientFunds", "insufficient_funds"),
@@ -107,8 +111,8 @@ pub(crate) async fn declined() -> Result {
     close(shop).await
 }
 
-pub(crate) async fn out_of_stock_is_refunded() -> Result {
-    let shop = Shop::open("out_of_stock", &[]).await?;
+pub async fn an_order_that_is_out_of_stock_is_refunded(harness: &Harness) -> Outcome {
+    let shop = harness.open("out_of_stock", &[]).await?;
     shop.leave_stock("SKU-0007", 1).await?;
     let id = shop
         .customer
@@ -125,20 +129,22 @@ pub(crate) async fn out_of_stock_is_refunded() -> Result {
         order["payment"]["status"] == "refunded" && order["reservation"] == "rejected",
         "{order}"
     );
-    // Nothing of a rejected order is set aside, not even what there is enough of.
+    // Nothing of a rejected order is reserved, not even a product that is in stock.
     let product = shop.customer.get("/api/v1/products/SKU-0008").await?;
     ensure!(product["available"] == 1_000_000, "{product}");
     close(shop).await
 }
 
-/// The provider has not been asked when the deadline passes: nothing is ever charged.
-pub(crate) async fn deadline_passes() -> Result {
-    let mut shop = Shop::open("deadline", &[("order", "ORDER_DEADLINE_SECONDS", "1")]).await?;
-    shop.site.kill("payment").await?;
+/// The provider has not been called when the deadline passes: nothing is ever charged.
+pub async fn an_order_that_misses_its_deadline_is_cancelled(harness: &Harness) -> Outcome {
+    let mut shop = harness
+        .open("deadline", &[("order", "ORDER_DEADLINE_SECONDS", "1")])
+        .await?;
+    shop.deployment.kill("payment").await?;
     let id = shop.customer.place(&[("SKU-0004", 1)], "tok_visa").await?;
     shop.until_status(&id, "cancelled", Some("timed_out"))
         .await?;
-    shop.site.start_service("payment").await?;
+    shop.deployment.start_service("payment").await?;
     let order = shop
         .until(&id, "voided", |order| {
             order["payment"]["status"] == "voided"
@@ -148,10 +154,12 @@ pub(crate) async fn deadline_passes() -> Result {
     close(shop).await
 }
 
-/// The provider has charged, but its answer does not come before the deadline: everything goes
-/// back.
-pub(crate) async fn late_capture_is_refunded() -> Result {
-    let shop = Shop::open("late_capture", &[("order", "ORDER_DEADLINE_SECONDS", "1")]).await?;
+/// The provider has charged, but its response misses the deadline: the order is cancelled and the
+/// charge refunded.
+pub async fn a_capture_after_the_deadline_is_refunded(harness: &Harness) -> Outcome {
+    let shop = harness
+        .open("late_capture", &[("order", "ORDER_DEADLINE_SECONDS", "1")])
+        .await?;
     shop.fault("tok_visa", json!({ "stall_after_charge_ms": 7000 }))
         .await?;
     let id = shop.customer.place(&[("SKU-0005", 1)], "tok_visa").await?;
@@ -164,14 +172,19 @@ pub(crate) async fn late_capture_is_refunded() -> Result {
     close(shop).await
 }
 
-pub(crate) async fn cancelled_before_payment() -> Result {
-    let mut shop = Shop::open("cancelled_before", &[]).await?;
-    shop.site.kill("payment").await?;
+/// Refund and release are independent reactions to the cancellation; either may come first.
+fn is_undone(order: &serde_json::Value) -> bool {
+    order["refund"] == "done" && order["reservation"] == "released"
+}
+
+pub async fn a_cancellation_before_the_charge_voids_the_payment(harness: &Harness) -> Outcome {
+    let mut shop = harness.open("cancelled_before", &[]).await?;
+    shop.deployment.kill("payment").await?;
     let id = shop.customer.place(&[("SKU-0006", 1)], "tok_visa").await?;
     ensure!(shop.customer.cancel(&id).await?.status() == 202);
-    // Asking again changes nothing and is no error.
+    // A second request changes nothing and is not an error.
     ensure!(shop.customer.cancel(&id).await?.status() == 202);
-    shop.site.start_service("payment").await?;
+    shop.deployment.start_service("payment").await?;
     let order = shop
         .until(&id, "voided", |order| {
             order["payment"]["status"] == "voided"
@@ -184,38 +197,28 @@ pub(crate) async fn cancelled_before_payment() -> Result {
     close(shop).await
 }
 
-pub(crate) async fn cancelled_during_payment() -> Result {
-    let shop = Shop::open("cancelled_during", &[]).await?;
+pub async fn a_cancellation_during_the_charge_is_refunded(harness: &Harness) -> Outcome {
+    let shop = harness.open("cancelled_during", &[]).await?;
     shop.fault("tok_visa", json!({ "latency_ms": 1500 }))
         .await?;
     let id = shop.customer.place(&[("SKU-0006", 1)], "tok_visa").await?;
     shop.until_charging(&id).await?;
     ensure!(shop.customer.cancel(&id).await?.status() == 202);
-    let order = shop
-        .until(&id, "the refund", |order| order["refund"] == "done")
-        .await?;
-    ensure!(
-        order["payment"]["status"] == "refunded" && order["reservation"] == "released",
-        "{order}"
-    );
+    let order = shop.until(&id, "refund and release", is_undone).await?;
+    ensure!(order["payment"]["status"] == "refunded", "{order}");
     close(shop).await
 }
 
-pub(crate) async fn cancelled_after_confirmation() -> Result {
-    let shop = Shop::open("cancelled_after", &[]).await?;
+pub async fn a_confirmed_order_can_be_cancelled_and_is_refunded(harness: &Harness) -> Outcome {
+    let shop = harness.open("cancelled_after", &[]).await?;
     let order = shop
         .order_until(&[("SKU-0006", 3)], "tok_visa", "confirmed")
         .await?;
     let id = order["id"].as_str().unwrap_or_default();
     ensure!(shop.customer.cancel(id).await?.status() == 202);
-    let order = shop
-        .until(id, "the refund", |order| order["refund"] == "done")
-        .await?;
-    ensure!(
-        order["reservation"] == "released" && order["payment"]["status"] == "refunded",
-        "{order}"
-    );
-    // What failed by itself cannot be cancelled.
+    let order = shop.until(id, "refund and release", is_undone).await?;
+    ensure!(order["payment"]["status"] == "refunded", "{order}");
+    // An order that failed cannot be cancelled.
     let declined = shop
         .order_until(&[("SKU-0006", 1)], "tok_chargeDeclined", "cancelled")
         .await?;
@@ -227,8 +230,8 @@ pub(crate) async fn cancelled_after_confirmation() -> Result {
     close(shop).await
 }
 
-pub(crate) async fn two_orders_for_the_last_unit() -> Result {
-    let shop = Shop::open("last_unit", &[]).await?;
+pub async fn the_last_unit_is_sold_once(harness: &Harness) -> Outcome {
+    let shop = harness.open("last_unit", &[]).await?;
     for round in 0..5 {
         let sku = format!("SKU-01{round:02}");
         shop.leave_stock(&sku, 1).await?;

@@ -1,13 +1,13 @@
-//! What operators see: traces, metrics, health.
+//! Telemetry: traces, metrics, health.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, ensure};
-use devstack::SERVICES;
-use e2e::{Pair, Shop, wait_for};
+use devstack::services;
+use e2e::{Harness, Shop, wait_for};
 use opentelemetry_proto::tonic::{
     collector::{
         logs::v1::{
@@ -31,11 +31,9 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
-use crate::close;
+use crate::{Outcome, close};
 
-type Result = anyhow::Result<BTreeSet<Pair>>;
-
-/// An OpenTelemetry collector that keeps what it gets.
+/// An OpenTelemetry collector that keeps everything it receives.
 #[derive(Clone, Default)]
 struct Collector {
     /// By the service that sent them.
@@ -64,8 +62,8 @@ impl TraceService for Collector {
     async fn export(
         &self,
         request: Request<ExportTraceServiceRequest>,
-    ) -> std::result::Result<Response<ExportTraceServiceResponse>, Status> {
-        let mut kept = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let mut kept = lock(&self.spans);
         for resource in request.into_inner().resource_spans {
             let service = service_name(resource.resource);
             let spans = resource
@@ -83,16 +81,13 @@ impl MetricsService for Collector {
     async fn export(
         &self,
         request: Request<ExportMetricsServiceRequest>,
-    ) -> std::result::Result<Response<ExportMetricsServiceResponse>, Status> {
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
         let names = request
             .into_inner()
             .resource_metrics
             .into_iter()
             .map(|resource| service_name(resource.resource));
-        self.metrics
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(names);
+        lock(&self.metrics).extend(names);
         Ok(Response::new(Default::default()))
     }
 }
@@ -102,16 +97,13 @@ impl LogsService for Collector {
     async fn export(
         &self,
         request: Request<ExportLogsServiceRequest>,
-    ) -> std::result::Result<Response<ExportLogsServiceResponse>, Status> {
+    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
         let names = request
             .into_inner()
             .resource_logs
             .into_iter()
             .map(|resource| service_name(resource.resource));
-        self.logs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(names);
+        lock(&self.logs).extend(names);
         Ok(Response::new(Default::default()))
     }
 }
@@ -130,13 +122,16 @@ impl Collector {
     }
 
     fn trace(&self, id: &str) -> Vec<(String, Span)> {
-        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
-        spans
+        lock(&self.spans)
             .iter()
             .filter(|(_, span)| hex(&span.trace_id) == id)
             .cloned()
             .collect()
     }
+}
+
+fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -145,28 +140,17 @@ fn hex(bytes: &[u8]) -> String {
 
 /// From the customer's request to the notification, over HTTP, gRPC, outbox and broker: one trace,
 /// one tree.
-pub(crate) async fn one_order_is_one_trace() -> Result {
+pub async fn one_order_is_one_trace(harness: &Harness) -> Outcome {
     let collector = Collector::default();
     let endpoint = collector.listen().await?;
     let mut settings = Vec::new();
-    for service in SERVICES {
+    for service in services() {
         settings.push((service, "OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()));
         settings.push((service, "OTEL_BSP_SCHEDULE_DELAY", "100"));
         settings.push((service, "OTEL_METRIC_EXPORT_INTERVAL", "200"));
     }
-    let shop = Shop::open("one_trace", &settings).await?;
-    let order = shop
-        .order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed")
-        .await?;
-    let id = order["id"].as_str().context("an order has an id")?;
-    let timeline = shop
-        .customer
-        .get(&format!("/api/v1/orders/{id}/timeline"))
-        .await?;
-    let trace = timeline["events"][0]["trace_id"]
-        .as_str()
-        .context("an event has a trace")?
-        .to_owned();
+    let shop = harness.open("one_trace", &settings).await?;
+    let trace = trace_of_a_confirmed_order(&shop).await?;
     // The last link of the chain.
     let is_last = |(service, span): &(String, Span)| {
         service == "notification" && span.name == "order.confirmed.v1"
@@ -177,12 +161,38 @@ pub(crate) async fn one_order_is_one_trace() -> Result {
         Ok((services.len() == 5 && spans.iter().any(is_last)).then_some(()))
     })
     .await?;
-    let complaints = shop.complaints().await?;
-    ensure!(complaints.is_empty(), "{complaints:?}");
+    let warnings = shop.warnings().await?;
+    ensure!(warnings.is_empty(), "{warnings:?}");
     let pairs = close(shop).await?;
 
-    // The services have ended and sent all they had.
-    let spans = collector.trace(&trace);
+    // The services have ended and exported everything.
+    check_tree(&collector.trace(&trace))?;
+    let metrics = lock(&collector.metrics).clone();
+    let mut exporters = services().filter(|service| *service != "psp-sandbox");
+    ensure!(
+        exporters.all(|service| metrics.contains(service)),
+        "metrics came from {metrics:?} only"
+    );
+    let logs = lock(&collector.logs).clone();
+    ensure!(
+        services().all(|service| logs.contains(service)),
+        "logs came from {logs:?} only"
+    );
+    Ok(pairs)
+}
+
+async fn trace_of_a_confirmed_order(shop: &Shop) -> anyhow::Result<String> {
+    let lines = [("SKU-0001", 1)];
+    let order = shop.order_until(&lines, "tok_visa", "confirmed").await?;
+    let id = order["id"].as_str().context("an order has an id")?;
+    let path = format!("/api/v1/orders/{id}/timeline");
+    let timeline = shop.customer.get(&path).await?;
+    let trace = timeline["events"][0]["trace_id"].as_str();
+    Ok(trace.context("an event has a trace")?.to_owned())
+}
+
+/// The customer's request is the only root, and each step is below the one that caused it.
+fn check_tree(spans: &[(String, Span)]) -> anyhow::Result<()> {
     let names: BTreeMap<String, &str> = spans
         .iter()
         .map(|(_, span)| (hex(&span.span_id), span.name.as_str()))
@@ -194,60 +204,34 @@ pub(crate) async fn one_order_is_one_trace() -> Result {
         .collect();
     ensure!(
         roots == ["POST /api/v1/orders"],
-        "one root, the customer's request: {roots:?} of {names:?}"
+        "expected one root, the customer's request: {roots:?} of {names:?}"
     );
-    let parent = |name: &str| {
-        let child = spans.iter().find(|(_, span)| span.name == name);
-        child.and_then(|(_, span)| names.get(&hex(&span.parent_span_id)).copied())
-    };
-    for (child, expected) in [
-        (
-            "sagacity.order.v1.OrderService/CreateOrder",
-            "POST /api/v1/orders",
-        ),
-        (
-            "order.created.v1",
-            "sagacity.order.v1.OrderService/CreateOrder",
-        ),
-        ("payment.completed.v1", "order.created.v1"),
-        ("inventory.reserved.v1", "payment.completed.v1"),
-        ("order.confirmed.v1", "inventory.reserved.v1"),
-    ] {
+    let chain = [
+        "POST /api/v1/orders",
+        "sagacity.order.v1.OrderService/CreateOrder",
+        "order.created.v1",
+        "payment.completed.v1",
+        "inventory.reserved.v1",
+        "order.confirmed.v1",
+    ];
+    for (expected, child) in std::iter::zip(chain, &chain[1..]) {
+        let span = spans.iter().find(|(_, span)| span.name == *child);
+        let parent = span.and_then(|(_, span)| names.get(&hex(&span.parent_span_id)).copied());
         ensure!(
-            parent(child) == Some(expected),
-            "{child} should be below {expected}: {:?}",
-            parent(child)
+            parent == Some(expected),
+            "{child} should be below {expected}: {parent:?}"
         );
     }
-    let metrics = collector
-        .metrics
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    let mut services = SERVICES.iter().filter(|service| **service != "psp-sandbox");
-    ensure!(
-        services.all(|service| metrics.contains(*service)),
-        "metrics came from {metrics:?} only"
-    );
-    let logs = collector
-        .logs
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    ensure!(
-        SERVICES.iter().all(|service| logs.contains(*service)),
-        "logs came from {logs:?} only"
-    );
-    Ok(pairs)
+    Ok(())
 }
 
-pub(crate) async fn metrics_and_health_are_served() -> Result {
-    let shop = Shop::open("metrics", &[]).await?;
+pub async fn metrics_and_health_are_served(harness: &Harness) -> Outcome {
+    let shop = harness.open("metrics", &[]).await?;
     shop.order_until(&[("SKU-0001", 1)], "tok_visa", "confirmed")
         .await?;
     let client = client::http_client()?;
     let mut all = String::new();
-    for service in SERVICES {
+    for service in services() {
         let admin = &shop.endpoints().admin[service];
         for path in ["livez", "readyz", "startupz"] {
             client
@@ -278,7 +262,7 @@ pub(crate) async fn metrics_and_health_are_served() -> Result {
     for name in dashboard()? {
         ensure!(
             measured.contains(name.as_str()),
-            "the dashboard shows {name}, which nobody measures: {measured:?}"
+            "the dashboard shows {name}, which no service records: {measured:?}"
         );
     }
     close(shop).await

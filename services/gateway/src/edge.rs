@@ -1,4 +1,4 @@
-//! The outermost layer: correlation, trace and time budget of each request, its span, its metrics.
+//! The outermost layer: the context of each request, its span and its metrics.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use axum::{
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderValue, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use bootstrap::{
     RequestContext,
@@ -15,15 +15,15 @@ use bootstrap::{
 use opentelemetry::{KeyValue, global, metrics::Histogram};
 use tracing::Instrument as _;
 
-use crate::{problem::Problem, shop::WHOLE};
+use crate::{backends::REQUEST_BUDGET, problem::Problem};
 
-/// Boundaries in seconds.
+/// Seconds; 5 is the request budget.
 const BUCKETS: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
 
-/// Makes the histogram of request durations (OpenTelemetry semantic conventions, HTTP metrics).
-pub(crate) fn durations() -> Histogram<f64> {
+/// Request durations, named as OpenTelemetry's semantic conventions for HTTP metrics ask.
+pub fn durations() -> Histogram<f64> {
     let meter = global::meter("gateway");
     meter
         .f64_histogram("http.server.request.duration")
@@ -32,34 +32,41 @@ pub(crate) fn durations() -> Histogram<f64> {
         .build()
 }
 
-/// Gives each request what travels with it, and answers with its correlation id.
-pub(crate) async fn travel(
+/// Gives the request its [`RequestContext`], which [`crate::extract::Context`] takes out again, and
+/// the response its correlation id.
+pub async fn propagate_context(
     State(durations): State<Histogram<f64>>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
+    // The route and not the path: metrics need a bounded number of names.
     let route = request
         .extensions()
         .get::<MatchedPath>()
         .map_or("unmatched", MatchedPath::as_str)
         .to_owned();
     let headers = request.headers();
-    let mut context = RequestContext::at_edge(
+    let mut context = RequestContext::for_edge(
         text(headers, CORRELATION_ID),
         text(headers, TRACEPARENT),
-        WHOLE,
+        REQUEST_BUDGET,
     );
-    let span = tracing::info_span!("http", otel.name = format!("{method} {route}"), otel.kind = "server",
-        correlation.id = %context.correlation_id, trace.id = tracing::field::Empty);
+    let span = tracing::info_span!(
+        "http",
+        otel.name = format!("{method} {route}"),
+        otel.kind = "server",
+        correlation.id = %context.correlation_id,
+        trace.id = tracing::field::Empty,
+    );
     context.continue_in(&span);
     let correlation = context.correlation_id.to_string();
     request.extensions_mut().insert(context);
     let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status();
     if status.is_server_error() {
-        tracing::warn!(parent: &span, %method, route, %status, "answered with a server error");
+        tracing::warn!(parent: &span, %method, route, %status, "responded with a server error");
     }
     durations.record(
         began.elapsed().as_secs_f64(),
@@ -72,6 +79,7 @@ pub(crate) async fn travel(
     if let Ok(correlation) = HeaderValue::try_from(correlation) {
         response.headers_mut().insert(CORRELATION_ID, correlation);
     }
+    // Orders change within milliseconds, and belong to one customer.
     response
         .headers_mut()
         .entry(header::CACHE_CONTROL)
@@ -83,7 +91,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// What a panic in a handler becomes; the panic hook has logged it.
-pub(crate) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
-    axum::response::IntoResponse::into_response(Problem::internal())
+/// The response to a request whose handler panicked; the panic hook has logged the panic.
+pub fn panic_response(_: Box<dyn std::any::Any + Send>) -> Response {
+    Problem::internal().into_response()
 }

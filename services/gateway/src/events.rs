@@ -17,31 +17,38 @@ use proto::{
     order::v1::{GetOrderRequest, OrderStatus},
     payment::v1::{GetPaymentRequest, PaymentStatus},
 };
+use serde_json::json;
 
 use crate::{
-    extract::{Customer, OrderPath, Travelling},
+    backends::{Backends, PART_TIMEOUT, REQUEST_BUDGET, request},
+    extract::{Context, Customer, OrderPath},
     live::Watch,
     problem::Problem,
-    shop::{PART, Shop, WHOLE, ask},
     timeline::{TimelineEvent, timeline},
+    views,
 };
 
-/// How often to look without having been woken.
-const LOOK: Duration = Duration::from_secs(2);
-/// A stream that has lived for so long ends; clients connect again with `Last-Event-ID`.
-const LONGEST: Duration = Duration::from_secs(600);
+/// How long to wait for a notification before polling without one.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Streams end after this time, so that none outlives its client by much and replicas stay evenly
+/// loaded; clients connect again with `Last-Event-ID`.
+const MAX_DURATION: Duration = Duration::from_secs(600);
 
-/// The order's story so far, then live until it ends. Every event has the fields of the timeline;
-/// the last one is `end`, with the order's final status.
+/// The order's events so far, then live until it ends.
+///
+/// The data of each event is a timeline event; the last event is `end`, with the order's final
+/// status. A stream ends after 10 minutes at the latest.
 #[utoipa::path(get, path = "/api/v1/orders/{id}/events", tag = "orders",
-    params(("id" = String, Path, description = "UUID of the order"),
-           ("X-Customer-Id" = String, Header, description = "UUID of the customer"),
-           ("Last-Event-ID" = Option<String>, Header, description = "Where to go on")),
-    responses((status = 200, content_type = "text/event-stream", body = String), (status = 400, body = Problem),
-              (status = 404, body = Problem)))]
-pub(crate) async fn watch(
-    State(shop): State<Shop>,
-    Travelling(context): Travelling,
+    params(OrderPath, Customer,
+           ("Last-Event-ID" = Option<String>, Header,
+            description = "The last event that was received: the stream goes on after it. An \
+                           unknown one starts from the beginning.")),
+    responses((status = 200, description = "Server-sent events", content_type = "text/event-stream",
+               body = Message),
+              (status = 404, description = "The customer has no such order")))]
+pub async fn watch_order(
+    State(mut backends): State<Backends>,
+    Context(context): Context,
     Customer(customer): Customer,
     OrderPath(id): OrderPath,
     headers: HeaderMap,
@@ -50,27 +57,27 @@ pub(crate) async fn watch(
         order_id: id.to_string(),
         customer_id: customer.to_string(),
     };
-    shop.orders
-        .clone()
-        .get_order(ask(&context, WHOLE, own))
+    // Only to see whether it is the customer's order, while there can still be a problem document.
+    backends
+        .orders
+        .get_order(request(&context, REQUEST_BUDGET, own))
         .await?;
-    let watch = shop.live.watch(id);
-    let last = headers
+    let last_seen = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok())
         .map(str::to_owned);
     let story = Story {
-        shop,
-        context,
+        watch: backends.live.watch(id),
+        backends,
+        context: context.without_deadline(),
         customer,
         id,
-        watch,
-        seen: HashSet::new(),
-        last,
+        last_seen,
+        sent: HashSet::new(),
         ready: Vec::new(),
-        over: None,
+        end: None,
     };
-    let until = tokio::time::Instant::now() + LONGEST;
+    let until = tokio::time::Instant::now() + MAX_DURATION;
     let events = stream::unfold(story, move |mut story| async move {
         let next = tokio::time::timeout_at(until, story.next()).await.ok()??;
         Some((Ok(next), story))
@@ -78,112 +85,120 @@ pub(crate) async fn watch(
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }
 
-/// What one client has been told, and what it is told next.
+/// One server-sent event, as the contract shows it.
+#[derive(utoipa::ToSchema)]
+#[expect(
+    dead_code,
+    reason = "axum writes server-sent events; this is their documentation"
+)]
+struct Message {
+    /// The id of the event in the timeline; the `end` has none.
+    #[schema(nullable = false, format = Uuid)]
+    id: Option<String>,
+    /// The type of the event in the timeline, or `end`.
+    #[schema(example = "order.created.v1")]
+    event: String,
+    /// JSON: a timeline event, or for `end` an object with the order's final `status`.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
+
+/// What one client has received, and what it receives next.
 struct Story {
-    shop: Shop,
+    backends: Backends,
     context: RequestContext,
     customer: CustomerId,
     id: OrderId,
     watch: Watch,
-    seen: HashSet<String>,
-    /// What the client saw before it connected again.
-    last: Option<String>,
-    /// To be told, latest first.
+    /// Events, by id. Logs are read at slightly different instants, so that a new event is not
+    /// always the latest: a position in the timeline would not do.
+    sent: HashSet<String>,
+    /// The last event that the client had received before it connected again.
+    last_seen: Option<String>,
+    /// Events to send, latest first.
     ready: Vec<TimelineEvent>,
-    /// The order's final status; told last.
-    over: Option<Over>,
+    /// Sent after all events.
+    end: Option<End>,
 }
 
-enum Over {
-    Telling(&'static str),
-    Told,
+enum End {
+    Ready(views::OrderStatus),
+    Sent,
 }
 
 impl Story {
+    /// `None` after the end.
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop() {
-                let data = Event::default()
-                    .id(&event.id)
-                    .event(&event.r#type)
-                    .json_data(&event);
-                return data
-                    .inspect_err(
-                        |error| tracing::error!(%error, "an event cannot be written as JSON"),
-                    )
-                    .ok();
+                let message = Event::default().id(&event.id).event(&event.r#type);
+                return json_data(message, &event);
             }
-            match self.over {
-                Some(Over::Told) => return None,
-                Some(Over::Telling(status)) => {
-                    self.over = Some(Over::Told);
-                    return Event::default()
-                        .event("end")
-                        .json_data(serde_json::json!({ "status": status }))
-                        .ok();
+            match self.end {
+                Some(End::Sent) => return None,
+                Some(End::Ready(status)) => {
+                    self.end = Some(End::Sent);
+                    return json_data(Event::default().event("end"), &json!({ "status": status }));
                 }
-                None => self.look().await,
+                None => self.poll().await,
             }
         }
     }
 
-    /// Reads what is new; waits when there is nothing.
-    async fn look(&mut self) {
-        // Asked before the events are read: when the order is over, all its events are there.
-        let context = self.context.clone().without_deadline();
-        let over = self.is_over(&context).await;
-        let mut events = timeline(&self.shop, &context, self.id).await.events;
-        if let Some(place) = self
-            .last
-            .take()
-            .and_then(|last| events.iter().position(|event| event.id == last))
-        {
-            self.seen
-                .extend(events.drain(..=place).map(|event| event.id));
+    /// Reads new events; waits when there are none.
+    async fn poll(&mut self) {
+        // The status before the events: if it is final, then the events are complete.
+        let end = self.final_status().await;
+        let mut events = timeline(&self.backends, &self.context, self.id)
+            .await
+            .events;
+        let last_seen = self.last_seen.take();
+        let position =
+            last_seen.and_then(|last_seen| events.iter().position(|event| event.id == last_seen));
+        if let Some(position) = position {
+            self.sent
+                .extend(events.drain(..=position).map(|event| event.id));
         }
-        events.retain(|event| self.seen.insert(event.id.clone()));
+        events.retain(|event| self.sent.insert(event.id.clone()));
         events.reverse();
         self.ready = events;
-        self.over = over.map(Over::Telling);
-        if self.ready.is_empty() && self.over.is_none() {
-            self.watch.changed(LOOK).await;
+        self.end = end.map(End::Ready);
+        if self.ready.is_empty() && self.end.is_none() {
+            self.watch.changed(POLL_INTERVAL).await;
         }
     }
 
-    /// The final status, when nothing more will happen: confirmed, or cancelled with the payment
-    /// settled.
-    async fn is_over(&self, context: &RequestContext) -> Option<&'static str> {
-        let (order_id, customer_id) = (self.id.to_string(), self.customer.to_string());
+    /// Once there will be no more events: confirmed, or cancelled with its payment settled.
+    async fn final_status(&mut self) -> Option<views::OrderStatus> {
+        let order_id = self.id.to_string();
         let own = GetOrderRequest {
             order_id: order_id.clone(),
-            customer_id,
+            customer_id: self.customer.to_string(),
         };
-        let order = self
-            .shop
-            .orders
-            .clone()
-            .get_order(ask(context, PART, own))
-            .await
-            .ok()?
-            .into_inner()
-            .order?;
-        match order.status() {
-            OrderStatus::Confirmed => Some("confirmed"),
+        let own = request(&self.context, PART_TIMEOUT, own);
+        let order = self.backends.orders.get_order(own).await.ok()?;
+        let status = order.into_inner().order?.status();
+        let settled = match status {
+            OrderStatus::Confirmed => true,
             OrderStatus::Cancelled => {
-                let request = ask(context, PART, GetPaymentRequest { order_id });
-                let payment = self
-                    .shop
-                    .payments
-                    .clone()
-                    .get_payment(request)
-                    .await
-                    .ok()?
-                    .into_inner()
-                    .payment?;
+                let payment = GetPaymentRequest { order_id };
+                let payment = request(&self.context, PART_TIMEOUT, payment);
+                let payment = self.backends.payments.get_payment(payment).await.ok()?;
                 use PaymentStatus::{Failed, Refunded, Voided};
-                matches!(payment.status(), Failed | Voided | Refunded).then_some("cancelled")
+                matches!(
+                    payment.into_inner().payment?.status(),
+                    Failed | Voided | Refunded
+                )
             }
-            OrderStatus::Unspecified | OrderStatus::Pending | OrderStatus::Paid => None,
-        }
+            OrderStatus::Unspecified | OrderStatus::Pending | OrderStatus::Paid => false,
+        };
+        settled.then(|| status.into())
     }
+}
+
+fn json_data(event: Event, data: &impl serde::Serialize) -> Option<Event> {
+    event
+        .json_data(data)
+        .inspect_err(|error| tracing::error!(%error, "an event is no JSON; the live stream ends"))
+        .ok()
 }

@@ -1,131 +1,182 @@
-//! What handlers take from a request. Each refusal is a problem document that names what is wrong.
+//! What handlers take from requests. Each rejection is a problem document that names the field, and
+//! each parameter is documented in the contract next to the code that checks it.
 
 use std::str::FromStr;
 
 use axum::{
     body::Bytes,
-    extract::{FromRequest, FromRequestParts, Path, Query, Request},
-    http::{HeaderMap, header, request::Parts},
+    extract::{FromRequest, FromRequestParts, Path, Request},
+    http::{HeaderMap, StatusCode, header, request::Parts},
 };
-use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use bootstrap::RequestContext;
-use contracts::{CustomerId, OrderId};
-use serde::{Deserialize, de::DeserializeOwned};
+use contracts::{CustomerId, MAX_TEXT, OrderId, Sku};
+use serde::de::DeserializeOwned;
+use utoipa::{
+    IntoParams,
+    openapi::{
+        KnownFormat, ObjectBuilder, Required, SchemaFormat,
+        path::{Parameter, ParameterBuilder, ParameterIn},
+        schema::Type,
+    },
+};
 
 use crate::{object::Object, problem::Problem};
 
-/// Largest body; a hundred lines take a tenth of it.
-pub(crate) const MAX_BODY: usize = 64 * 1024;
-const MAX_LIMIT: u32 = 100;
-const DEFAULT_LIMIT: u32 = 20;
+/// A hundred lines need a tenth of it.
+pub const MAX_BODY: usize = 64 * 1024;
 
-/// Who asks. Until accounts exist, whoever the header `X-Customer-Id` says; this is the one place
-/// that reads it.
+/// Correlation id, trace and deadline of the request, set by [`crate::edge::propagate_context`].
+#[derive(Clone, Debug)]
+pub struct Context(pub RequestContext);
+
+impl<S: Sync> FromRequestParts<S> for Context {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let context = parts.extensions.get::<RequestContext>().cloned();
+        context.map(Self).ok_or_else(Problem::internal)
+    }
+}
+
+/// The customer who sends the request. This is the only place that reads `X-Customer-Id`, so that
+/// accounts can replace it here.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Customer(pub(crate) CustomerId);
+pub struct Customer(pub CustomerId);
 
 impl<S: Sync> FromRequestParts<S> for Customer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        header_as(&parts.headers, "x-customer-id", "a UUID").map(Self)
+        let text = single_header(&parts.headers, "x-customer-id")?;
+        parse_uuid("x-customer-id", text).map(Self)
     }
 }
 
-/// The key that makes a repeated request harmless (IETF draft-ietf-httpapi-idempotency-key-header).
+impl IntoParams for Customer {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![parameter(
+            "X-Customer-Id",
+            ParameterIn::Header,
+            "The customer. A stand-in until there are accounts.",
+            string().format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid))),
+        )]
+    }
+}
+
+/// Makes it harmless to repeat a request (draft-ietf-httpapi-idempotency-key-header).
 #[derive(Clone, Debug)]
-pub(crate) struct IdempotencyKey(pub(crate) String);
+pub struct IdempotencyKey(pub String);
 
 impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let text: String = header_as(
-            &parts.headers,
-            "idempotency-key",
-            "1 to 255 visible characters",
-        )?;
-        // The draft makes it a string of RFC 8941, in quotes; most clients send it bare.
-        let key = text
+        let text = single_header(&parts.headers, "idempotency-key")?;
+        if !(1..=MAX_TEXT).contains(&text.len()) || text.contains(char::is_control) {
+            let expected = format!("expected 1 to {MAX_TEXT} visible ASCII characters");
+            return Err(Problem::invalid("idempotency-key", expected));
+        }
+        // The draft puts the key into quotes (a string of RFC 8941); most clients do not. Both
+        // spellings are the same key.
+        let unquoted = text
             .strip_prefix('"')
             .and_then(|text| text.strip_suffix('"'))
-            .unwrap_or(&text);
-        if !(1..=255).contains(&key.len()) {
-            return Err(Problem::invalid(
-                "idempotency-key",
-                "expected 1 to 255 visible characters",
-            ));
-        }
-        Ok(Self(key.to_owned()))
+            .filter(|key| !key.is_empty());
+        Ok(Self(unquoted.unwrap_or(text).to_owned()))
     }
 }
 
-fn header_as<T: FromStr>(
-    headers: &HeaderMap,
-    name: &'static str,
-    expected: &str,
-) -> Result<T, Problem> {
-    let value = headers
-        .get(name)
-        .ok_or_else(|| Problem::invalid(name, format!("the header is missing: {expected}")))?;
-    let parsed = value
-        .to_str()
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
-    parsed.ok_or_else(|| Problem::invalid(name, format!("expected {expected}")))
+impl IntoParams for IdempotencyKey {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![parameter(
+            "Idempotency-Key",
+            ParameterIn::Header,
+            &format!(
+                "Chosen by the client, new for each new order. The same request with the same key \
+                 gets the same response, for {} hours.",
+                contracts::IdempotencyKey::RETENTION.as_secs() / 3600
+            ),
+            string()
+                .min_length(Some(1))
+                .max_length(Some(MAX_TEXT))
+                // HTTP removes spaces at both ends of a header.
+                .pattern(Some("^[!-~]([ -~]*[!-~])?$")),
+        )]
+    }
 }
 
-/// The order that the path names.
+/// Where a repeated header has two values, no value is the right one.
+fn single_header<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Problem> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => value
+            .to_str()
+            .map_err(|_| Problem::invalid(name, "expected visible ASCII characters")),
+        (None, _) => Err(Problem::invalid(name, "the header is required")),
+        (Some(_), Some(_)) => Err(Problem::invalid(name, "the header is there more than once")),
+    }
+}
+
+/// In the hyphenated form, which is what `format: uuid` means; the parser knows others, too.
+fn parse_uuid<T: FromStr>(field: &'static str, text: &str) -> Result<T, Problem> {
+    Some(text)
+        .filter(|text| text.len() == 36)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| Problem::invalid(field, "expected a UUID"))
+}
+
+/// The order in the path.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OrderPath(pub(crate) OrderId);
+pub struct OrderPath(pub OrderId);
 
 impl<S: Send + Sync> FromRequestParts<S> for OrderPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let wrong = || Problem::invalid("id", "expected the UUID of an order in the path");
-        let Path(text) = Path::<String>::from_request_parts(parts, state)
-            .await
-            .map_err(|_| wrong())?;
-        text.parse().map(Self).map_err(|_| wrong())
+        let text = path_segment("id", parts, state).await?;
+        parse_uuid("id", &text).map(Self)
     }
 }
 
-/// The product that the path names.
+impl IntoParams for OrderPath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![parameter(
+            "id",
+            ParameterIn::Path,
+            "The order",
+            string().format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid))),
+        )]
+    }
+}
+
+/// The product in the path.
 #[derive(Clone, Debug)]
-pub(crate) struct SkuPath(pub(crate) String);
+pub struct SkuPath(pub Sku);
 
 impl<S: Send + Sync> FromRequestParts<S> for SkuPath {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let path = Path::<String>::from_request_parts(parts, state).await;
-        path.map(|Path(sku)| Self(sku))
-            .map_err(|_| Problem::invalid("sku", "expected UTF-8 in the path"))
-    }
-}
-
-/// What travels with the request; made by the outermost layer.
-impl<S: Sync> FromRequestParts<S> for Travelling {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        parts
-            .extensions
-            .get::<RequestContext>()
-            .cloned()
+        let text = path_segment("sku", parts, state).await?;
+        Sku::try_from(text)
             .map(Self)
-            .ok_or_else(Problem::internal)
+            .map_err(|error| Problem::invalid("sku", error.to_string()))
     }
 }
 
-/// Correlation, trace and deadline of the request.
-#[derive(Clone, Debug)]
-pub(crate) struct Travelling(pub(crate) RequestContext);
+async fn path_segment<S: Send + Sync>(
+    name: &'static str,
+    parts: &mut Parts,
+    state: &S,
+) -> Result<String, Problem> {
+    let path = Path::<String>::from_request_parts(parts, state).await;
+    path.map(|Path(text)| text)
+        .map_err(|_| Problem::invalid(name, "expected UTF-8 in the path"))
+}
 
-/// A JSON body; unknown fields and wrong types are refused by path.
+/// A JSON body.
 #[derive(Debug)]
-pub(crate) struct Body<T>(pub(crate) T);
+pub struct Body<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
@@ -134,9 +185,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         if !is_json(request.headers()) {
             return Err(Problem::media_type());
         }
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|_| Problem::too_large(MAX_BODY))?;
+        let bytes = Bytes::from_request(request, state).await;
+        let bytes = bytes.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large(MAX_BODY),
+            _ => Problem::invalid("body", "the body is incomplete"),
+        })?;
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let Object(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().to_string();
@@ -154,67 +207,27 @@ fn is_json(headers: &HeaderMap) -> bool {
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    let essence = content_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
-    essence == "application/json"
-        || (essence.starts_with("application/") && essence.ends_with("+json"))
+    let essence = content_type.split(';').next().unwrap_or_default();
+    essence.trim().eq_ignore_ascii_case("application/json")
 }
 
-/// Which part of a list is wanted.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Page {
-    pub(crate) limit: u32,
-    /// Where the last page ended; empty for the first.
-    pub(crate) after: String,
+pub fn string() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String)
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPage {
-    limit: Option<String>,
-    cursor: Option<String>,
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Page {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Query(raw) = Query::<RawPage>::from_request_parts(parts, state)
-            .await
-            .map_err(|_| {
-                Problem::invalid(
-                    "query",
-                    "expected limit and cursor, each at most once, and nothing else",
-                )
-            })?;
-        let wrong_limit = || Problem::invalid("limit", format!("expected 1 to {MAX_LIMIT}"));
-        let limit = raw.limit.map_or(Ok(DEFAULT_LIMIT), |text| {
-            text.parse().map_err(|_| wrong_limit())
-        })?;
-        if !(1..=MAX_LIMIT).contains(&limit) {
-            return Err(wrong_limit());
-        }
-        Ok(Self {
-            limit,
-            after: read_cursor(raw.cursor.as_deref().unwrap_or_default())?,
-        })
-    }
-}
-
-fn read_cursor(cursor: &str) -> Result<String, Problem> {
-    let bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok();
-    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
-    let ours = text.filter(|text| text.len() <= 64 && !text.contains(char::is_control));
-    ours.ok_or_else(|| Problem::invalid("cursor", "expected the next_cursor of the page before"))
-}
-
-/// The cursor of the page that begins after `last`; `None` when there is none.
-pub(crate) fn cursor(last: &str) -> Option<String> {
-    (!last.is_empty()).then(|| BASE64_URL_SAFE_NO_PAD.encode(last))
+pub fn parameter(
+    name: &str,
+    parameter_in: ParameterIn,
+    description: &str,
+    schema: ObjectBuilder,
+) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(parameter_in)
+        .required(Required::True)
+        .description(Some(description))
+        .schema(Some(schema))
+        .build()
 }
 
 #[cfg(test)]
@@ -222,26 +235,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cursors_read_back_and_others_are_refused() {
-        assert_eq!(
-            read_cursor(&cursor("SKU-0020").unwrap()).unwrap(),
-            "SKU-0020"
-        );
-        assert_eq!(read_cursor("").unwrap(), "");
-        for other in ["%%%", &"A".repeat(200), &cursor("SKU\0").unwrap()] {
-            assert!(read_cursor(other).is_err(), "{other}");
-        }
-    }
-
-    #[test]
     fn only_json_is_json() {
-        let with = |value: &'static str| {
-            HeaderMap::from_iter([(header::CONTENT_TYPE, value.parse().unwrap())])
-        };
-        assert!(
-            is_json(&with("application/json; charset=utf-8"))
-                && is_json(&with("application/vnd.api+json"))
-        );
-        assert!(!is_json(&with("text/plain")) && !is_json(&HeaderMap::new()));
+        for (content_type, json) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("application/vnd.api+json", false),
+            ("text/plain", false),
+            ("", false),
+        ] {
+            let headers =
+                HeaderMap::from_iter([(header::CONTENT_TYPE, content_type.parse().unwrap())]);
+            assert_eq!(is_json(&headers), json, "{content_type}");
+        }
+        assert!(!is_json(&HeaderMap::new()));
     }
 }

@@ -1,101 +1,83 @@
 //! The gateway: the HTTP API in front of the services.
 //!
 //! Reading order: `orders`, `events` (live streams), `timeline`, `problem` (errors), `extract`
-//! (what is taken from requests), `views` (what is answered).
+//! (what handlers take from requests), `order_request` and `views` (JSON types), `document`
+//! (`/openapi.json`).
 
+mod backends;
 mod config;
+mod document;
 mod edge;
 mod events;
 mod extract;
 mod live;
 mod object;
+mod order_request;
 mod orders;
+mod page;
 mod problem;
 mod products;
-mod shop;
+#[cfg(test)]
+mod tests;
 mod timeline;
 mod views;
 
-use anyhow::Context as _;
+use std::process::ExitCode;
+
 use axum::{Router, extract::DefaultBodyLimit, middleware};
-use bootstrap::{Listeners, Readiness, Supervisor, admin, process::Registry};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use bootstrap::Process;
 use tower_http::catch_panic::CatchPanicLayer;
-use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
+use crate::{backends::Backends, live::Live, problem::Problem};
+
 pub use config::Config;
 
-/// The document at `/openapi.json`; paths are added by the router.
-#[derive(OpenApi)]
-#[openapi(info(title = "Sagacity", description = "Orders, followed through payment and stock to their end.\n\nErrors are RFC 9457 problem documents; `retry_safe` says whether the same request may be sent again. Every answer carries `x-correlation-id`."),
-          tags((name = "orders"), (name = "products")))]
-struct Document;
+/// Runs the gateway.
+pub fn main() -> ExitCode {
+    bootstrap::process::main("gateway", run)
+}
 
-/// How long requests in flight may go on after shutdown has begun; live streams end then.
-const GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+/// Readiness has no checks: no backend is part of it, because the gateway still serves what the others
+/// can answer.
+async fn run(config: Config, mut process: Process) -> anyhow::Result<()> {
+    let live = Live::default();
+    let backends = Backends::connect(&config, live.clone())?;
+    process.serve_http(router(backends))?;
+    process.spawn(
+        "live streams",
+        live.run(config.broker.url, process.stopping()),
+    );
+    process.until_shutdown().await
+}
 
-fn router(shop: shop::Shop) -> Router {
-    let (api, document) = OpenApiRouter::with_openapi(Document::openapi())
-        .routes(routes!(orders::place, orders::list))
-        .routes(routes!(orders::look))
-        .routes(routes!(orders::cancel))
-        .routes(routes!(events::watch))
-        .routes(routes!(timeline::look))
-        .routes(routes!(products::list))
-        .routes(routes!(products::look))
+fn router(backends: Backends) -> Router {
+    let (api, document) = OpenApiRouter::with_openapi(document::base())
+        .routes(routes!(orders::create_order, orders::list_orders))
+        .routes(routes!(orders::get_order))
+        .routes(routes!(orders::cancel_order))
+        .routes(routes!(events::watch_order))
+        .routes(routes!(timeline::get_timeline))
+        .routes(routes!(products::list_products))
+        .routes(routes!(products::get_product))
         .split_for_parts();
-    api.merge(SwaggerUi::new("/docs").url("/openapi.json", document))
-        .fallback(async || {
-            problem::Problem::not_found("There is nothing at this path; /docs shows what there is.")
-        })
-        .method_not_allowed_fallback(async || problem::Problem::method_not_allowed())
-        .layer(CatchPanicLayer::custom(edge::panicked))
+    let docs = SwaggerUi::new("/docs").url("/openapi.json", document::complete(document));
+    let routes = api
+        .merge(docs)
+        .fallback(async || Problem::not_found("There is nothing at this path; see /docs."))
+        .method_not_allowed_fallback(async || Problem::method_not_allowed());
+    with_layers(routes).with_state(backends)
+}
+
+/// What every request passes, outermost last: the context is outside, so that the response to a
+/// panic has a correlation id and is counted.
+fn with_layers<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes
+        .layer(CatchPanicLayer::custom(edge::panic_response))
         .layer(DefaultBodyLimit::max(extract::MAX_BODY))
         .layer(middleware::from_fn_with_state(
             edge::durations(),
-            edge::travel,
+            edge::propagate_context,
         ))
-        .with_state(shop)
-}
-
-/// Serves until `shutdown`.
-pub async fn run(
-    config: Config,
-    listeners: Listeners,
-    registry: Registry,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let live = live::Live::default();
-    let shop = shop::Shop::new(&config, live.clone())?;
-    let mut supervisor = Supervisor::new(shutdown.clone());
-    let admin = admin::serve(
-        listeners.admin,
-        Readiness::default(),
-        registry,
-        shutdown.clone(),
-    );
-    supervisor.spawn("admin", admin);
-    supervisor.spawn("live", live.run(config.broker.url, shutdown.clone()));
-    supervisor.spawn("http", serve(listeners.main, router(shop), shutdown));
-    supervisor.run().await
-}
-
-async fn serve(
-    listener: TcpListener,
-    router: Router,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let grace = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(GRACE).await;
-    };
-    let served =
-        axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    tokio::select! {
-        served = async { served.await } => served.context("serve HTTP"),
-        () = grace => Ok(()),
-    }
 }

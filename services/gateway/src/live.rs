@@ -1,138 +1,119 @@
-//! Wakes whoever watches an order when something happens to it.
+//! Notifies watchers of an order when one of its events is published.
 //!
-//! A plain subscription beside the streams, made only while somebody watches. It may miss messages;
-//! watchers therefore also look by themselves from time to time, and what they show is always read
-//! from the event logs.
+//! A plain NATS subscription beside the streams, which exists only while there are watchers. It may
+//! miss messages. Watchers therefore also poll, and what they show always comes from the event
+//! logs.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_nats::ConnectOptions;
-use contracts::{OrderId, choreography::Service, header};
+use contracts::{OrderId, header};
 use futures::{StreamExt as _, stream::select_all};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// How long the subscription outlives its last watcher.
+use crate::backends::publishers;
+
+/// How long the subscription outlives its last watcher, and how long a lost one waits for its next
+/// attempt. Watchers that follow each other closely share one subscription.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// The watchers; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Live {
+pub struct Live {
+    /// One `Notify` for all watchers of an order.
     watchers: Arc<Mutex<HashMap<OrderId, Arc<Notify>>>>,
-    first: Arc<Notify>,
+    /// Starts the subscription.
+    needed: Arc<Notify>,
 }
 
-/// Somebody who watches an order, until dropped.
-pub(crate) struct Watch {
+/// Watches an order until dropped.
+pub struct Watch {
     live: Live,
     order: OrderId,
-    woken: Arc<Notify>,
+    changed: Arc<Notify>,
 }
 
 impl Live {
-    /// Begins to watch.
-    pub(crate) fn watch(&self, order: OrderId) -> Watch {
-        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        let woken = Arc::clone(watchers.entry(order).or_default());
-        self.first.notify_one();
+    pub fn watch(&self, order: OrderId) -> Watch {
+        let changed = Arc::clone(self.watchers.lock().entry(order).or_default());
+        self.needed.notify_one();
         Watch {
             live: self.clone(),
             order,
-            woken,
+            changed,
         }
     }
 
-    fn is_watched(&self) -> bool {
-        !self
-            .watchers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
-    }
-
-    fn wake(&self, order: OrderId) {
-        if let Some(watcher) = self
-            .watchers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&order)
-        {
-            watcher.notify_waiters();
-        }
-    }
-
-    /// Subscribes while somebody watches, until `shutdown`.
-    pub(crate) async fn run(self, url: String, shutdown: CancellationToken) -> anyhow::Result<()> {
-        loop {
-            tokio::select! {
-                () = self.first.notified() => {}
-                () = shutdown.cancelled() => return Ok(()),
+    /// Subscribes while there are watchers, until `shutdown`.
+    pub async fn run(self, url: String, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let subscribe = async {
+            loop {
+                self.needed.notified().await;
+                if let Err(error) = self.subscribe(&url).await {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "NATS is unavailable; live streams poll until it is back"
+                    );
+                    tokio::time::sleep(LINGER).await;
+                    self.needed.notify_one();
+                }
             }
-            tokio::select! {
-                result = self.listen(&url) => if let Err(error) = result {
-                    tracing::warn!(error = format!("{error:#}"), "live streams look by themselves until NATS is back");
-                    tokio::select! {
-                        () = tokio::time::sleep(LINGER) => self.first.notify_one(),
-                        () = shutdown.cancelled() => return Ok(()),
-                    }
-                },
-                () = shutdown.cancelled() => return Ok(()),
-            }
+        };
+        tokio::select! {
+            () = subscribe => Ok(()),
+            () = shutdown.cancelled() => Ok(()),
         }
     }
 
-    async fn listen(&self, url: &str) -> anyhow::Result<()> {
+    /// Returns when there are no watchers.
+    async fn subscribe(&self, url: &str) -> anyhow::Result<()> {
         let client = ConnectOptions::new().name("gateway").connect(url).await?;
         let mut subscriptions = Vec::new();
-        for owner in Service::ALL
-            .into_iter()
-            .filter(|owner| owner.stream().is_some())
-        {
-            subscriptions.push(client.subscribe(format!("{owner}.>")).await?);
+        for service in publishers() {
+            subscriptions.push(client.subscribe(format!("{service}.>")).await?);
         }
         let mut messages = select_all(subscriptions);
         let mut check = tokio::time::interval(LINGER);
         loop {
             tokio::select! {
                 message = messages.next() => match message {
-                    Some(message) => {
-                        let order = message.headers.as_ref().and_then(|headers| headers.get(header::SUBJECT));
-                        if let Some(order) = order.and_then(|order| order.as_str().parse().ok()) {
-                            self.wake(order);
-                        }
-                    }
+                    Some(message) => self.notify(&message),
                     None => anyhow::bail!("the subscription ended"),
                 },
-                _ = check.tick() => if !self.is_watched() { return Ok(()) },
+                _ = check.tick() => if self.watchers.lock().is_empty() { return Ok(()) },
             }
+        }
+    }
+
+    fn notify(&self, message: &async_nats::Message) {
+        let headers = message.headers.as_ref();
+        let order = headers
+            .and_then(|headers| headers.get(header::SUBJECT))
+            .and_then(|order| order.as_str().parse().ok());
+        if let Some(changed) = order.and_then(|order| self.watchers.lock().get(&order).cloned()) {
+            changed.notify_waiters();
         }
     }
 }
 
 impl Watch {
-    /// Waits until something happens to the order, or for `most`.
-    pub(crate) async fn changed(&self, most: Duration) {
-        // Nothing to do about a timeout but to look.
-        let _timeout = tokio::time::timeout(most, self.woken.notified()).await;
+    /// Waits until an event of the order is published, or for `timeout`.
+    pub async fn changed(&self, timeout: Duration) {
+        // Either way the caller polls next.
+        let _elapsed = tokio::time::timeout(timeout, self.changed.notified()).await;
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut watchers = self
-            .live
-            .watchers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // The map and this watch hold one each.
-        if watchers
+        let mut watchers = self.live.watchers.lock();
+        let last = watchers
             .get(&self.order)
-            .is_some_and(|woken| Arc::strong_count(woken) <= 2)
-        {
+            // One reference is the map's, one is this watch's.
+            .is_some_and(|changed| Arc::strong_count(changed) <= 2);
+        if last {
             watchers.remove(&self.order);
         }
     }

@@ -1,7 +1,3 @@
-//! The gateway service as a process.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    bootstrap::process::main("gateway", gateway::run)
+fn main() -> std::process::ExitCode {
+    gateway::main()
 }

@@ -1,4 +1,5 @@
-//! JSON objects, strictly: serde's derived code would also take an array with the fields in order.
+//! JSON objects only. serde's derived code also reads a struct from an array of its fields in
+//! order; a client that sends one has made a mistake, and gets a 400 that names the field.
 
 use std::{fmt, marker::PhantomData};
 
@@ -7,9 +8,9 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-/// A value that was written as an object.
+/// A value that was written as a JSON object.
 #[derive(Debug)]
-pub(crate) struct Object<T>(pub(crate) T);
+pub struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -29,12 +30,4 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
         T::deserialize(MapAccessDeserializer::new(map)).map(Object)
     }
-}
-
-/// A list of objects, for `deserialize_with`.
-pub(crate) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Vec<T>, D::Error> {
-    let objects = Vec::<Object<T>>::deserialize(deserializer)?;
-    Ok(objects.into_iter().map(|Object(value)| value).collect())
 }

@@ -1,10 +1,10 @@
-//! Orders over HTTP: place, look at, list, cancel.
+//! Orders over HTTP: create, get, list, cancel.
 
 use axum::{
     Json,
     extract::State,
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
 };
 use contracts::OrderId;
 use proto::{
@@ -18,75 +18,72 @@ use proto::{
 use tonic::Code;
 
 use crate::{
-    extract::{Body, Customer, IdempotencyKey, OrderPath, Page, Travelling, cursor},
+    backends::{Backends, PART_TIMEOUT, REQUEST_BUDGET, request},
+    extract::{Body, Context, Customer, IdempotencyKey, OrderPath},
+    order_request::{NewItem, NewOrder},
+    page::{Page, next_cursor},
     problem::Problem,
-    shop::{PART, Shop, WHOLE, ask},
-    views::{ComposedOrder, NewOrder, Notification, Order, OrderPage, Payment, reservation},
+    views::{ComposedOrder, Notification, Order, OrderPage, Part},
 };
 
-/// Places an order. The answer comes as soon as the order is durable; what becomes of it is told by
-/// the order itself, its live stream and its timeline. Keys are remembered for 72 hours.
-#[utoipa::path(post, path = "/api/v1/orders", tag = "orders", request_body = NewOrder,
-    params(("Idempotency-Key" = String, Header, description = "Chosen by the client, new for each new order; the same request with the same key gets the same answer"),
-           ("X-Customer-Id" = String, Header, description = "UUID of the customer")),
-    responses((status = 201, body = Order, headers(("Location" = String))), (status = 400, body = Problem),
-              (status = 409, body = Problem, description = "The first request with this key is still being worked on"),
-              (status = 413, body = Problem), (status = 415, body = Problem),
-              (status = 422, body = Problem, description = "The key belongs to another request"),
-              (status = 503, body = Problem)))]
-pub(crate) async fn place(
-    State(shop): State<Shop>,
-    Travelling(context): Travelling,
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// Creates an order.
+///
+/// The response comes as soon as the order is durable; the order itself, its live stream and its
+/// timeline show how it goes on.
+#[utoipa::path(post, path = "/api/v1/orders", tag = "orders", params(Customer, IdempotencyKey),
+    request_body(content = NewOrder, content_type = "application/json"),
+    responses(
+        (status = 201, description = "The order as it was accepted: pending", body = Order),
+        (status = 409, description = "The first request with this key is still in progress"),
+        (status = 413, description = "The body has more than 65536 bytes"),
+        (status = 415, description = "The body is not declared as application/json"),
+        (status = 422, description = "The key belongs to another request"),
+    ))]
+pub async fn create_order(
+    State(mut backends): State<Backends>,
+    Context(context): Context,
     Customer(customer): Customer,
-    IdempotencyKey(key): IdempotencyKey,
+    IdempotencyKey(idempotency_key): IdempotencyKey,
     Body(order): Body<NewOrder>,
 ) -> Result<Response, Problem> {
-    let lines = order
-        .items
-        .into_iter()
-        .map(|item| RequestedLine {
-            sku: item.sku,
-            quantity: item.quantity,
-        })
-        .collect();
+    let line = |item: NewItem| RequestedLine {
+        sku: item.sku.into(),
+        quantity: item.quantity.get(),
+    };
     let message = CreateOrderRequest {
         customer_id: customer.to_string(),
-        idempotency_key: key,
-        lines,
-        payment_method: order.payment_method,
+        idempotency_key,
+        lines: order.items.into_iter().map(line).collect(),
+        payment_method: order.payment_method.into(),
     };
-    let answer = shop
+    let created = backends
         .orders
-        .clone()
-        .create_order(ask(&context, WHOLE, message))
+        .create_order(request(&context, REQUEST_BUDGET, message))
         .await?
         .into_inner();
-    let order: Order = answer.order.ok_or_else(Problem::internal)?.into();
+    let order = Order::try_from(created.order)?;
     let location = HeaderValue::try_from(format!("/api/v1/orders/{}", order.id))
         .map_err(|_| Problem::internal())?;
-    let mut response = (
-        StatusCode::CREATED,
-        [(header::LOCATION, location)],
-        Json(order),
-    )
-        .into_response();
-    if answer.replayed {
-        response
-            .headers_mut()
-            .insert("idempotent-replayed", HeaderValue::from_static("true"));
+    let mut response = (StatusCode::CREATED, Json(order)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, location);
+    if created.replayed {
+        headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
 }
 
-/// An order with its payment, reservation and notifications. A part that cannot be had now is named
-/// in `unavailable`.
-#[utoipa::path(get, path = "/api/v1/orders/{id}", tag = "orders",
-    params(("id" = String, Path, description = "UUID of the order"),
-           ("X-Customer-Id" = String, Header, description = "UUID of the customer")),
-    responses((status = 200, body = ComposedOrder), (status = 400, body = Problem), (status = 404, body = Problem)))]
-pub(crate) async fn look(
-    State(shop): State<Shop>,
-    Travelling(context): Travelling,
+/// An order with its payment, reservation and notifications.
+///
+/// A part that cannot be read now is listed in `unavailable`.
+#[utoipa::path(get, path = "/api/v1/orders/{id}", tag = "orders", params(OrderPath, Customer),
+    responses((status = 200, description = "The order", body = ComposedOrder),
+              (status = 404, description = "The customer has no such order")))]
+pub async fn get_order(
+    State(mut backends): State<Backends>,
+    Context(context): Context,
     Customer(customer): Customer,
     OrderPath(id): OrderPath,
 ) -> Result<Json<ComposedOrder>, Problem> {
@@ -95,112 +92,110 @@ pub(crate) async fn look(
         order_id: order_id.clone(),
         customer_id: customer.to_string(),
     };
-    let (mut orders, mut payments) = (shop.orders, shop.payments);
-    let (mut inventory, mut notifications) = (shop.inventory, shop.notifications);
-    let (order, payment, reserved, told) = tokio::join!(
-        orders.get_order(ask(&context, WHOLE, own)),
-        payments.get_payment(ask(
-            &context,
-            PART,
-            GetPaymentRequest {
-                order_id: order_id.clone()
-            }
-        )),
-        inventory.get_reservation(ask(
-            &context,
-            PART,
-            GetReservationRequest {
-                order_id: order_id.clone()
-            }
-        )),
-        notifications.list_notifications(ask(
-            &context,
-            PART,
-            ListNotificationsRequest { order_id }
-        )),
+    let payment = GetPaymentRequest {
+        order_id: order_id.clone(),
+    };
+    let reservation = GetReservationRequest {
+        order_id: order_id.clone(),
+    };
+    let notifications = ListNotificationsRequest { order_id };
+    // All at once, not the order first: a request for another customer's order is rare.
+    let (order, payment, reservation, notifications) = tokio::join!(
+        backends
+            .orders
+            .get_order(request(&context, REQUEST_BUDGET, own)),
+        backends
+            .payments
+            .get_payment(request(&context, PART_TIMEOUT, payment)),
+        backends
+            .inventory
+            .get_reservation(request(&context, PART_TIMEOUT, reservation)),
+        backends
+            .notifications
+            .list_notifications(request(&context, PART_TIMEOUT, notifications)),
     );
-    let order = order?.into_inner().order.ok_or_else(Problem::internal)?;
+    let order = Order::try_from(order?.into_inner().order)?;
     let mut unavailable = Vec::new();
-    let payment = part(id, "payment", payment, &mut unavailable);
-    let reserved = part(id, "reservation", reserved, &mut unavailable);
-    let told = part(id, "notifications", told, &mut unavailable);
+    let payment = part(id, Part::Payment, payment, &mut unavailable);
+    let reservation = part(id, Part::Reservation, reservation, &mut unavailable);
+    let notifications = part(id, Part::Notifications, notifications, &mut unavailable);
     Ok(Json(ComposedOrder {
-        order: order.into(),
-        payment: payment.and_then(|answer| answer.payment).map(Payment::from),
-        reservation: reserved.map(|answer| reservation(answer.status())),
-        notifications: told
-            .map(|answer| answer.notifications)
+        order,
+        payment: payment.and_then(|found| found.payment).map(Into::into),
+        reservation: reservation.map(|found| found.status().into()),
+        notifications: notifications
+            .map(|found| found.notifications)
             .into_iter()
             .flatten()
-            .map(Notification::from)
-            .collect(),
+            .map(Notification::try_from)
+            .collect::<Result<_, _>>()?,
         unavailable,
     }))
 }
 
-/// A part of a composed answer; `None` when there is none yet, or when it cannot be had, which is
-/// then noted.
+/// A part of a composed response; `None` when there is none yet, or when it could not be read,
+/// which `unavailable` then shows.
 fn part<T>(
     order: OrderId,
-    name: &'static str,
-    answer: Result<tonic::Response<T>, tonic::Status>,
-    unavailable: &mut Vec<&'static str>,
+    part: Part,
+    result: Result<tonic::Response<T>, tonic::Status>,
+    unavailable: &mut Vec<Part>,
 ) -> Option<T> {
-    match answer {
-        Ok(answer) => Some(answer.into_inner()),
+    match result {
+        Ok(found) => Some(found.into_inner()),
         Err(status) if status.code() == Code::NotFound => None,
         Err(status) => {
-            tracing::warn!(order.id = %order, part = name, %status, "a part of the order cannot be had now");
-            unavailable.push(name);
+            tracing::warn!(
+                order.id = %order, ?part, %status,
+                "a part of the order is unavailable; the response lists it as unavailable"
+            );
+            unavailable.push(part);
             None
         }
     }
 }
 
 /// The customer's own orders, newest first.
-#[utoipa::path(get, path = "/api/v1/orders", tag = "orders",
-    params(("limit" = Option<u32>, Query, description = "1 to 100, default 20"),
-           ("cursor" = Option<String>, Query, description = "next_cursor of the page before"),
-           ("X-Customer-Id" = String, Header, description = "UUID of the customer")),
-    responses((status = 200, body = OrderPage), (status = 400, body = Problem)))]
-pub(crate) async fn list(
-    State(mut shop): State<Shop>,
-    Travelling(context): Travelling,
+#[utoipa::path(get, path = "/api/v1/orders", tag = "orders", params(Page<OrderId>, Customer),
+    responses((status = 200, description = "A page of orders", body = OrderPage)))]
+pub async fn list_orders(
+    State(mut backends): State<Backends>,
+    Context(context): Context,
     Customer(customer): Customer,
-    page: Page,
+    page: Page<OrderId>,
 ) -> Result<Json<OrderPage>, Problem> {
-    if !page.after.is_empty() && page.after.parse::<OrderId>().is_err() {
-        return Err(Problem::invalid(
-            "cursor",
-            "expected the next_cursor of the page before",
-        ));
-    }
     let message = ListOrdersRequest {
         customer_id: customer.to_string(),
         limit: page.limit,
-        before: page.after,
+        before: page.after.map(|id| id.to_string()).unwrap_or_default(),
     };
-    let answer = shop
+    let page = backends
         .orders
-        .list_orders(ask(&context, WHOLE, message))
+        .list_orders(request(&context, REQUEST_BUDGET, message))
         .await?
         .into_inner();
-    let orders = answer.orders.into_iter().map(Order::from).collect();
     Ok(Json(OrderPage {
-        orders,
-        next_cursor: cursor(&answer.next_before),
+        next_cursor: next_cursor::<OrderId>(&page.next_before)?,
+        orders: page
+            .orders
+            .into_iter()
+            .map(Order::try_from)
+            .collect::<Result<_, _>>()?,
     }))
 }
 
-/// Cancels an order; what was paid is given back.
+/// Cancels an order.
+///
+/// A captured payment is refunded. Cancelling twice is the same as once.
 #[utoipa::path(post, path = "/api/v1/orders/{id}/cancel", tag = "orders",
-    params(("id" = String, Path, description = "UUID of the order"),
-           ("X-Customer-Id" = String, Header, description = "UUID of the customer")),
-    responses((status = 202, body = Order), (status = 400, body = Problem), (status = 404, body = Problem),
-              (status = 409, body = Problem, description = "It can no longer be cancelled")))]
-pub(crate) async fn cancel(
-    State(mut shop): State<Shop>,
-    Travelling(context): Travelling,
+    params(OrderPath, Customer),
+    responses((status = 202, description = "The cancelled order; its refund may be pending",
+               body = Order),
+              (status = 404, description = "The customer has no such order"),
+              (status = 409, description = "The order can no longer be cancelled")))]
+pub async fn cancel_order(
+    State(mut backends): State<Backends>,
+    Context(context): Context,
     Customer(customer): Customer,
     OrderPath(id): OrderPath,
 ) -> Result<(StatusCode, Json<Order>), Problem> {
@@ -208,13 +203,10 @@ pub(crate) async fn cancel(
         order_id: id.to_string(),
         customer_id: customer.to_string(),
     };
-    let answer = shop
+    let cancelled = backends
         .orders
-        .cancel_order(ask(&context, WHOLE, message))
+        .cancel_order(request(&context, REQUEST_BUDGET, message))
         .await?
         .into_inner();
-    Ok((
-        StatusCode::ACCEPTED,
-        Json(answer.order.ok_or_else(Problem::internal)?.into()),
-    ))
+    Ok((StatusCode::ACCEPTED, Json(cancelled.order.try_into()?)))
 }

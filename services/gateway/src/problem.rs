@@ -1,4 +1,4 @@
-//! Errors of the HTTP API: RFC 9457 problem documents, and what gRPC's statuses become.
+//! Errors of the HTTP API: RFC 9457 problem documents, and which one a gRPC status becomes.
 
 use std::error::Error as _;
 
@@ -11,132 +11,152 @@ use serde::Serialize;
 use tonic::{Code, TimeoutExpired};
 use utoipa::ToSchema;
 
-/// An RFC 9457 problem document, `application/problem+json`.
+/// An RFC 9457 problem document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct Problem {
-    /// What kind of problem it is; stable, for programs.
-    #[schema(example = "urn:sagacity:problem:invalid-request")]
-    r#type: String,
-    /// What kind of problem it is, for people.
+pub struct Problem {
+    r#type: Kind,
+    /// The same for all problems of a type.
     title: &'static str,
     /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
     status: u16,
-    /// What is wrong here, and what to do.
+    /// What is wrong with this request, and what to do about it.
     detail: String,
-    /// The part of the request that is at fault.
+    /// The part of the request that is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = "items[0].quantity")]
+    #[schema(nullable = false, example = "items[0].quantity")]
     field: Option<String>,
-    /// Whether the same request may be sent again (for orders: with the same `Idempotency-Key`)
-    /// and could succeed.
+    /// Whether it is harmless to send the same request again, and whether it may then succeed. To
+    /// create an order, send the same `Idempotency-Key` again.
     retry_safe: bool,
 }
 
+/// The type of a problem; programs can rely on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+pub enum Kind {
+    #[serde(rename = "urn:sagacity:problem:invalid-request")]
+    InvalidRequest,
+    #[serde(rename = "urn:sagacity:problem:not-found")]
+    NotFound,
+    #[serde(rename = "urn:sagacity:problem:method-not-allowed")]
+    MethodNotAllowed,
+    #[serde(rename = "urn:sagacity:problem:request-in-flight")]
+    RequestInFlight,
+    #[serde(rename = "urn:sagacity:problem:conflict")]
+    Conflict,
+    #[serde(rename = "urn:sagacity:problem:too-large")]
+    TooLarge,
+    #[serde(rename = "urn:sagacity:problem:unsupported-media-type")]
+    UnsupportedMediaType,
+    #[serde(rename = "urn:sagacity:problem:idempotency-key-reused")]
+    IdempotencyKeyReused,
+    #[serde(rename = "urn:sagacity:problem:internal")]
+    Internal,
+    #[serde(rename = "urn:sagacity:problem:unavailable")]
+    Unavailable,
+    #[serde(rename = "urn:sagacity:problem:timeout")]
+    Timeout,
+}
+
+impl Kind {
+    const fn status_and_title(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::InvalidRequest => (StatusCode::BAD_REQUEST, "The request is invalid"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "Not found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"),
+            Self::RequestInFlight => (
+                StatusCode::CONFLICT,
+                "The first request with this key is still in progress",
+            ),
+            Self::Conflict => (
+                StatusCode::CONFLICT,
+                "The state of the order does not allow this",
+            ),
+            Self::TooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "The request body is too large",
+            ),
+            Self::UnsupportedMediaType => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported media type")
+            }
+            Self::IdempotencyKeyReused => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "The idempotency key belongs to another request",
+            ),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "Internal error"),
+            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "Service unavailable"),
+            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "No response in time"),
+        }
+    }
+
+    /// Every request that can time out or find a service unavailable is safe to repeat: creating an
+    /// order has its idempotency key, cancelling twice is the same as once, the others read. After
+    /// an internal error nothing is known, so nothing is promised.
+    const fn retry_safe(self) -> bool {
+        matches!(
+            self,
+            Self::RequestInFlight | Self::Unavailable | Self::Timeout
+        )
+    }
+}
+
 impl Problem {
-    fn new(status: StatusCode, kind: &str, title: &'static str, detail: impl Into<String>) -> Self {
-        let retry_safe = status.is_server_error() || status == StatusCode::CONFLICT;
-        let r#type = format!("urn:sagacity:problem:{kind}");
+    fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        let (status, title) = kind.status_and_title();
         Self {
-            r#type,
+            r#type: kind,
             title,
             status: status.as_u16(),
             detail: detail.into(),
             field: None,
-            retry_safe,
+            retry_safe: kind.retry_safe(),
         }
     }
 
-    /// Something in the request is wrong: 400.
-    pub(crate) fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        let problem = Self::new(
-            StatusCode::BAD_REQUEST,
-            "invalid-request",
-            "The request is invalid",
-            detail,
-        );
+    fn at(self, field: impl Into<String>) -> Self {
         Self {
             field: Some(field.into()),
-            ..problem
+            ..self
         }
     }
 
-    /// 404.
-    pub(crate) fn not_found(detail: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "not-found",
-            "There is no such thing",
-            detail,
-        )
+    pub fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(Kind::InvalidRequest, detail).at(field)
     }
 
-    /// 405.
-    pub(crate) fn method_not_allowed() -> Self {
-        let detail =
-            "This resource does not know the method; the header Allow lists those that it knows.";
-        Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method-not-allowed",
-            "Method not allowed",
-            detail,
-        )
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, detail)
     }
 
-    /// 413.
-    pub(crate) fn too_large(limit: usize) -> Self {
-        let detail = format!("The body is larger than {limit} bytes.");
-        let problem = Self::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too-large",
-            "The request is too large",
-            detail,
-        );
-        Self {
-            field: Some("body".to_owned()),
-            ..problem
-        }
+    pub fn method_not_allowed() -> Self {
+        let detail = "The response header Allow lists the methods that this path supports.";
+        Self::new(Kind::MethodNotAllowed, detail)
     }
 
-    /// 415.
-    pub(crate) fn media_type() -> Self {
-        let detail = "Expected the header Content-Type: application/json.";
-        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        let problem = Self::new(
-            status,
-            "unsupported-media-type",
-            "Unsupported media type",
-            detail,
-        );
-        Self {
-            field: Some("content-type".to_owned()),
-            ..problem
-        }
+    pub fn too_large(limit: usize) -> Self {
+        let detail = format!("The body may have at most {limit} bytes.");
+        Self::new(Kind::TooLarge, detail).at("body")
     }
 
-    /// 500; the log has the details.
-    pub(crate) fn internal() -> Self {
-        let detail = "Something went wrong here; the log has the details under the correlation id of this answer.";
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "Internal error",
-            detail,
-        )
+    pub fn media_type() -> Self {
+        let detail = "Send JSON, with the header Content-Type: application/json.";
+        Self::new(Kind::UnsupportedMediaType, detail).at("content-type")
     }
 
-    /// The HTTP status.
-    pub(crate) fn status(&self) -> StatusCode {
-        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    pub fn internal() -> Self {
+        let detail = "The request failed, and it is not known how far it came. \
+                      Quote the x-correlation-id of this response when you report it.";
+        Self::new(Kind::Internal, detail)
     }
 }
 
-/// What a service's refusal means to the client.
 impl From<tonic::Status> for Problem {
     fn from(status: tonic::Status) -> Self {
         let text = status.message();
         let code = match status.code() {
+            // How tonic's client reports that its own timeout expired.
             Code::Cancelled if text == TimeoutExpired(()).to_string() => Code::DeadlineExceeded,
-            // Not said by the service, but made of an error here: the connection was lost.
+            // Only an error on this side has a source: the connection was lost, whatever the code.
             _ if status.source().is_some() => Code::Unavailable,
             code => code,
         };
@@ -147,51 +167,26 @@ impl From<tonic::Status> for Problem {
                 None => Self::invalid("request", text),
             },
             Code::NotFound => Self::not_found(text),
-            Code::AlreadyExists => {
-                let problem = Self::new(
-                    StatusCode::UNPROCESSABLE_ENTITY,
-                    "idempotency-key-reused",
-                    "The idempotency key was used before",
-                    "This Idempotency-Key belongs to another request; use a new key for a new order.",
-                );
-                Self {
-                    field: Some("idempotency-key".to_owned()),
-                    ..problem
-                }
-            }
+            Code::AlreadyExists => Self::new(
+                Kind::IdempotencyKeyReused,
+                "Send a new Idempotency-Key for a new order.",
+            )
+            .at("idempotency-key"),
             Code::Aborted => Self::new(
-                StatusCode::CONFLICT,
-                "request-in-flight",
-                "The first request is still being worked on",
-                "A request with this Idempotency-Key is still being worked on; ask again in a moment.",
+                Kind::RequestInFlight,
+                "Send the same request again in a moment to get its result.",
             ),
-            Code::FailedPrecondition => Self {
-                retry_safe: false,
-                ..Self::new(
-                    StatusCode::CONFLICT,
-                    "conflict",
-                    "It is too late for that",
-                    text,
-                )
-            },
+            Code::FailedPrecondition => Self::new(Kind::Conflict, text),
             Code::ResourceExhausted | Code::Unavailable => Self::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "unavailable",
-                "Not available now",
-                "A part of the shop does not answer now; the same request may be sent again.",
+                Kind::Unavailable,
+                "A service behind the API is unavailable. Send the same request again later.",
             ),
             Code::DeadlineExceeded | Code::Cancelled => Self::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "timeout",
-                "No answer in time",
-                "A part of the shop did not answer in time; the same request may be sent again.",
+                Kind::Timeout,
+                "A service behind the API did not respond in time. Send the same request again.",
             ),
             code => {
-                tracing::error!(
-                    ?code,
-                    text,
-                    "a service answered with what should not happen"
-                );
+                tracing::error!(?code, text, "unexpected gRPC status from a service");
                 Self::internal()
             }
         }
@@ -200,7 +195,7 @@ impl From<tonic::Status> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = self.status();
+        let (status, _) = self.r#type.status_and_title();
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(
@@ -219,29 +214,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_of_a_service_names_the_field() {
+    fn an_invalid_argument_names_the_field() {
         let problem = Problem::from(tonic::Status::invalid_argument(
-            "items[0].quantity: expected 1 to 999",
+            "items[0].sku: there is no product \"SKU-9999\"",
         ));
         assert_eq!(
             problem,
-            Problem::invalid("items[0].quantity", "expected 1 to 999")
+            Problem::invalid("items[0].sku", "there is no product \"SKU-9999\"")
         );
-        assert!(!problem.retry_safe);
     }
 
     #[test]
-    fn only_what_can_succeed_later_is_safe_to_retry() {
+    fn only_what_may_succeed_later_is_safe_to_retry() {
         for (code, status, retry_safe) in [
+            (Code::InvalidArgument, 400, false),
             (Code::NotFound, 404, false),
-            (Code::AlreadyExists, 422, false),
             (Code::Aborted, 409, true),
             (Code::FailedPrecondition, 409, false),
+            (Code::AlreadyExists, 422, false),
+            (Code::Internal, 500, false),
+            (Code::Unknown, 500, false),
+            (Code::Unimplemented, 500, false),
             (Code::Unavailable, 503, true),
             (Code::ResourceExhausted, 503, true),
             (Code::DeadlineExceeded, 504, true),
             (Code::Cancelled, 504, true),
-            (Code::Internal, 500, true),
         ] {
             let problem = Problem::from(tonic::Status::new(code, "x"));
             assert_eq!(
@@ -253,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_connection_is_no_answer_of_the_service() {
+    fn a_lost_connection_is_unavailable_and_an_expired_timeout_is_a_timeout() {
         let lost = tonic::Status::from_error(std::io::Error::other("connection reset").into());
         assert_eq!(Problem::from(lost).status, 503);
         let late = tonic::Status::from_error(TimeoutExpired(()).into());

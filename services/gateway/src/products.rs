@@ -1,54 +1,60 @@
 //! The catalogue over HTTP.
 
 use axum::{Json, extract::State};
+use contracts::Sku;
 use proto::inventory::v1::{GetProductRequest, ListProductsRequest};
 
 use crate::{
-    extract::{Page, SkuPath, Travelling, cursor},
+    backends::{Backends, REQUEST_BUDGET, request},
+    extract::{Context, SkuPath},
+    page::{Page, next_cursor},
     problem::Problem,
-    shop::{Shop, WHOLE, ask},
     views::{Product, ProductPage},
 };
 
-/// Products with prices and availability, by SKU.
-#[utoipa::path(get, path = "/api/v1/products", tag = "products",
-    params(("limit" = Option<u32>, Query, description = "1 to 100, default 20"),
-           ("cursor" = Option<String>, Query, description = "next_cursor of the page before")),
-    responses((status = 200, body = ProductPage), (status = 400, body = Problem)))]
-pub(crate) async fn list(
-    State(mut shop): State<Shop>,
-    Travelling(context): Travelling,
-    page: Page,
+/// Products with prices and available units, by SKU.
+#[utoipa::path(get, path = "/api/v1/products", tag = "products", params(Page<Sku>),
+    responses((status = 200, description = "A page of products", body = ProductPage)))]
+pub async fn list_products(
+    State(mut backends): State<Backends>,
+    Context(context): Context,
+    page: Page<Sku>,
 ) -> Result<Json<ProductPage>, Problem> {
     let message = ListProductsRequest {
         limit: page.limit,
-        after: page.after,
+        after: page.after.map(String::from).unwrap_or_default(),
     };
-    let answer = shop
+    let page = backends
         .inventory
-        .list_products(ask(&context, WHOLE, message))
+        .list_products(request(&context, REQUEST_BUDGET, message))
         .await?
         .into_inner();
-    let products = answer.products.into_iter().map(Product::from).collect();
     Ok(Json(ProductPage {
-        products,
-        next_cursor: cursor(&answer.next_after),
+        next_cursor: next_cursor::<Sku>(&page.next_after)?,
+        products: page
+            .products
+            .into_iter()
+            .map(Product::try_from)
+            .collect::<Result<_, _>>()?,
     }))
 }
 
 /// One product.
 #[utoipa::path(get, path = "/api/v1/products/{sku}", tag = "products",
-    params(("sku" = String, Path, description = "Stock keeping unit", example = "SKU-0001")),
-    responses((status = 200, body = Product), (status = 400, body = Problem), (status = 404, body = Problem)))]
-pub(crate) async fn look(
-    State(mut shop): State<Shop>,
-    Travelling(context): Travelling,
+    params(("sku" = String, Path, description = "The product", min_length = 1, max_length = 255,
+            pattern = "^[ -~]*$", example = "SKU-0001")),
+    responses((status = 200, description = "The product", body = Product),
+              (status = 404, description = "There is no such product")))]
+pub async fn get_product(
+    State(mut backends): State<Backends>,
+    Context(context): Context,
     SkuPath(sku): SkuPath,
 ) -> Result<Json<Product>, Problem> {
-    let answer = shop
+    let message = GetProductRequest { sku: sku.into() };
+    let found = backends
         .inventory
-        .get_product(ask(&context, WHOLE, GetProductRequest { sku }))
+        .get_product(request(&context, REQUEST_BUDGET, message))
         .await?
         .into_inner();
-    Ok(Json(answer.product.ok_or_else(Problem::internal)?.into()))
+    Ok(Json(found.product.try_into()?))
 }

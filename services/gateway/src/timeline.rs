@@ -1,10 +1,10 @@
-//! The story of an order, put together from the event logs of the services.
+//! The timeline of an order, composed of the event logs of the services.
 
 use std::collections::HashMap;
 
 use axum::{Json, extract::State};
-use bootstrap::{RequestContext, context::trace_id};
-use contracts::OrderId;
+use bootstrap::RequestContext;
+use contracts::{OrderId, Service, trace_id};
 use futures::future::join_all;
 use proto::{
     eventlog::v1::{ListEventsRequest, RecordedEvent},
@@ -12,60 +12,79 @@ use proto::{
 };
 use serde::Serialize;
 use time::OffsetDateTime;
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{Object, ObjectBuilder, schema::Type},
+};
 
 use crate::{
-    extract::{Customer, OrderPath, Travelling},
+    backends::{Backends, PART_TIMEOUT, REQUEST_BUDGET, publishers, request},
+    extract::{Context, Customer, OrderPath},
     problem::Problem,
-    shop::{PART, Shop, WHOLE, ask},
-    views,
+    views::{self, Missing},
 };
 
 /// Every event of an order, oldest first.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Timeline {
-    /// The order.
-    pub(crate) order_id: String,
-    /// Its events.
-    pub(crate) events: Vec<TimelineEvent>,
-    /// Services whose events cannot be had now.
-    pub(crate) unavailable: Vec<&'static str>,
+pub struct Timeline {
+    #[schema(format = Uuid)]
+    pub order_id: String,
+    pub events: Vec<TimelineEvent>,
+    /// The services whose events could not be read now; their events are left out.
+    #[schema(schema_with = publisher_names)]
+    pub unavailable: Vec<&'static str>,
 }
 
-/// One event of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct TimelineEvent {
-    /// The event, UUIDv7.
-    pub(crate) id: String,
-    /// What happened: `order.created.v1` and so on.
-    pub(crate) r#type: String,
-    /// Who says so.
-    pub(crate) service: &'static str,
-    /// When it was recorded, by the clock of that service.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub(crate) recorded_at: Option<OffsetDateTime>,
+pub struct TimelineEvent {
+    #[schema(format = Uuid)]
+    pub id: String,
+    #[schema(example = "order.created.v1")]
+    pub r#type: String,
+    /// The service that published it.
+    #[schema(schema_with = publisher_name)]
+    pub service: &'static str,
+    /// By the clock of that service.
+    #[serde(with = "time::serde::rfc3339")]
+    pub recorded_at: OffsetDateTime,
     /// Milliseconds since the order's first event.
-    pub(crate) offset_ms: i64,
+    pub offset_ms: i64,
     /// The event or command that caused it.
-    pub(crate) causation_id: String,
-    /// What kind of event caused it; null for a command.
-    pub(crate) cause: Option<String>,
-    /// The customer's request that it began with.
-    pub(crate) correlation_id: String,
-    /// The trace that it belongs to.
-    pub(crate) trace_id: String,
-    /// Where the stream of the service put it; null while it has not been published.
-    pub(crate) stream_sequence: Option<u64>,
+    #[schema(format = Uuid)]
+    pub causation_id: String,
+    /// The type of the event that caused it; null for a command.
+    #[schema(required = true)]
+    pub cause: Option<String>,
+    /// The customer's request that started it all.
+    #[schema(format = Uuid)]
+    pub correlation_id: String,
+    /// The distributed trace that it is part of.
+    #[schema(example = "0af7651916cd43dd8448eb211c80319c")]
+    pub trace_id: String,
+    /// In the service's event stream; null until it is published.
+    #[schema(required = true)]
+    pub stream_sequence: Option<u64>,
 }
 
-/// Every event of the order with cause, time and trace id.
+fn publisher_name() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(publishers().map(Service::name)))
+        .build()
+}
+
+fn publisher_names() -> utoipa::openapi::schema::Array {
+    utoipa::openapi::schema::Array::new(publisher_name())
+}
+
+/// Every event of the order, with its cause, its time and its trace.
 #[utoipa::path(get, path = "/api/v1/orders/{id}/timeline", tag = "orders",
-    params(("id" = String, Path, description = "UUID of the order"),
-           ("X-Customer-Id" = String, Header, description = "UUID of the customer")),
-    responses((status = 200, body = Timeline), (status = 400, body = Problem), (status = 404, body = Problem)))]
-pub(crate) async fn look(
-    State(mut shop): State<Shop>,
-    Travelling(context): Travelling,
+    params(OrderPath, Customer),
+    responses((status = 200, description = "The timeline", body = Timeline),
+              (status = 404, description = "The customer has no such order")))]
+pub async fn get_timeline(
+    State(mut backends): State<Backends>,
+    Context(context): Context,
     Customer(customer): Customer,
     OrderPath(id): OrderPath,
 ) -> Result<Json<Timeline>, Problem> {
@@ -73,17 +92,21 @@ pub(crate) async fn look(
         order_id: id.to_string(),
         customer_id: customer.to_string(),
     };
-    shop.orders.get_order(ask(&context, WHOLE, own)).await?;
-    Ok(Json(timeline(&shop, &context, id).await))
+    // Event logs do not know customers: this is the check that it is the customer's order.
+    backends
+        .orders
+        .get_order(request(&context, REQUEST_BUDGET, own))
+        .await?;
+    Ok(Json(timeline(&backends, &context, id).await))
 }
 
-/// The order's events as far as they can be had.
+/// The order's events, as far as they can be read.
 ///
-/// The logs are not read at the same instant: an effect may be there whose cause was written just
-/// after its log was read. Whoever reads once more finds the cause, because it was there before its
-/// effect.
-pub(crate) async fn timeline(shop: &Shop, context: &RequestContext, id: OrderId) -> Timeline {
-    let first = read(shop, context, id).await;
+/// The logs are not read at the same instant: an effect may be there without its cause, if the
+/// cause was written just after its log was read. A second read finds the cause, because it was
+/// written before its effect.
+pub async fn timeline(backends: &Backends, context: &RequestContext, id: OrderId) -> Timeline {
+    let first = read(backends, context, id).await;
     let complete = first
         .events
         .iter()
@@ -92,75 +115,76 @@ pub(crate) async fn timeline(shop: &Shop, context: &RequestContext, id: OrderId)
     if complete {
         first
     } else {
-        read(shop, context, id).await
+        read(backends, context, id).await
     }
 }
 
-async fn read(shop: &Shop, context: &RequestContext, id: OrderId) -> Timeline {
-    let asked = shop.logs.iter().map(async |(service, log)| {
-        let request = ask(
-            context,
-            PART,
-            ListEventsRequest {
-                order_id: id.to_string(),
-            },
-        );
-        (*service, log.clone().list_events(request).await)
+async fn read(backends: &Backends, context: &RequestContext, id: OrderId) -> Timeline {
+    let logs = backends.event_logs.iter().map(async |(service, log)| {
+        let order_id = id.to_string();
+        let request = request(context, PART_TIMEOUT, ListEventsRequest { order_id });
+        let log = log.clone().list_events(request).await;
+        let events = log.map_err(|status| status.to_string()).and_then(|log| {
+            let events = log.into_inner().events.into_iter();
+            let events: Result<Vec<_>, Missing> = events
+                .map(|event| TimelineEvent::new(*service, event))
+                .collect();
+            events.map_err(|missing| missing.to_string())
+        });
+        (service.name(), events)
     });
-    let (mut recorded, mut unavailable) = (Vec::new(), Vec::new());
-    for (service, answer) in join_all(asked).await {
-        match answer {
-            Ok(answer) => recorded.extend(
-                answer
-                    .into_inner()
-                    .events
-                    .into_iter()
-                    .map(|event| (service, event)),
-            ),
-            Err(status) => {
-                tracing::warn!(order.id = %id, service, %status, "the event log cannot be had now");
+    let (mut events, mut unavailable) = (Vec::new(), Vec::new());
+    for (service, log) in join_all(logs).await {
+        match log {
+            Ok(log) => events.extend(log),
+            Err(error) => {
+                tracing::warn!(
+                    order.id = %id, service, error,
+                    "the event log is unavailable; the response lists the service as unavailable"
+                );
                 unavailable.push(service);
             }
         }
     }
+    relate(&mut events);
     Timeline {
         order_id: id.to_string(),
-        events: sort(recorded),
+        events,
         unavailable,
     }
 }
 
-/// Oldest first, each with the kind of its cause and the time since the first.
-fn sort(recorded: Vec<(&'static str, RecordedEvent)>) -> Vec<TimelineEvent> {
-    let kinds: HashMap<String, String> = recorded
-        .iter()
-        .map(|(_, event)| (event.event_id.clone(), event.subject.clone()))
-        .collect();
-    let mut events: Vec<TimelineEvent> = recorded
-        .into_iter()
-        .map(|(service, event)| TimelineEvent {
-            cause: kinds.get(&event.causation_id).cloned(),
+impl TimelineEvent {
+    /// Without what only the other events of the order show: see [`relate`].
+    fn new(service: Service, event: RecordedEvent) -> Result<Self, Missing> {
+        Ok(Self {
             r#type: event.subject,
-            service,
-            recorded_at: event.recorded_at.and_then(views::time),
+            service: service.name(),
+            recorded_at: views::time("recorded_at", event.recorded_at)?,
             offset_ms: 0,
             causation_id: event.causation_id,
+            cause: None,
             correlation_id: event.correlation_id,
             trace_id: trace_id(&event.traceparent).to_owned(),
             stream_sequence: Some(event.stream_sequence).filter(|sequence| *sequence > 0),
             id: event.event_id,
         })
-        .collect();
+    }
+}
+
+/// Sorts the events, oldest first, and sets their causes and offsets.
+fn relate(events: &mut [TimelineEvent]) {
     events.sort_by(|a, b| (a.recorded_at, &a.id).cmp(&(b.recorded_at, &b.id)));
-    let first = events.first().and_then(|event| event.recorded_at);
-    for event in &mut events {
-        let offset = event
-            .recorded_at
-            .zip(first)
-            .map(|(at, first)| (at - first).whole_milliseconds());
+    let types: HashMap<String, String> = events
+        .iter()
+        .map(|event| (event.id.clone(), event.r#type.clone()))
+        .collect();
+    let first = events.first().map(|event| event.recorded_at);
+    for event in events {
+        event.cause = types.get(&event.causation_id).cloned();
+        let offset = first.map(|first| (event.recorded_at - first).whole_milliseconds());
         event.offset_ms = offset
             .and_then(|offset| i64::try_from(offset).ok())
             .unwrap_or_default();
     }
-    events
 }

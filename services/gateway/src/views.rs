@@ -1,162 +1,216 @@
-//! What the HTTP API says: JSON, snake_case, money in minor units, times in RFC 3339.
+//! JSON response types: snake_case, money in minor units, times in RFC 3339. Their documentation is
+//! what `/openapi.json` shows.
+
+use std::fmt;
 
 use proto::{
     common::v1 as common, inventory::v1 as inventory, notification::v1 as notification,
     order::v1 as order, payment::v1 as payment,
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use crate::object;
+use crate::problem::Problem;
 
 /// An amount in the minor unit of its currency: 19.99 EUR is 1999.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct Money {
-    /// Minor units (cents).
+pub struct Money {
     #[schema(example = 1999)]
-    pub(crate) amount: i64,
+    pub amount: i64,
     /// ISO 4217 code.
-    #[schema(example = "EUR")]
-    pub(crate) currency: String,
+    #[schema(pattern = "^[A-Z]{3}$", example = "EUR")]
+    pub currency: String,
 }
 
-/// An order to be placed.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NewOrder {
-    /// 1 to 100 lines, each with another product.
-    #[serde(deserialize_with = "object::list")]
-    pub(crate) items: Vec<NewItem>,
-    /// A payment method of the provider; for tests `tok_visa`, `tok_mastercard`,
-    /// `tok_chargeDeclined` or `tok_chargeDeclinedInsufficientFunds`.
-    #[schema(example = "tok_visa")]
-    pub(crate) payment_method: String,
-}
-
-/// One line of an order to be placed.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NewItem {
-    /// Stock keeping unit.
-    #[schema(example = "SKU-0001")]
-    pub(crate) sku: String,
-    /// Units, 1 to 999.
-    #[schema(minimum = 1, maximum = 999)]
-    pub(crate) quantity: u32,
-}
-
-/// An order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct Order {
-    /// The order, UUIDv7.
-    pub(crate) id: String,
-    /// `pending`, `paid`, `confirmed` or `cancelled`.
-    pub(crate) status: &'static str,
-    /// Why it was cancelled: `payment_failed`, `out_of_stock`, `timed_out` or `customer_request`.
+pub struct Order {
+    #[schema(format = Uuid)]
+    pub id: String,
+    pub status: OrderStatus,
+    /// Only of a cancelled order.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) reason: Option<&'static str>,
-    /// What became of the money of a cancelled order: `none`, `pending` or `done`.
-    pub(crate) refund: &'static str,
-    /// Its lines.
-    pub(crate) items: Vec<Item>,
-    /// Sum over all lines.
-    pub(crate) total: Option<Money>,
-    /// When it was accepted.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub(crate) created_at: Option<OffsetDateTime>,
-    /// When it last changed.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub(crate) updated_at: Option<OffsetDateTime>,
-    /// Cancelled unless confirmed before.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub(crate) deadline: Option<OffsetDateTime>,
+    #[schema(nullable = false)]
+    pub reason: Option<CancelReason>,
+    pub refund: RefundStatus,
+    pub items: Vec<Item>,
+    /// The sum of all lines.
+    pub total: Money,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+    /// The order is cancelled unless it is confirmed before.
+    #[serde(with = "time::serde::rfc3339")]
+    pub deadline: OffsetDateTime,
+}
+
+/// `unknown` is a status that this version of the API does not know yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderStatus {
+    Pending,
+    Paid,
+    Confirmed,
+    Cancelled,
+    Unknown,
+}
+
+/// Why an order was cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CancelReason {
+    PaymentFailed,
+    OutOfStock,
+    TimedOut,
+    CustomerRequest,
+}
+
+/// What happens to the money of a cancelled order. `none`: nothing was captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RefundStatus {
+    None,
+    Pending,
+    Done,
 }
 
 /// One line of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct Item {
-    /// Stock keeping unit.
-    pub(crate) sku: String,
-    /// Units.
-    pub(crate) quantity: u32,
-    /// Price of one unit when the order was accepted.
-    pub(crate) unit_price: Option<Money>,
+pub struct Item {
+    pub sku: String,
+    pub quantity: u32,
+    /// Of one unit, when the order was accepted.
+    pub unit_price: Money,
 }
 
-/// An order with what the other services know of it.
+/// An order with what the other services know about it.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct ComposedOrder {
-    /// The order itself.
+pub struct ComposedOrder {
     #[serde(flatten)]
-    pub(crate) order: Order,
-    /// Its payment; null before there is one.
-    pub(crate) payment: Option<Payment>,
-    /// Its reservation: `reserved`, `rejected` or `released`; null before there is one.
-    pub(crate) reservation: Option<&'static str>,
-    /// What the customer was told.
-    pub(crate) notifications: Vec<Notification>,
-    /// Parts that cannot be had now: `payment`, `reservation`, `notifications`.
-    pub(crate) unavailable: Vec<&'static str>,
+    pub order: Order,
+    /// Null before there is one.
+    #[schema(required = true)]
+    pub payment: Option<Payment>,
+    /// Null before there is one.
+    #[schema(required = true)]
+    pub reservation: Option<ReservationStatus>,
+    /// Those sent to the customer, oldest first.
+    pub notifications: Vec<Notification>,
+    /// The parts that could not be read now; the response shows them as if there were none.
+    pub unavailable: Vec<Part>,
 }
 
-/// The payment of an order.
+/// A part of a composed order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    Payment,
+    Reservation,
+    Notifications,
+}
+
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Payment {
-    /// The payment, UUIDv7.
-    pub(crate) id: String,
-    /// `pending`, `completed`, `failed`, `voided`, `refunding` or `refunded`.
-    pub(crate) status: &'static str,
-    /// What is or was to be paid; null when the order was cancelled before payment heard of it.
-    pub(crate) amount: Option<Money>,
-    /// Why it was declined.
+pub struct Payment {
+    #[schema(format = Uuid)]
+    pub id: String,
+    pub status: PaymentStatus,
+    /// Null when the order was cancelled before its charge was known.
+    #[schema(required = true)]
+    pub amount: Option<Money>,
+    /// The provider's code for a declined payment.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) failure_code: Option<String>,
+    #[schema(nullable = false)]
+    pub failure_code: Option<String>,
 }
 
-/// Something the customer was told.
+/// `unknown` is a status that this version of the API does not know yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PaymentStatus {
+    Pending,
+    Completed,
+    Failed,
+    Voided,
+    Refunding,
+    Refunded,
+    Unknown,
+}
+
+/// `unknown` is a status that this version of the API does not know yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReservationStatus {
+    Reserved,
+    Rejected,
+    Released,
+    Unknown,
+}
+
+/// A message to the customer.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Notification {
-    /// The notification, UUIDv7.
-    pub(crate) id: String,
-    /// `order_confirmed`, `order_cancelled` or `payment_refunded`.
-    pub(crate) kind: &'static str,
-    /// When.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub(crate) created_at: Option<OffsetDateTime>,
+pub struct Notification {
+    #[schema(format = Uuid)]
+    pub id: String,
+    pub kind: NotificationKind,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// `unknown` is a kind that this version of the API does not know yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NotificationKind {
+    OrderConfirmed,
+    OrderCancelled,
+    PaymentRefunded,
+    Unknown,
 }
 
 /// A page of the customer's orders, newest first.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct OrderPage {
-    /// The orders.
-    pub(crate) orders: Vec<Order>,
-    /// `cursor` of the next page; null on the last.
-    pub(crate) next_cursor: Option<String>,
+pub struct OrderPage {
+    pub orders: Vec<Order>,
+    /// `cursor` of the next page; null on the last page.
+    #[schema(required = true)]
+    pub next_cursor: Option<String>,
 }
 
-/// A product.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Product {
-    /// Stock keeping unit.
-    pub(crate) sku: String,
-    /// What it is called.
-    pub(crate) name: String,
-    /// What kind of thing it is.
-    pub(crate) category: String,
+pub struct Product {
+    pub sku: String,
+    pub name: String,
+    pub category: String,
     /// Of one unit.
-    pub(crate) price: Option<Money>,
+    pub price: Money,
     /// Units that can be ordered now.
-    pub(crate) available: u64,
+    pub available: u64,
 }
 
 /// A page of products, by SKU.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct ProductPage {
-    /// The products.
-    pub(crate) products: Vec<Product>,
-    /// `cursor` of the next page; null on the last.
-    pub(crate) next_cursor: Option<String>,
+pub struct ProductPage {
+    pub products: Vec<Product>,
+    /// `cursor` of the next page; null on the last page.
+    #[schema(required = true)]
+    pub next_cursor: Option<String>,
+}
+
+/// A service left a field out that the contract promises to clients.
+#[derive(Debug)]
+pub struct Missing(&'static str);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the field {} is missing or out of range", self.0)
+    }
+}
+
+impl From<Missing> for Problem {
+    fn from(missing: Missing) -> Self {
+        tracing::error!(%missing, "invalid response from a service");
+        Self::internal()
+    }
 }
 
 impl From<common::Money> for Money {
@@ -168,62 +222,88 @@ impl From<common::Money> for Money {
     }
 }
 
-impl From<order::Order> for Order {
-    fn from(order: order::Order) -> Self {
-        use order::{CancelReason, OrderStatus, RefundStatus};
-        Self {
-            status: match order.status() {
-                OrderStatus::Unspecified => "unknown",
-                OrderStatus::Pending => "pending",
-                OrderStatus::Paid => "paid",
-                OrderStatus::Confirmed => "confirmed",
-                OrderStatus::Cancelled => "cancelled",
-            },
+fn money(field: &'static str, money: Option<common::Money>) -> Result<Money, Missing> {
+    money.map(Money::from).ok_or(Missing(field))
+}
+
+/// Protobuf's timestamps reach further than RFC 3339's.
+pub fn time(
+    field: &'static str,
+    timestamp: Option<prost_types::Timestamp>,
+) -> Result<OffsetDateTime, Missing> {
+    let timestamp = timestamp.ok_or(Missing(field))?;
+    let nanoseconds = i128::from(timestamp.seconds) * 1_000_000_000 + i128::from(timestamp.nanos);
+    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).map_err(|_| Missing(field))
+}
+
+impl TryFrom<Option<order::Order>> for Order {
+    type Error = Missing;
+
+    fn try_from(order: Option<order::Order>) -> Result<Self, Missing> {
+        order.ok_or(Missing("order"))?.try_into()
+    }
+}
+
+impl TryFrom<order::Order> for Order {
+    type Error = Missing;
+
+    fn try_from(order: order::Order) -> Result<Self, Missing> {
+        Ok(Self {
+            status: order.status().into(),
             reason: match order.cancel_reason() {
-                CancelReason::Unspecified => None,
-                CancelReason::PaymentFailed => Some("payment_failed"),
-                CancelReason::OutOfStock => Some("out_of_stock"),
-                CancelReason::TimedOut => Some("timed_out"),
-                CancelReason::CustomerRequest => Some("customer_request"),
+                order::CancelReason::Unspecified => None,
+                order::CancelReason::PaymentFailed => Some(CancelReason::PaymentFailed),
+                order::CancelReason::OutOfStock => Some(CancelReason::OutOfStock),
+                order::CancelReason::TimedOut => Some(CancelReason::TimedOut),
+                order::CancelReason::CustomerRequest => Some(CancelReason::CustomerRequest),
             },
             refund: match order.refund() {
-                RefundStatus::Unspecified | RefundStatus::None => "none",
-                RefundStatus::Pending => "pending",
-                RefundStatus::Done => "done",
+                order::RefundStatus::Unspecified | order::RefundStatus::None => RefundStatus::None,
+                order::RefundStatus::Pending => RefundStatus::Pending,
+                order::RefundStatus::Done => RefundStatus::Done,
             },
-            items: order.lines.into_iter().map(Item::from).collect(),
-            total: order.total.map(Money::from),
-            created_at: order.created_at.and_then(time),
-            updated_at: order.updated_at.and_then(time),
-            deadline: order.deadline.and_then(time),
+            items: order
+                .lines
+                .into_iter()
+                .map(Item::try_from)
+                .collect::<Result<_, _>>()?,
+            total: money("total", order.total)?,
+            created_at: time("created_at", order.created_at)?,
+            updated_at: time("updated_at", order.updated_at)?,
+            deadline: time("deadline", order.deadline)?,
             id: order.order_id,
+        })
+    }
+}
+
+impl From<order::OrderStatus> for OrderStatus {
+    fn from(status: order::OrderStatus) -> Self {
+        match status {
+            order::OrderStatus::Unspecified => Self::Unknown,
+            order::OrderStatus::Pending => Self::Pending,
+            order::OrderStatus::Paid => Self::Paid,
+            order::OrderStatus::Confirmed => Self::Confirmed,
+            order::OrderStatus::Cancelled => Self::Cancelled,
         }
     }
 }
 
-impl From<common::OrderLine> for Item {
-    fn from(line: common::OrderLine) -> Self {
-        Self {
+impl TryFrom<common::OrderLine> for Item {
+    type Error = Missing;
+
+    fn try_from(line: common::OrderLine) -> Result<Self, Missing> {
+        Ok(Self {
             sku: line.sku,
             quantity: line.quantity,
-            unit_price: line.unit_price.map(Money::from),
-        }
+            unit_price: money("unit_price", line.unit_price)?,
+        })
     }
 }
 
 impl From<payment::Payment> for Payment {
     fn from(payment: payment::Payment) -> Self {
-        use payment::PaymentStatus;
         Self {
-            status: match payment.status() {
-                PaymentStatus::Unspecified => "unknown",
-                PaymentStatus::Pending => "pending",
-                PaymentStatus::Completed => "completed",
-                PaymentStatus::Failed => "failed",
-                PaymentStatus::Voided => "voided",
-                PaymentStatus::Refunding => "refunding",
-                PaymentStatus::Refunded => "refunded",
-            },
+            status: payment.status().into(),
             amount: payment.amount.map(Money::from),
             failure_code: Some(payment.failure_code).filter(|code| !code.is_empty()),
             id: payment.payment_id,
@@ -231,48 +311,67 @@ impl From<payment::Payment> for Payment {
     }
 }
 
-/// How the API spells a reservation's status.
-pub(crate) const fn reservation(status: inventory::ReservationStatus) -> &'static str {
-    use inventory::ReservationStatus;
-    match status {
-        ReservationStatus::Unspecified => "unknown",
-        ReservationStatus::Reserved => "reserved",
-        ReservationStatus::Rejected => "rejected",
-        ReservationStatus::Released => "released",
-    }
-}
-
-impl From<notification::Notification> for Notification {
-    fn from(notification: notification::Notification) -> Self {
-        use notification::NotificationKind;
-        Self {
-            kind: match notification.kind() {
-                NotificationKind::Unspecified => "unknown",
-                NotificationKind::OrderConfirmed => "order_confirmed",
-                NotificationKind::OrderCancelled => "order_cancelled",
-                NotificationKind::PaymentRefunded => "payment_refunded",
-            },
-            created_at: notification.created_at.and_then(time),
-            id: notification.notification_id,
+impl From<payment::PaymentStatus> for PaymentStatus {
+    fn from(status: payment::PaymentStatus) -> Self {
+        match status {
+            payment::PaymentStatus::Unspecified => Self::Unknown,
+            payment::PaymentStatus::Pending => Self::Pending,
+            payment::PaymentStatus::Completed => Self::Completed,
+            payment::PaymentStatus::Failed => Self::Failed,
+            payment::PaymentStatus::Voided => Self::Voided,
+            payment::PaymentStatus::Refunding => Self::Refunding,
+            payment::PaymentStatus::Refunded => Self::Refunded,
         }
     }
 }
 
-impl From<inventory::Product> for Product {
-    fn from(product: inventory::Product) -> Self {
-        Self {
+impl From<inventory::ReservationStatus> for ReservationStatus {
+    fn from(status: inventory::ReservationStatus) -> Self {
+        match status {
+            inventory::ReservationStatus::Unspecified => Self::Unknown,
+            inventory::ReservationStatus::Reserved => Self::Reserved,
+            inventory::ReservationStatus::Rejected => Self::Rejected,
+            inventory::ReservationStatus::Released => Self::Released,
+        }
+    }
+}
+
+impl TryFrom<notification::Notification> for Notification {
+    type Error = Missing;
+
+    fn try_from(notification: notification::Notification) -> Result<Self, Missing> {
+        use notification::NotificationKind as Kind;
+        Ok(Self {
+            kind: match notification.kind() {
+                Kind::Unspecified => NotificationKind::Unknown,
+                Kind::OrderConfirmed => NotificationKind::OrderConfirmed,
+                Kind::OrderCancelled => NotificationKind::OrderCancelled,
+                Kind::PaymentRefunded => NotificationKind::PaymentRefunded,
+            },
+            created_at: time("created_at", notification.created_at)?,
+            id: notification.notification_id,
+        })
+    }
+}
+
+impl TryFrom<Option<inventory::Product>> for Product {
+    type Error = Missing;
+
+    fn try_from(product: Option<inventory::Product>) -> Result<Self, Missing> {
+        product.ok_or(Missing("product"))?.try_into()
+    }
+}
+
+impl TryFrom<inventory::Product> for Product {
+    type Error = Missing;
+
+    fn try_from(product: inventory::Product) -> Result<Self, Missing> {
+        Ok(Self {
+            price: money("price", product.price)?,
             sku: product.sku,
             name: product.name,
             category: product.category,
-            price: product.price.map(Money::from),
             available: product.available,
-        }
+        })
     }
-}
-
-/// A time as the standard library has it; nothing when a service sent what is none.
-pub(crate) fn time(timestamp: prost_types::Timestamp) -> Option<OffsetDateTime> {
-    std::time::SystemTime::try_from(timestamp)
-        .ok()
-        .map(OffsetDateTime::from)
 }

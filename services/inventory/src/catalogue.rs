@@ -2,18 +2,17 @@
 
 use std::iter::zip;
 
-/// A product of the seed.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Seed {
-    pub(crate) sku: String,
-    pub(crate) name: String,
-    pub(crate) category: &'static str,
+pub struct Seed {
+    pub sku: String,
+    pub name: String,
+    pub category: &'static str,
     /// Minor units of [`CURRENCY`].
-    pub(crate) price: i64,
+    pub price: i64,
 }
 
 /// All prices are in this currency.
-pub(crate) const CURRENCY: &str = "EUR";
+pub const CURRENCY: &str = "EUR";
 
 /// Category, cheapest price in minor units, things.
 const CATEGORIES: [(&str, i64, [&str; 10]); 10] = [
@@ -193,7 +192,7 @@ const KINDS: [(&str, i64); 10] = [
 ];
 
 /// `SKU-0001` to `SKU-1000`.
-pub(crate) fn seed() -> impl Iterator<Item = Seed> {
+pub fn seed() -> impl Iterator<Item = Seed> {
     let kinds_first = KINDS
         .iter()
         .flat_map(|kind| (0..10).map(move |nth| (kind, nth)));

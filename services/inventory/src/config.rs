@@ -1,36 +1,26 @@
 //! Settings of the inventory service; `inventory --help` documents them.
 
-use std::net::SocketAddr;
-
-use bootstrap::settings::{Addresses, BrokerSettings, DatabaseSettings, Settings};
+use bootstrap::settings::{Common, Settings};
+use chassis::ServiceSettings;
 use clap::Parser;
 
-/// The inventory service of Sagacity: knows products, prices and stock, and sets stock aside for
-/// orders.
+/// The inventory service of Sagacity: knows products, prices and stock, reserves stock for orders
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
 pub struct Config {
-    /// Where gRPC listens
-    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:50053")]
-    pub listen: SocketAddr,
-    /// Where health and metrics listen
-    #[arg(long, env = "ADMIN_LISTEN", default_value = "127.0.0.1:9083")]
-    pub admin_listen: SocketAddr,
     #[command(flatten)]
-    pub database: DatabaseSettings,
-    #[command(flatten)]
-    pub broker: BrokerSettings,
-    /// Units of each product that the seed catalogue starts with; counts only when the database is
-    /// new
+    pub service: ServiceSettings<50053, 9083>,
+    /// Units of each product in the seed catalogue; applied when the database is first created
     #[arg(long, env = "INITIAL_STOCK", default_value_t = 1_000_000, value_parser = clap::value_parser!(i64).range(0..))]
     pub initial_stock: i64,
 }
 
 impl Settings for Config {
-    fn addresses(&self) -> Addresses {
-        Addresses {
-            listen: self.listen,
-            admin: self.admin_listen,
-        }
+    fn common(&self) -> Common {
+        self.service.common()
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        self.service.validate()
     }
 }

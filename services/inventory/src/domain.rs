@@ -1,140 +1,163 @@
-//! What a reservation is and what may happen to it: pure functions, no clock, no database, no
-//! network.
+//! What a reservation is and what may happen to it: pure functions, no clock, no database, no network.
 //!
-//! All lines of an order are reserved or none. A cancellation may come before, between and after;
-//! whatever the order, a cancelled order holds no stock.
+//! All lines of an order are reserved or none. A cancellation may arrive before, between and after the
+//! other events; a cancelled order never holds stock.
 
-use std::collections::HashMap;
+mod stock;
+#[cfg(test)]
+mod tests;
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+
+use contracts::{OrderId, Quantity, Sku};
+use time::OffsetDateTime;
+
+pub use stock::Stock;
 
 /// Units of one product.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Stock keeping unit.
-    pub sku: String,
-    /// How many.
-    pub quantity: u32,
+    pub sku: Sku,
+    pub quantity: Quantity,
 }
 
-/// Where a reservation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// Every line is set aside for the order.
+    /// Every line is reserved.
     Reserved,
-    /// Stock ran short; nothing is set aside.
+    /// Stock was short of a line; nothing is reserved.
     Rejected,
-    /// The order was cancelled; nothing is set aside (any more).
+    /// The order was cancelled; nothing is reserved any more.
     Released,
 }
 
-/// What an order has of the stock.
+/// The part of the stock that an order holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {
-    /// Where it stands.
+    pub order_id: OrderId,
     pub status: Status,
-    /// What was asked for; empty in a tombstone.
+    /// What was requested; empty in a tombstone.
     pub lines: Vec<Line>,
+    pub updated_at: OffsetDateTime,
 }
 
-/// What a reservation can be told.
+/// Commands a reservation accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// The order was paid.
-    Reserve(Vec<Line>),
+    Reserve {
+        order_id: OrderId,
+        lines: Vec<Line>,
+        /// Products of the lines of which too little is on hand: [`Stock::shortages`].
+        shortages: Vec<Sku>,
+    },
     /// The order was cancelled.
-    Release,
+    Release { order_id: OrderId },
 }
 
 /// What can happen to a reservation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Every line is set aside.
-    Reserved(Vec<Line>),
-    /// Stock ran short.
-    Rejected {
-        /// What was asked for.
+    Reserved {
+        order_id: OrderId,
         lines: Vec<Line>,
-        /// What there is too little of.
-        short_skus: Vec<String>,
     },
-    /// What was set aside is on hand again.
-    Released(Vec<Line>),
-    /// The cancellation came first; nothing will be set aside.
-    Buried,
+    Rejected {
+        order_id: OrderId,
+        lines: Vec<Line>,
+        shortages: Vec<Sku>,
+    },
+    /// The lines are on hand again.
+    Released {
+        lines: Vec<Line>,
+    },
+    /// The order was cancelled before it was paid; nothing will be reserved.
+    CancelledFirst {
+        order_id: OrderId,
+    },
 }
 
-/// Units on hand by SKU; what is not in it does not exist.
-pub type Stock = HashMap<String, i64>;
+/// A command that contradicts what has already happened. There is none: whatever arrives after the
+/// first decision is late or repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTransition {}
 
-/// What happens when the reservation of an order is told `command` while `stock` is on hand.
-pub fn decide(reservation: Option<&Reservation>, command: Command, stock: &Stock) -> Option<Event> {
-    match (
-        command,
-        reservation.map(|reservation| (reservation.status, &reservation.lines)),
-    ) {
-        (Command::Reserve(lines), None) => Some(reserve(lines, stock)),
-        (Command::Reserve(_), Some(_)) => None,
-        (Command::Release, None) => Some(Event::Buried),
-        (Command::Release, Some((Status::Reserved, lines))) => Some(Event::Released(lines.clone())),
-        (Command::Release, Some((Status::Rejected | Status::Released, _))) => None,
-    }
-}
-
-fn reserve(lines: Vec<Line>, stock: &Stock) -> Event {
-    let enough = |line: &Line| {
-        stock
-            .get(&line.sku)
-            .is_some_and(|on_hand| *on_hand >= i64::from(line.quantity))
+/// What happens when `reservation` gets `command`; no event when nothing changes.
+pub fn decide(
+    reservation: Option<&Reservation>,
+    command: Command,
+) -> Result<Vec<Event>, InvalidTransition> {
+    let Some(reservation) = reservation else {
+        return Ok(vec![match command {
+            Command::Release { order_id } => Event::CancelledFirst { order_id },
+            Command::Reserve {
+                order_id,
+                lines,
+                shortages,
+            } if shortages.is_empty() => Event::Reserved { order_id, lines },
+            Command::Reserve {
+                order_id,
+                lines,
+                shortages,
+            } => Event::Rejected {
+                order_id,
+                lines,
+                shortages,
+            },
+        }]);
     };
-    let short_skus: Vec<String> = lines
-        .iter()
-        .filter(|line| !enough(line))
-        .map(|line| line.sku.clone())
-        .collect();
-    if short_skus.is_empty() {
-        Event::Reserved(lines)
-    } else {
-        Event::Rejected { lines, short_skus }
-    }
+    Ok(match (command, reservation.status) {
+        // Redelivered, or after a cancellation that arrived first.
+        (Command::Reserve { .. }, _) => vec![],
+        (Command::Release { .. }, Status::Reserved) => vec![Event::Released {
+            lines: reservation.lines.clone(),
+        }],
+        (Command::Release { .. }, Status::Rejected | Status::Released) => vec![],
+    })
 }
 
-/// What `event` makes of the reservation.
-pub fn evolve(event: &Event) -> Reservation {
+/// The reservation after `event`, which happened at `at`. `None` when the event does not fit: a release
+/// needs a reservation.
+pub fn evolve(
+    reservation: Option<Reservation>,
+    event: &Event,
+    at: OffsetDateTime,
+) -> Option<Reservation> {
+    let new = |order_id: &OrderId, status, lines: &[Line]| Reservation {
+        order_id: *order_id,
+        status,
+        lines: lines.to_vec(),
+        updated_at: at,
+    };
     match event {
-        Event::Reserved(lines) => Reservation {
-            status: Status::Reserved,
-            lines: lines.clone(),
-        },
-        Event::Rejected { lines, .. } => Reservation {
-            status: Status::Rejected,
-            lines: lines.clone(),
-        },
-        Event::Released(lines) => Reservation {
+        Event::Reserved { order_id, lines } => Some(new(order_id, Status::Reserved, lines)),
+        Event::Rejected {
+            order_id, lines, ..
+        } => Some(new(order_id, Status::Rejected, lines)),
+        Event::CancelledFirst { order_id } => Some(new(order_id, Status::Released, &[])),
+        Event::Released { .. } => reservation.map(|reservation| Reservation {
             status: Status::Released,
-            lines: lines.clone(),
-        },
-        Event::Buried => Reservation {
-            status: Status::Released,
-            lines: Vec::new(),
-        },
+            updated_at: at,
+            ..reservation
+        }),
     }
 }
 
-/// By how much `event` changes what is on hand.
-pub fn movements(event: &Event) -> Vec<(&str, i64)> {
-    match event {
-        Event::Reserved(lines) => lines
-            .iter()
-            .map(|line| (line.sku.as_str(), -i64::from(line.quantity)))
-            .collect(),
-        Event::Released(lines) => lines
-            .iter()
-            .map(|line| (line.sku.as_str(), i64::from(line.quantity)))
-            .collect(),
-        Event::Rejected { .. } | Event::Buried => Vec::new(),
+impl Status {
+    pub const ALL: [Self; 3] = [Self::Reserved, Self::Rejected, Self::Released];
+
+    /// As the database and the API spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reserved => "reserved",
+            Self::Rejected => "rejected",
+            Self::Released => "released",
+        }
     }
 }
 
-#[cfg(test)]
-mod tests;
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,58 +1,60 @@
 //! Queries over gRPC.
 
-use contracts::OrderId;
+use chassis::status;
+use contracts::Sku;
 use proto::inventory::v1::{
     self as wire, GetPricesRequest, GetPricesResponse, GetProductRequest, GetProductResponse,
     GetReservationRequest, GetReservationResponse, ListProductsRequest, ListProductsResponse,
     Price, inventory_service_server::InventoryService,
 };
 use sqlx::PgPool;
-use tonic::{Request, Response, Status as Code};
+use tonic::{Request, Response, Status};
 
-use crate::{domain::Status, store};
+use crate::{domain, store};
 
-/// Most SKUs in one question about prices.
+/// Most SKUs in one request for prices.
 const MAX_SKUS: usize = 1000;
 
-/// The gRPC face of the inventory service.
-pub(crate) struct Grpc {
-    pub(crate) pool: PgPool,
+/// The gRPC API of the inventory service.
+pub struct InventoryApi {
+    pool: PgPool,
+}
+
+impl InventoryApi {
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
 }
 
 #[tonic::async_trait]
-impl InventoryService for Grpc {
+impl InventoryService for InventoryApi {
     async fn list_products(
         &self,
         request: Request<ListProductsRequest>,
-    ) -> Result<Response<ListProductsResponse>, Code> {
-        let request = request.get_ref();
-        check_text("after", &request.after)?;
-        let limit = request.limit.clamp(1, 100) as usize;
-        // One more than asked for tells whether there is a next page.
-        let mut products = store::products(&self.pool, &request.after, limit as i64 + 1)
-            .await
-            .map_err(unavailable)?;
-        let more = products.len() > limit;
-        products.truncate(limit);
-        let next_after = products
-            .last()
-            .filter(|_| more)
-            .map(|last| last.sku.clone())
-            .unwrap_or_default();
+    ) -> Result<Response<ListProductsResponse>, Status> {
+        let ListProductsRequest { after, limit } = request.into_inner();
+        if !after.is_empty() {
+            parse_sku("after", &after)?;
+        }
+        let size = status::page_size(limit);
+        let rows = store::products(&self.pool, &after, size as i64 + 1).await;
+        let mut products = rows.map_err(status::from_error)?;
+        let has_next = status::cut_to_page(&mut products, size);
+        let last = products.last().filter(|_| has_next);
         Ok(Response::new(ListProductsResponse {
+            next_after: last.map(|last| last.sku.clone()).unwrap_or_default(),
             products: products.into_iter().map(into_wire).collect(),
-            next_after,
         }))
     }
 
     async fn get_product(
         &self,
         request: Request<GetProductRequest>,
-    ) -> Result<Response<GetProductResponse>, Code> {
-        let sku = &request.get_ref().sku;
-        check_text("sku", sku)?;
-        let found = store::product(&self.pool, sku).await.map_err(unavailable)?;
-        let product = found.ok_or_else(|| Code::not_found("there is no such product"))?;
+    ) -> Result<Response<GetProductResponse>, Status> {
+        let sku = parse_sku("sku", &request.get_ref().sku)?;
+        let found = store::product(&self.pool, &sku).await;
+        let found = found.map_err(status::from_error)?;
+        let product = found.ok_or_else(|| Status::not_found("there is no such product"))?;
         Ok(Response::new(GetProductResponse {
             product: Some(into_wire(product)),
         }))
@@ -61,45 +63,52 @@ impl InventoryService for Grpc {
     async fn get_prices(
         &self,
         request: Request<GetPricesRequest>,
-    ) -> Result<Response<GetPricesResponse>, Code> {
+    ) -> Result<Response<GetPricesResponse>, Status> {
         let skus = &request.get_ref().skus;
         if skus.len() > MAX_SKUS {
-            return Err(Code::invalid_argument(format!(
-                "skus: expected at most {MAX_SKUS}"
-            )));
+            return Err(status::invalid(
+                "skus",
+                format!("expected at most {MAX_SKUS}"),
+            ));
         }
-        skus.iter().try_for_each(|sku| check_text("skus", sku))?;
-        let prices = store::prices(&self.pool, skus).await.map_err(unavailable)?;
-        let prices = prices
-            .into_iter()
-            .map(|(sku, price)| Price {
-                sku,
-                price: Some(price.into()),
-            })
-            .collect();
-        Ok(Response::new(GetPricesResponse { prices }))
+        for sku in skus {
+            parse_sku("skus", sku)?;
+        }
+        let prices = store::prices(&self.pool, skus).await;
+        let prices = prices.map_err(status::from_error)?.into_iter();
+        let prices = prices.map(|(sku, price)| Price {
+            sku,
+            price: Some(price.into()),
+        });
+        Ok(Response::new(GetPricesResponse {
+            prices: prices.collect(),
+        }))
     }
 
     async fn get_reservation(
         &self,
         request: Request<GetReservationRequest>,
-    ) -> Result<Response<GetReservationResponse>, Code> {
-        let text = &request.get_ref().order_id;
-        let order: OrderId = text
-            .parse()
-            .map_err(|_| Code::invalid_argument("order_id: expected a UUID"))?;
-        let found = store::find(&self.pool, order).await.map_err(unavailable)?;
-        let status =
-            match found.ok_or_else(|| Code::not_found("there is no reservation for this order"))? {
-                Status::Reserved => wire::ReservationStatus::Reserved,
-                Status::Rejected => wire::ReservationStatus::Rejected,
-                Status::Released => wire::ReservationStatus::Released,
-            };
+    ) -> Result<Response<GetReservationResponse>, Status> {
+        let order_id = request.into_inner().order_id;
+        let id = status::parse_id("order_id", &order_id)?;
+        let found = store::find(&self.pool, id)
+            .await
+            .map_err(status::from_error)?;
+        let missing = || Status::not_found("there is no reservation for this order");
+        let status = match found.ok_or_else(missing)? {
+            domain::Status::Reserved => wire::ReservationStatus::Reserved,
+            domain::Status::Rejected => wire::ReservationStatus::Rejected,
+            domain::Status::Released => wire::ReservationStatus::Released,
+        };
         Ok(Response::new(GetReservationResponse {
-            order_id: order.to_string(),
+            order_id,
             status: status.into(),
         }))
     }
+}
+
+fn parse_sku(field: &str, text: &str) -> Result<Sku, Status> {
+    text.parse().map_err(|error| status::invalid(field, error))
 }
 
 fn into_wire(product: store::Product) -> wire::Product {
@@ -113,19 +122,4 @@ fn into_wire(product: store::Product) -> wire::Product {
         }),
         available: u64::try_from(product.on_hand).unwrap_or_default(),
     }
-}
-
-/// PostgreSQL's text holds any character but NUL; no SKU has a control character.
-fn check_text(field: &str, text: &str) -> Result<(), Code> {
-    match text.contains(char::is_control) {
-        true => Err(Code::invalid_argument(format!(
-            "{field}: expected no control characters"
-        ))),
-        false => Ok(()),
-    }
-}
-
-fn unavailable(error: sqlx::Error) -> Code {
-    tracing::warn!(%error, "the database does not answer");
-    Code::unavailable("the database is away; a retry is safe")
 }

@@ -1,7 +1,5 @@
 //! The inventory service as a process.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    bootstrap::process::main("inventory", inventory::run)
+fn main() -> std::process::ExitCode {
+    inventory::main()
 }

@@ -1,159 +1,117 @@
-//! The inventory service's part in the saga: set stock aside for an order that was paid, undo that
-//! when it is cancelled.
+//! The inventory service's part in the saga: reserve stock for a paid order, undo that when it is
+//! cancelled.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::Context as _;
-use contracts::{DecodeError, Event as Contract, Inbound, OrderId, choreography::Service};
-use messaging::{
-    Delivery, Handler, Outcome,
-    outbox::{self, Outgoing},
-};
-use proto::inventory::v1 as wire;
+use contracts::{DecodeError, Event, Inbound, OrderId, Service, Sku, parse_lines};
+use messaging::{Delivery, Handler, Outcome, UnitOfWork};
 use sqlx::PgConnection;
 
 use crate::{
-    domain::{Command, Event, Line, decide, evolve, movements},
+    domain::{Command, Line, Reservation, Stock},
     store,
 };
 
-/// What the inventory service listens to.
+/// The events that the inventory service subscribes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// An order was paid: reserve its lines.
-    PaymentCompleted(Vec<Line>),
-    /// An order was cancelled: release them.
+pub enum InboundEvent {
+    PaymentCompleted { lines: Vec<Line> },
     OrderCancelled,
 }
 
-impl Inbound for Heard {
+impl Inbound for InboundEvent {
     const SERVICE: Service = Service::Inventory;
 
-    fn from_event(event: Contract) -> Result<Self, DecodeError> {
+    fn from_event(event: Event) -> Result<Self, DecodeError> {
         match event {
-            Contract::PaymentCompleted(event) => {
-                let lines = event.lines.into_iter().map(|line| Line {
+            Event::PaymentCompleted(event) => {
+                let lines = parse_lines(event.lines)?.into_iter();
+                let lines = lines.map(|line| Line {
                     sku: line.sku,
                     quantity: line.quantity,
                 });
-                Ok(Self::PaymentCompleted(lines.collect()))
+                Ok(Self::PaymentCompleted {
+                    lines: lines.collect(),
+                })
             }
-            Contract::OrderCancelled(_) => Ok(Self::OrderCancelled),
-            other => Err(DecodeError::NotForUs(other.subject())),
+            Event::OrderCancelled(_) => Ok(Self::OrderCancelled),
+            other => Err(DecodeError::NotSubscribed(other.subject())),
         }
     }
 }
 
-/// Reserves and releases.
+fn command(delivery: &Delivery<InboundEvent>, stock: &Stock) -> Command {
+    let order_id = delivery.order_id();
+    match &delivery.event {
+        InboundEvent::PaymentCompleted { lines } => Command::Reserve {
+            order_id,
+            lines: lines.clone(),
+            shortages: stock.shortages(lines),
+        },
+        InboundEvent::OrderCancelled => Command::Release { order_id },
+    }
+}
+
+/// Every product that the batch can move: requested by a payment, or held by a reservation.
+fn products(
+    batch: &[Delivery<InboundEvent>],
+    reservations: &HashMap<OrderId, Reservation>,
+) -> BTreeSet<Sku> {
+    let requested = batch.iter().flat_map(|delivery| match &delivery.event {
+        InboundEvent::PaymentCompleted { lines } => lines.as_slice(),
+        InboundEvent::OrderCancelled => &[],
+    });
+    let held = reservations
+        .values()
+        .flat_map(|reservation| &reservation.lines);
+    requested.chain(held).map(|line| line.sku.clone()).collect()
+}
+
+/// Reserves and releases stock.
 #[derive(Debug)]
 pub struct Saga;
 
 impl Handler for Saga {
-    type Inbound = Heard;
+    type Inbound = InboundEvent;
 
     async fn handle(
         &self,
         tx: &mut PgConnection,
-        batch: &[Delivery<Heard>],
+        batch: &[Delivery<InboundEvent>],
     ) -> anyhow::Result<Vec<Outcome>> {
-        let orders: Vec<OrderId> = batch.iter().map(Delivery::order_id).collect();
-        let mut reservations = store::lock(tx, &orders)
-            .await
-            .context("lock reservations")?;
-        let known: BTreeSet<OrderId> = reservations.keys().copied().collect();
-        let wanted = batch.iter().flat_map(|delivery| match &delivery.event {
-            Heard::PaymentCompleted(lines) => lines.as_slice(),
-            Heard::OrderCancelled => &[],
-        });
-        let held = reservations
-            .values()
-            .flat_map(|reservation| &reservation.lines);
-        let skus: BTreeSet<String> = wanted.chain(held).map(|line| line.sku.clone()).collect();
-        let skus: Vec<&str> = skus.iter().map(String::as_str).collect();
-        let mut stock = store::lock_stock(tx, &skus).await.context("lock stock")?;
-
-        let mut moved: BTreeMap<String, i64> = BTreeMap::new();
-        let mut changed = BTreeSet::new();
-        let mut events = Vec::new();
+        let ids: Vec<OrderId> = batch.iter().map(Delivery::order_id).collect();
+        let reservations = store::lock(tx, &ids).await.context("lock reservations")?;
+        // Reservations first and stock second, in every batch: two batches cannot deadlock.
+        let stock = store::lock_stock(tx, &products(batch, &reservations)).await;
+        let mut stock = stock.context("lock stock")?;
+        let mut work = UnitOfWork::new(reservations);
         let mut outcomes = Vec::with_capacity(batch.len());
         for delivery in batch {
-            let order = delivery.order_id();
-            let command = match &delivery.event {
-                Heard::PaymentCompleted(lines) => Command::Reserve(lines.clone()),
-                Heard::OrderCancelled => Command::Release,
-            };
-            let Some(event) = decide(reservations.get(&order), command, &stock) else {
-                outcomes.push(Outcome::Ignored("the reservation has moved on"));
-                continue;
-            };
-            for (sku, by) in movements(&event) {
-                *stock.entry(sku.to_owned()).or_default() += by;
-                *moved.entry(sku.to_owned()).or_default() += by;
-            }
-            reservations.insert(order, evolve(&event));
-            changed.insert(order);
-            events.extend(
-                publish(order, &event)
-                    .map(|contract| Outgoing::new(order, contract, delivery.cause())),
-            );
-            outcomes.push(Outcome::Done);
+            let command = command(delivery, &stock);
+            let executed = work.execute(delivery.order_id(), command, delivery.cause());
+            executed
+                .iter()
+                .flatten()
+                .for_each(|event| stock.apply(event));
+            outcomes.push(Outcome::from_execution(executed));
         }
-
-        let (old, new) = changed
-            .iter()
-            .filter_map(|order| Some((*order, reservations.get(order)?)))
-            .partition(|(order, _)| known.contains(order));
-        store::move_stock(tx, &moved).await.context("move stock")?;
-        store::update(tx, &old)
+        store::move_stock(tx, stock.changes())
             .await
-            .context("update reservations")?;
-        store::insert(tx, &new)
-            .await
-            .context("insert reservations")?;
-        outbox::append(tx, &events).await.context("append events")?;
+            .context("move stock")?;
+        work.flush(tx).await.context("save reservations")?;
         Ok(outcomes)
-    }
-}
-
-/// What is said about what happened.
-fn publish(order: OrderId, event: &Event) -> Option<Contract> {
-    let order_id = order.to_string();
-    match event {
-        Event::Reserved(_) => Some(Contract::InventoryReserved(wire::InventoryReserved {
-            order_id,
-        })),
-        Event::Rejected { short_skus, .. } => {
-            Some(Contract::InventoryRejected(wire::InventoryRejected {
-                order_id,
-                short_skus: short_skus.clone(),
-            }))
-        }
-        Event::Released(_) => Some(Contract::InventoryReleased(wire::InventoryReleased {
-            order_id,
-        })),
-        Event::Buried => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use contracts::{Subject, choreography::listens_to};
+    use contracts::choreography::mismatches;
 
     use super::*;
 
     #[test]
-    fn everything_the_choreography_sends_here_is_understood_and_nothing_else() {
-        let declared: Vec<Subject> = Service::ALL
-            .into_iter()
-            .flat_map(|owner| listens_to(Service::Inventory, owner))
-            .collect();
-        for subject in Subject::ALL {
-            let event = Contract::decode(subject, &[]).unwrap();
-            assert_eq!(
-                Heard::from_event(event).is_ok(),
-                declared.contains(&subject),
-                "{subject}"
-            );
-        }
+    fn inbound_events_agree_with_the_choreography() {
+        assert_eq!(mismatches::<InboundEvent>(), []);
     }
 }

@@ -1,8 +1,9 @@
-//! All SQL of the inventory service. Set-based: one statement for any number of reservations.
+//! The SQL of the inventory service. One statement serves any number of reservations.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use contracts::{Money, OrderId};
+use contracts::{InvalidValue, Money, OrderId, Quantity, Sku};
+use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
@@ -11,8 +12,15 @@ use crate::{
     domain::{Line, Reservation, Status, Stock},
 };
 
-/// Loads the seed catalogue, once: what is there stays as it is. Safe with several replicas.
-pub(crate) async fn seed(pool: &PgPool, stock_each: i64) -> sqlx::Result<()> {
+/// A line as the column `lines` keeps it.
+#[derive(Debug, Serialize, Deserialize)]
+struct LineColumn {
+    sku: Sku,
+    quantity: Quantity,
+}
+
+/// Loads the seed catalogue once; existing rows stay as they are. Safe with several replicas.
+pub async fn seed(pool: &PgPool, stock_each: i64) -> sqlx::Result<()> {
     let mut tx = pool.begin().await?;
     let (mut skus, mut names, mut categories, mut prices) = (vec![], vec![], vec![], vec![]);
     for product in catalogue::seed() {
@@ -47,132 +55,144 @@ pub(crate) async fn seed(pool: &PgPool, stock_each: i64) -> sqlx::Result<()> {
     tx.commit().await
 }
 
-/// Locks the reservations of orders in key order, so that batches cannot deadlock. Those that do
-/// not exist are left out.
-pub(crate) async fn lock(
+/// Locks reservations by order, in key order, so that batches cannot deadlock. Reservations that do not
+/// exist are left out.
+pub async fn lock(
     tx: &mut PgConnection,
     orders: &[OrderId],
 ) -> sqlx::Result<HashMap<OrderId, Reservation>> {
     let orders: Vec<Uuid> = orders.iter().map(|order| order.0).collect();
     let rows = sqlx::query!(
         r#"-- reservations_lock
-        SELECT order_id, status, lines AS "lines: Json<Vec<Line>>"
+        SELECT order_id, status, lines AS "lines: Json<Vec<LineColumn>>", updated_at
         FROM reservations WHERE order_id = ANY($1) ORDER BY order_id FOR UPDATE"#,
         &orders
     )
     .fetch_all(tx)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let reservation = Reservation {
-                status: read_status(&row.status)?,
-                lines: row.lines.0,
-            };
-            Ok((OrderId(row.order_id), reservation))
-        })
-        .collect()
+    let mut reservations = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let order_id = OrderId(row.order_id);
+        let lines = row.lines.0.into_iter();
+        let lines = lines.map(|LineColumn { sku, quantity }| Line { sku, quantity });
+        let reservation = Reservation {
+            order_id,
+            status: read_status(&row.status)?,
+            lines: lines.collect(),
+            updated_at: row.updated_at,
+        };
+        reservations.insert(order_id, reservation);
+    }
+    Ok(reservations)
 }
 
 /// Locks the stock of products in key order. Always after [`lock`].
-pub(crate) async fn lock_stock(tx: &mut PgConnection, skus: &[&str]) -> sqlx::Result<Stock> {
+pub async fn lock_stock(tx: &mut PgConnection, skus: &BTreeSet<Sku>) -> sqlx::Result<Stock> {
+    let skus: Vec<&str> = skus.iter().map(Sku::as_str).collect();
     let rows = sqlx::query!(
         r#"-- stock_lock
         SELECT sku, on_hand FROM stock WHERE sku = ANY($1) ORDER BY sku FOR UPDATE"#,
-        skus as &[&str]
+        &skus as &[&str]
     )
     .fetch_all(tx)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.sku, row.on_hand)).collect())
+    let mut on_hand = HashMap::with_capacity(rows.len());
+    for row in rows {
+        on_hand.insert(Sku::try_from(row.sku).map_err(decode)?, row.on_hand);
+    }
+    Ok(Stock::new(on_hand))
 }
 
-/// Moves units between on hand and reserved: positive numbers come back on hand.
-pub(crate) async fn move_stock(
-    tx: &mut PgConnection,
-    movements: &BTreeMap<String, i64>,
-) -> sqlx::Result<()> {
-    if movements.is_empty() {
+/// Moves units between on hand and reserved: positive units come back on hand.
+pub async fn move_stock(tx: &mut PgConnection, changes: &BTreeMap<Sku, i64>) -> sqlx::Result<()> {
+    if changes.is_empty() {
         return Ok(());
     }
-    let (skus, by): (Vec<&str>, Vec<i64>) = movements
-        .iter()
-        .map(|(sku, by)| (sku.as_str(), *by))
-        .unzip();
+    let skus: Vec<&str> = changes.keys().map(Sku::as_str).collect();
+    let units: Vec<i64> = changes.values().copied().collect();
     sqlx::query!(
         r#"-- stock_move
         UPDATE stock SET on_hand = on_hand + m.by, reserved = reserved - m.by
         FROM unnest($1::text[], $2::bigint[]) AS m (sku, by) WHERE stock.sku = m.sku"#,
         &skus as &[&str],
-        &by
+        &units
     )
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Inserts new reservations, in key order. One that exists by now is an error: the batch is then
-/// tried again.
-pub(crate) async fn insert(
-    tx: &mut PgConnection,
-    new: &BTreeMap<OrderId, &Reservation>,
-) -> sqlx::Result<()> {
-    if new.is_empty() {
-        return Ok(());
-    }
-    let (orders, statuses, lines) = columns(new);
+/// Inserts new reservations. One that another replica has inserted meanwhile is an error: the batch is
+/// then tried again and finds it.
+pub async fn insert(tx: &mut PgConnection, new: &[&Reservation]) -> sqlx::Result<()> {
+    let orders: Vec<_> = new
+        .iter()
+        .map(|reservation| reservation.order_id.0)
+        .collect();
+    let statuses: Vec<_> = new
+        .iter()
+        .map(|reservation| reservation.status.as_str())
+        .collect();
+    let lines: Vec<_> = new
+        .iter()
+        .map(|reservation| Json(columns(&reservation.lines)))
+        .collect();
+    let times: Vec<_> = new
+        .iter()
+        .map(|reservation| reservation.updated_at)
+        .collect();
     sqlx::query!(
         r#"-- reservations_insert
-        INSERT INTO reservations (order_id, status, lines)
-        SELECT * FROM unnest($1::uuid[], $2::text[], $3::jsonb[])"#,
+        INSERT INTO reservations (order_id, status, lines, updated_at)
+        SELECT * FROM unnest($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[])"#,
         &orders,
         &statuses as &[&str],
-        &lines as &[Json<&Vec<Line>>]
+        &lines as &[Json<Vec<LineColumn>>],
+        &times
     )
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Writes the status of locked reservations.
-pub(crate) async fn update(
-    tx: &mut PgConnection,
-    changed: &BTreeMap<OrderId, &Reservation>,
-) -> sqlx::Result<()> {
-    if changed.is_empty() {
-        return Ok(());
-    }
-    let (orders, statuses, _) = columns(changed);
+/// Writes the columns of locked reservations that can change.
+pub async fn update(tx: &mut PgConnection, changed: &[&Reservation]) -> sqlx::Result<()> {
+    let orders: Vec<_> = changed
+        .iter()
+        .map(|reservation| reservation.order_id.0)
+        .collect();
+    let statuses: Vec<_> = changed
+        .iter()
+        .map(|reservation| reservation.status.as_str())
+        .collect();
+    let times: Vec<_> = changed
+        .iter()
+        .map(|reservation| reservation.updated_at)
+        .collect();
     sqlx::query!(
         r#"-- reservations_update
-        UPDATE reservations SET status = r.status, updated_at = now()
-        FROM unnest($1::uuid[], $2::text[]) AS r (order_id, status) WHERE reservations.order_id = r.order_id"#,
+        UPDATE reservations SET status = r.status, updated_at = r.at
+        FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS r (order_id, status, at)
+        WHERE reservations.order_id = r.order_id"#,
         &orders,
-        &statuses as &[&str]
+        &statuses as &[&str],
+        &times
     )
     .execute(tx)
     .await?;
     Ok(())
 }
 
-type Columns<'a> = (Vec<Uuid>, Vec<&'static str>, Vec<Json<&'a Vec<Line>>>);
-
-fn columns<'a>(reservations: &BTreeMap<OrderId, &'a Reservation>) -> Columns<'a> {
-    let orders = reservations.keys().map(|order| order.0).collect();
-    let statuses = reservations
-        .values()
-        .map(|reservation| status_text(reservation.status))
-        .collect();
-    (
-        orders,
-        statuses,
-        reservations
-            .values()
-            .map(|reservation| Json(&reservation.lines))
-            .collect(),
-    )
+fn columns(lines: &[Line]) -> Vec<LineColumn> {
+    let column = |line: &Line| LineColumn {
+        sku: line.sku.clone(),
+        quantity: line.quantity,
+    };
+    lines.iter().map(column).collect()
 }
 
 /// The status of one order's reservation.
-pub(crate) async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Status>> {
+pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Status>> {
     let status = sqlx::query_scalar!(
         "-- reservation_find\nSELECT status FROM reservations WHERE order_id = $1",
         order.0
@@ -182,18 +202,18 @@ pub(crate) async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<S
     status.map(|status| read_status(&status)).transpose()
 }
 
-/// A product with what is available of it.
-pub(crate) struct Product {
-    pub(crate) sku: String,
-    pub(crate) name: String,
-    pub(crate) category: String,
-    pub(crate) price_amount: i64,
-    pub(crate) price_currency: String,
-    pub(crate) on_hand: i64,
+/// A product with its available units.
+pub struct Product {
+    pub sku: String,
+    pub name: String,
+    pub category: String,
+    pub price_amount: i64,
+    pub price_currency: String,
+    pub on_hand: i64,
 }
 
 /// Products by SKU, after `after`.
-pub(crate) async fn products(pool: &PgPool, after: &str, limit: i64) -> sqlx::Result<Vec<Product>> {
+pub async fn products(pool: &PgPool, after: &str, limit: i64) -> sqlx::Result<Vec<Product>> {
     sqlx::query_as!(
         Product,
         r#"-- products_list
@@ -206,46 +226,41 @@ pub(crate) async fn products(pool: &PgPool, after: &str, limit: i64) -> sqlx::Re
     .await
 }
 
-/// One product.
-pub(crate) async fn product(pool: &PgPool, sku: &str) -> sqlx::Result<Option<Product>> {
+pub async fn product(pool: &PgPool, sku: &Sku) -> sqlx::Result<Option<Product>> {
     sqlx::query_as!(
         Product,
         r#"-- product_find
         SELECT sku, name, category, price_amount, price_currency, on_hand
         FROM products JOIN stock USING (sku) WHERE sku = $1"#,
-        sku
+        sku.as_str()
     )
     .fetch_optional(pool)
     .await
 }
 
 /// Prices of those SKUs that exist.
-pub(crate) async fn prices(pool: &PgPool, skus: &[String]) -> sqlx::Result<Vec<(String, Money)>> {
+pub async fn prices(pool: &PgPool, skus: &[String]) -> sqlx::Result<Vec<(String, Money)>> {
     let rows = sqlx::query!(
         "-- prices_find\nSELECT sku, price_amount, price_currency FROM products WHERE sku = ANY($1)",
         skus
     )
     .fetch_all(pool)
     .await?;
-    let price = |amount, currency| Money { amount, currency };
-    Ok(rows
-        .into_iter()
-        .map(|row| (row.sku, price(row.price_amount, row.price_currency)))
-        .collect())
-}
-
-const fn status_text(status: Status) -> &'static str {
-    match status {
-        Status::Reserved => "reserved",
-        Status::Rejected => "rejected",
-        Status::Released => "released",
-    }
+    rows.into_iter()
+        .map(|row| {
+            let currency = row.price_currency.parse().map_err(decode)?;
+            Ok((row.sku, Money::new(row.price_amount, currency)))
+        })
+        .collect()
 }
 
 fn read_status(text: &str) -> sqlx::Result<Status> {
-    [Status::Reserved, Status::Rejected, Status::Released]
-        .into_iter()
-        .find(|status| status_text(*status) == text)
-        // The table's constraint excludes this.
-        .ok_or_else(|| sqlx::Error::Decode(format!("a reservation cannot be {text:?}").into()))
+    let mut all = Status::ALL.into_iter();
+    let known = all.find(|status| status.as_str() == text);
+    // The table's constraint excludes any other.
+    known.ok_or_else(|| sqlx::Error::Decode(format!("a reservation cannot be {text:?}").into()))
+}
+
+fn decode(error: InvalidValue) -> sqlx::Error {
+    sqlx::Error::Decode(error.into())
 }

@@ -1,4 +1,4 @@
-//! The inventory service as a process, in front of a real database and broker.
+//! The inventory service as processes, with a real database and broker.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;
@@ -57,7 +57,7 @@ async fn replicas_that_start_at_once_load_the_catalogue_once() {
             7
         );
     }
-    // A later start with another setting does not fill the shelves again.
+    // A later start with another setting changes nothing.
     sqlx::query("UPDATE stock SET initial = 1, on_hand = 1 WHERE sku = 'SKU-0001'")
         .execute(&database)
         .await
@@ -67,7 +67,7 @@ async fn replicas_that_start_at_once_load_the_catalogue_once() {
 }
 
 #[tokio::test]
-async fn products_are_listed_page_by_page_and_priced_in_one_question() {
+async fn products_are_listed_by_page_and_priced_in_one_request() {
     let broker = test::broker().await.unwrap();
     let (_, url) = test::database(&[]).await.unwrap();
     let (_program, mut client) = start(&url, &broker.url(), "3").await;
@@ -89,11 +89,11 @@ async fn products_are_listed_page_by_page_and_priced_in_one_question() {
         after = page.next_after;
     }
     assert_eq!(skus.len(), 1000);
-    let asked = ["SKU-0002", "SKU-9999", "SKU-0001"]
+    let requested = ["SKU-0002", "SKU-9999", "SKU-0001"]
         .map(str::to_owned)
         .to_vec();
     let prices = client
-        .get_prices(GetPricesRequest { skus: asked })
+        .get_prices(GetPricesRequest { skus: requested })
         .await
         .unwrap()
         .into_inner()
@@ -102,12 +102,12 @@ async fn products_are_listed_page_by_page_and_priced_in_one_question() {
     assert_eq!(
         priced,
         BTreeSet::from(["SKU-0001", "SKU-0002"]),
-        "what does not exist has no price"
+        "a product that does not exist has no price"
     );
 }
 
 #[tokio::test]
-async fn wrong_questions_are_answered_with_what_is_wrong() {
+async fn an_invalid_request_is_rejected_with_what_is_expected() {
     let broker = test::broker().await.unwrap();
     let (_, url) = test::database(&[]).await.unwrap();
     let (_program, mut client) = start(&url, &broker.url(), "3").await;

@@ -1,9 +1,7 @@
 //! Queries over gRPC.
 
-use std::time::SystemTime;
-
+use chassis::status;
 use contracts::OrderId;
-use prost_types::Timestamp;
 use proto::notification::v1::{
     self as wire, ListNotificationsRequest, ListNotificationsResponse, NotificationKind,
     notification_service_server::NotificationService,
@@ -11,36 +9,39 @@ use proto::notification::v1::{
 use sqlx::PgPool;
 use tonic::{Request, Response, Status};
 
-use crate::store::{self, Kind};
+use crate::{
+    kind::Kind,
+    store::{self, Notification},
+};
 
-/// The gRPC face of the notification service.
-pub(crate) struct Grpc {
-    pub(crate) pool: PgPool,
+/// The gRPC API of the notification service.
+pub struct NotificationApi {
+    pool: PgPool,
+}
+
+impl NotificationApi {
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
 }
 
 #[tonic::async_trait]
-impl NotificationService for Grpc {
+impl NotificationService for NotificationApi {
     async fn list_notifications(
         &self,
         request: Request<ListNotificationsRequest>,
     ) -> Result<Response<ListNotificationsResponse>, Status> {
-        let text = &request.get_ref().order_id;
-        let order: OrderId = text
-            .parse()
-            .map_err(|_| Status::invalid_argument("order_id: expected a UUID"))?;
-        let told = store::about(&self.pool, order).await.map_err(|error| {
-            tracing::warn!(order.id = %order, %error, "the database does not answer");
-            Status::unavailable("the database is away; a retry is safe")
-        })?;
-        let notifications = told
-            .into_iter()
-            .map(|notification| into_wire(order, &notification))
-            .collect();
-        Ok(Response::new(ListNotificationsResponse { notifications }))
+        let order = status::parse_id("order_id", &request.get_ref().order_id)?;
+        let found = store::list(&self.pool, order).await;
+        let notifications = found.map_err(status::from_error)?.into_iter();
+        let notifications = notifications.map(|notification| into_wire(order, &notification));
+        Ok(Response::new(ListNotificationsResponse {
+            notifications: notifications.collect(),
+        }))
     }
 }
 
-fn into_wire(order: OrderId, notification: &store::Notification) -> wire::Notification {
+fn into_wire(order: OrderId, notification: &Notification) -> wire::Notification {
     let kind = match notification.kind {
         Kind::OrderConfirmed => NotificationKind::OrderConfirmed,
         Kind::OrderCancelled => NotificationKind::OrderCancelled,
@@ -50,6 +51,6 @@ fn into_wire(order: OrderId, notification: &store::Notification) -> wire::Notifi
         notification_id: notification.notification_id.to_string(),
         order_id: order.to_string(),
         kind: kind.into(),
-        created_at: Some(Timestamp::from(SystemTime::from(notification.created_at))),
+        created_at: Some(status::timestamp(notification.created_at)),
     }
 }

@@ -1,74 +1,46 @@
-//! The notification service: tells customers what became of their orders, once.
+//! The notification service: notifies customers of the outcomes of their orders, once.
+//!
+//! It has no rules, therefore no `domain` and no unit of work: a row per notification, and a constraint
+//! that keeps it unique. Reading order: `saga` (what it does on which event), `mailer`, `store`.
 
 mod config;
 mod grpc;
-mod postman;
-pub mod saga;
+mod kind;
+mod mailer;
+mod saga;
 mod store;
 
-use std::sync::Arc;
+use std::process::ExitCode;
 
-use bootstrap::{
-    Listeners, Readiness, Supervisor, admin, database, grpc as transport, process::Registry,
-};
-use contracts::choreography::Service;
-use messaging::{Broker, Node};
+use chassis::ServiceContext;
+use contracts::Service;
 use proto::notification::v1::notification_service_server::NotificationServiceServer;
-use tokio_util::sync::CancellationToken;
+use sqlx::migrate::Migrator;
 use tonic::service::Routes;
 
-use postman::Postman;
-
 pub use config::Config;
+use grpc::NotificationApi;
+use mailer::Mailer;
+use saga::Saga;
 
-/// The migrations of the notification service; run them after messaging's.
-pub fn migrator() -> sqlx::migrate::Migrator {
-    sqlx::migrate!("./migrations")
+/// Runs the notification service.
+pub fn main() -> ExitCode {
+    chassis::main(Service::Notification, run)
 }
 
-/// Serves until `shutdown`.
-pub async fn run(
-    config: Config,
-    listeners: Listeners,
-    registry: Registry,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let service = Service::Notification;
-    let pool = database::connect(
-        &config.database,
-        service.name(),
-        &[messaging::migrator(), migrator()],
-    )
-    .await?;
-    let broker = Broker::connect(&config.broker.url, service.name()).await?;
-    let node = Node::new(service, pool.clone(), broker);
-    let postman = Postman::hire(&config, pool.clone())?;
-    let saga = saga::Saga {
-        mail: postman.is_some(),
-    };
-    let routes = Routes::new(NotificationServiceServer::new(grpc::Grpc {
-        pool: pool.clone(),
-    }));
-    let progress = node.progress.clone();
-    let readiness = Readiness::default()
-        .check("database", move || database::ping(pool.clone()))
-        .check("saga", move || {
-            let moving = progress.check();
-            async { moving }
-        });
-
-    let mut supervisor = Supervisor::new(shutdown.clone());
-    supervisor.spawn(
-        "admin",
-        admin::serve(listeners.admin, readiness, registry, shutdown.clone()),
-    );
-    supervisor.spawn(
-        "grpc",
-        transport::serve(listeners.main, routes, shutdown.clone()),
-    );
-    if let Some(postman) = postman {
-        supervisor.spawn("postman", postman.run(shutdown.clone()));
+async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> {
+    let participant = service.join_saga(&config.service, migrator()).await?;
+    let mailer = Mailer::from_config(&config, participant.pool.clone())?;
+    let saga = Saga::new(mailer.is_some());
+    let notifications = NotificationApi::new(participant.pool.clone());
+    service.serve_grpc(Routes::new(NotificationServiceServer::new(notifications)))?;
+    if let Some(mailer) = mailer {
+        service.spawn("mailer", mailer.run(service.stopping()));
     }
-    supervisor.spawn("saga", messaging::run(node, Arc::new(saga), shutdown));
-    supervisor.run().await
+    service.handle_events(participant, saga);
+    service.until_shutdown().await
+}
+
+fn migrator() -> Migrator {
+    sqlx::migrate!("./migrations")
 }

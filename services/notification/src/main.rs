@@ -1,7 +1,5 @@
 //! The notification service as a process.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    bootstrap::process::main("notification", notification::run)
+fn main() -> std::process::ExitCode {
+    notification::main()
 }

@@ -1,92 +1,86 @@
-//! The notification service's part in the saga: tell the customer. It has no rules, therefore no
-//! domain.
+//! The notification service's part in the saga: notify the customer.
 
 use anyhow::Context as _;
-use contracts::{CustomerId, DecodeError, Event, Inbound, choreography::Service, parse_field};
+use contracts::{CustomerId, DecodeError, Event, Inbound, Service, parse_field};
 use messaging::{Delivery, Handler, Outcome};
 use sqlx::PgConnection;
 
-use crate::store::{self, Kind};
+use crate::{
+    kind::Kind,
+    store::{self, NewNotification},
+};
 
-/// What the notification service listens to.
+/// The events that the notification service subscribes to: each is a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// Tell the customer that his order is confirmed.
-    OrderConfirmed(CustomerId),
-    /// Tell him that it was cancelled.
-    OrderCancelled(CustomerId),
-    /// Tell him that he got his money back.
-    PaymentRefunded(CustomerId),
+pub struct InboundEvent {
+    customer_id: CustomerId,
+    kind: Kind,
 }
 
-impl Inbound for Heard {
+impl Inbound for InboundEvent {
     const SERVICE: Service = Service::Notification;
 
     fn from_event(event: Event) -> Result<Self, DecodeError> {
-        let customer = |text: &str| parse_field("customer_id", text);
-        match event {
-            Event::OrderConfirmed(event) => Ok(Self::OrderConfirmed(customer(&event.customer_id)?)),
-            Event::OrderCancelled(event) => Ok(Self::OrderCancelled(customer(&event.customer_id)?)),
-            Event::PaymentRefunded(event) => {
-                Ok(Self::PaymentRefunded(customer(&event.customer_id)?))
-            }
-            other => Err(DecodeError::NotForUs(other.subject())),
-        }
+        let (customer_id, kind) = match event {
+            Event::OrderConfirmed(event) => (event.customer_id, Kind::OrderConfirmed),
+            Event::OrderCancelled(event) => (event.customer_id, Kind::OrderCancelled),
+            Event::PaymentRefunded(event) => (event.customer_id, Kind::PaymentRefunded),
+            other => return Err(DecodeError::NotSubscribed(other.subject())),
+        };
+        let customer_id = parse_field("customer_id", &customer_id)?;
+        Ok(Self { customer_id, kind })
     }
 }
 
-/// Tells customers.
+fn notification(delivery: &Delivery<InboundEvent>) -> NewNotification {
+    NewNotification {
+        order_id: delivery.order_id(),
+        customer_id: delivery.event.customer_id,
+        kind: delivery.event.kind,
+    }
+}
+
+/// Records notifications; the mailer then sends them.
 #[derive(Debug)]
 pub struct Saga {
-    /// Whether mails are sent.
-    pub mail: bool,
+    /// Whether a mail is due for each notification.
+    mail: bool,
+}
+
+impl Saga {
+    pub fn new(mail: bool) -> Self {
+        Self { mail }
+    }
 }
 
 impl Handler for Saga {
-    type Inbound = Heard;
+    type Inbound = InboundEvent;
 
     async fn handle(
         &self,
         tx: &mut PgConnection,
-        batch: &[Delivery<Heard>],
+        batch: &[Delivery<InboundEvent>],
     ) -> anyhow::Result<Vec<Outcome>> {
-        let all: Vec<_> = batch
-            .iter()
-            .map(|delivery| {
-                let (customer, kind) = match delivery.event {
-                    Heard::OrderConfirmed(customer) => (customer, Kind::OrderConfirmed),
-                    Heard::OrderCancelled(customer) => (customer, Kind::OrderCancelled),
-                    Heard::PaymentRefunded(customer) => (customer, Kind::PaymentRefunded),
-                };
-                (delivery.order_id(), customer, kind)
-            })
-            .collect();
-        store::tell(tx, &all, self.mail)
-            .await
-            .context("tell customers")?;
-        for (delivery, (_, customer, kind)) in batch.iter().zip(&all) {
-            tracing::debug!(parent: &delivery.span, customer.id = %customer, ?kind, "told the customer");
+        let notifications: Vec<_> = batch.iter().map(notification).collect();
+        let inserted = store::insert(tx, &notifications, self.mail).await;
+        inserted.context("insert notifications")?;
+        for delivery in batch {
+            let InboundEvent { customer_id, kind } = delivery.event;
+            tracing::debug!(parent: &delivery.span, customer.id = %customer_id, ?kind,
+                "notified the customer");
         }
-        Ok(all.iter().map(|_| Outcome::Done).collect())
+        Ok(batch.iter().map(|_| Outcome::Done).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use contracts::{Subject, choreography::listens_to};
+    use contracts::choreography::mismatches;
 
     use super::*;
 
     #[test]
-    fn everything_the_choreography_sends_here_is_understood_and_nothing_else() {
-        let declared: Vec<Subject> = Service::ALL
-            .into_iter()
-            .flat_map(|owner| listens_to(Service::Notification, owner))
-            .collect();
-        for subject in Subject::ALL {
-            let event = Event::decode(subject, &[]).unwrap();
-            let refused = matches!(Heard::from_event(event), Err(DecodeError::NotForUs(_)));
-            assert_eq!(!refused, declared.contains(&subject), "{subject}");
-        }
+    fn inbound_events_agree_with_the_choreography() {
+        assert_eq!(mismatches::<InboundEvent>(), []);
     }
 }

@@ -1,4 +1,6 @@
-//! All SQL of the notification service.
+//! The SQL of the notification service.
+
+use std::time::Duration;
 
 use contracts::{CustomerId, NotificationId, OrderId};
 use messaging::outbox;
@@ -6,42 +8,32 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// What a customer is told about an order, at most once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// The order is confirmed.
-    OrderConfirmed,
-    /// The order was cancelled.
-    OrderCancelled,
-    /// What had been captured was given back.
-    PaymentRefunded,
+use crate::kind::Kind;
+
+/// A notification that is about to be inserted.
+#[derive(Debug)]
+pub struct NewNotification {
+    pub order_id: OrderId,
+    pub customer_id: CustomerId,
+    pub kind: Kind,
 }
 
-impl Kind {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::OrderConfirmed => "order_confirmed",
-            Self::OrderCancelled => "order_cancelled",
-            Self::PaymentRefunded => "payment_refunded",
-        }
-    }
-}
-
-/// Tells customers, all with one statement; what was told before is not told again. With `mail` a
-/// mail is due for each.
-pub(crate) async fn tell(
+/// Inserts notifications with one statement; existing ones stay as they are. With `mail` a mail is due
+/// for each.
+pub async fn insert(
     tx: &mut PgConnection,
-    all: &[(OrderId, CustomerId, Kind)],
+    new: &[NewNotification],
     mail: bool,
 ) -> sqlx::Result<()> {
-    let ids: Vec<_> = all.iter().map(|_| NotificationId::new().0).collect();
-    let orders: Vec<_> = all.iter().map(|(order, ..)| order.0).collect();
-    let customers: Vec<_> = all.iter().map(|(_, customer, _)| customer.0).collect();
-    let kinds: Vec<_> = all.iter().map(|(.., kind)| kind.as_str()).collect();
+    let ids: Vec<_> = new.iter().map(|_| NotificationId::new().0).collect();
+    let orders: Vec<_> = new.iter().map(|new| new.order_id.0).collect();
+    let customers: Vec<_> = new.iter().map(|new| new.customer_id.0).collect();
+    let kinds: Vec<_> = new.iter().map(|new| new.kind.as_str()).collect();
     sqlx::query!(
-        r#"-- notifications_tell
+        r#"-- notifications_insert
         INSERT INTO notifications (notification_id, order_id, customer_id, kind, created_at, mail_due_at)
-        SELECT n.*, $5::timestamptz, CASE WHEN $6 THEN $5::timestamptz END FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) AS n
+        SELECT n.*, $5::timestamptz, CASE WHEN $6 THEN $5::timestamptz END
+        FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) AS n
         ON CONFLICT ON CONSTRAINT notifications_once DO NOTHING"#,
         &ids,
         &orders,
@@ -56,16 +48,16 @@ pub(crate) async fn tell(
 }
 
 /// A notification as the table keeps it.
-pub(crate) struct Notification {
-    pub(crate) notification_id: Uuid,
-    pub(crate) kind: Kind,
-    pub(crate) created_at: OffsetDateTime,
+pub struct Notification {
+    pub notification_id: Uuid,
+    pub kind: Kind,
+    pub created_at: OffsetDateTime,
 }
 
-/// What was told about one order, oldest first.
-pub(crate) async fn about(pool: &PgPool, order: OrderId) -> sqlx::Result<Vec<Notification>> {
+/// The notifications about one order, oldest first.
+pub async fn list(pool: &PgPool, order: OrderId) -> sqlx::Result<Vec<Notification>> {
     let rows = sqlx::query!(
-        r#"-- notifications_about
+        r#"-- notifications_list
         SELECT notification_id, kind, created_at FROM notifications
         WHERE order_id = $1 ORDER BY created_at, notification_id"#,
         order.0
@@ -74,10 +66,9 @@ pub(crate) async fn about(pool: &PgPool, order: OrderId) -> sqlx::Result<Vec<Not
     .await?;
     rows.into_iter()
         .map(|row| {
-            let kind = read_kind(&row.kind)?;
             Ok(Notification {
                 notification_id: row.notification_id,
-                kind,
+                kind: read_kind(&row.kind)?,
                 created_at: row.created_at,
             })
         })
@@ -86,30 +77,26 @@ pub(crate) async fn about(pool: &PgPool, order: OrderId) -> sqlx::Result<Vec<Not
 
 /// A mail that is due.
 #[derive(Debug)]
-pub(crate) struct Mail {
-    pub(crate) notification_id: Uuid,
-    pub(crate) order_id: OrderId,
-    pub(crate) customer_id: CustomerId,
-    pub(crate) kind: Kind,
-    /// How often it was tried before.
-    pub(crate) attempts: i32,
+pub struct Mail {
+    pub notification_id: Uuid,
+    pub order_id: OrderId,
+    pub customer_id: CustomerId,
+    pub kind: Kind,
+    /// Attempts so far, this one included.
+    pub attempts: i32,
 }
 
-/// Takes mails that are due, oldest first; nobody else gets them before `until`.
-pub(crate) async fn lease(
-    pool: &PgPool,
-    most: i64,
-    until: OffsetDateTime,
-) -> sqlx::Result<Vec<Mail>> {
+/// Leases mails that are due, oldest first: other replicas do not get them for as long as `lease`.
+pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<Vec<Mail>> {
     let rows = sqlx::query!(
         r#"-- mails_lease
         UPDATE notifications SET mail_due_at = $2, mail_attempts = mail_attempts + 1
         WHERE notification_id IN (
             SELECT notification_id FROM notifications WHERE mail_due_at <= now()
             ORDER BY mail_due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
-        RETURNING notification_id, order_id, customer_id, kind, mail_attempts - 1 AS "attempts!""#,
-        most,
-        until
+        RETURNING notification_id, order_id, customer_id, kind, mail_attempts"#,
+        limit,
+        outbox::now() + lease
     )
     .fetch_all(pool)
     .await?;
@@ -120,21 +107,25 @@ pub(crate) async fn lease(
                 order_id: OrderId(row.order_id),
                 customer_id: CustomerId(row.customer_id),
                 kind: read_kind(&row.kind)?,
-                attempts: row.attempts,
+                attempts: row.mail_attempts,
             })
         })
         .collect()
 }
 
-/// Remembers what became of mails: those without a time are sent, the others are due again then.
-pub(crate) async fn settle(
+/// Records deliveries: a mail without a delay is sent, the others are due again after theirs.
+pub async fn record_delivery(
     pool: &PgPool,
-    mails: &[(Uuid, Option<OffsetDateTime>)],
+    mails: &[(Uuid, Option<Duration>)],
 ) -> sqlx::Result<()> {
+    let now = outbox::now();
     let ids: Vec<_> = mails.iter().map(|(id, _)| *id).collect();
-    let due: Vec<_> = mails.iter().map(|(_, due)| *due).collect();
+    let due: Vec<_> = mails
+        .iter()
+        .map(|(_, delay)| delay.map(|delay| now + delay))
+        .collect();
     sqlx::query!(
-        r#"-- mails_settle
+        r#"-- mails_record_delivery
         UPDATE notifications AS n SET mail_due_at = m.due
         FROM unnest($1::uuid[], $2::timestamptz[]) AS m (id, due) WHERE n.notification_id = m.id"#,
         &ids,
@@ -146,13 +137,8 @@ pub(crate) async fn settle(
 }
 
 fn read_kind(text: &str) -> sqlx::Result<Kind> {
-    [
-        Kind::OrderConfirmed,
-        Kind::OrderCancelled,
-        Kind::PaymentRefunded,
-    ]
-    .into_iter()
-    .find(|kind| kind.as_str() == text)
-    // The table's constraint excludes this.
-    .ok_or_else(|| sqlx::Error::Decode(format!("a notification cannot be {text:?}").into()))
+    let mut all = Kind::ALL.into_iter();
+    let known = all.find(|kind| kind.as_str() == text);
+    // The table's constraint excludes any other.
+    known.ok_or_else(|| sqlx::Error::Decode(format!("a notification cannot be {text:?}").into()))
 }

@@ -1,5 +1,5 @@
-//! Two replicas of the notification service as processes, in front of a real database and broker;
-//! the test speaks as the order service.
+//! The notification service as processes, with a real database and broker. The test publishes as the
+//! order service.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 
 use async_nats::jetstream;
 use contracts::{
-    CorrelationId, CustomerId, Envelope, Event, EventId, Money, OrderId, choreography::Service,
+    Cause, CorrelationId, CustomerId, Envelope, Event, EventId, Money, OrderId, Service,
 };
 use devstack::test::{self, Program};
 use futures::future::try_join_all;
@@ -36,48 +36,52 @@ fn confirmed(order: OrderId) -> Event {
     Event::OrderConfirmed(OrderConfirmed {
         order_id: order.to_string(),
         customer_id: CustomerId::new().to_string(),
-        total: Some(Money::new(100, "EUR").unwrap().into()),
+        total: Some(Money::new(100, "EUR".parse().unwrap()).into()),
     })
 }
 
-/// Says that an order was confirmed, under another event id each time: neither broker nor inbox
-/// knows it again.
-async fn say(jetstream: &jetstream::Context, order: OrderId) {
+/// Publishes that an order was confirmed, with a new event id each time: neither broker nor inbox can
+/// recognize a repetition.
+async fn publish(jetstream: &jetstream::Context, order: OrderId) {
     let event = confirmed(order);
     let envelope = Envelope {
         event_id: EventId::new(),
         subject: event.subject(),
         order_id: order,
         time: time::OffsetDateTime::now_utc(),
-        correlation_id: CorrelationId::new(),
-        causation_id: EventId::new(),
-        traceparent: None,
+        cause: Cause {
+            correlation_id: CorrelationId::new(),
+            causation_id: EventId::new(),
+            traceparent: None,
+        },
     };
-    let headers = envelope.to_headers(Service::Order);
-    #[expect(clippy::disallowed_methods, reason = "the test is the order service")]
+    let headers = messaging::headers::to_headers(&envelope, Service::Order);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the test publishes as the order service"
+    )]
     let published =
         jetstream.publish_with_headers(event.subject().as_str(), headers, event.encode().into());
     published.await.unwrap().await.unwrap();
 }
 
-async fn told(client: &mut Client, order: OrderId) -> Vec<NotificationKind> {
+async fn notifications(client: &mut Client, order: OrderId) -> Vec<NotificationKind> {
     let request = ListNotificationsRequest {
         order_id: order.to_string(),
     };
-    let answer = client
+    let response = client
         .list_notifications(request)
         .await
         .unwrap()
         .into_inner();
-    answer
+    response
         .notifications
         .iter()
         .map(|notification| notification.kind())
         .collect()
 }
 
-/// A mail server that has no time for the first mail, keeps the others, and says whose order each
-/// is about.
+/// A mail server that refuses the first mail, accepts all others and sends them to the test.
 async fn mail_server(kept: mpsc::UnboundedSender<String>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("smtp://{}", listener.local_addr().unwrap());
@@ -90,7 +94,7 @@ async fn mail_server(kept: mpsc::UnboundedSender<String>) -> String {
     url
 }
 
-/// RFC 5321, as far as a client needs it that is served well.
+/// Just enough of RFC 5321 for a well-behaved client.
 async fn serve_mail(
     stream: TcpStream,
     kept: mpsc::UnboundedSender<String>,
@@ -100,7 +104,7 @@ async fn serve_mail(
     let mut lines = BufReader::new(reader).lines();
     writer.write_all(b"220 ready\r\n").await?;
     while let Some(line) = lines.next_line().await? {
-        let answer: &[u8] = match line.get(..4) {
+        let response: &[u8] = match line.get(..4) {
             Some("DATA") if busy.swap(false, Ordering::Relaxed) => b"451 try again later\r\n",
             Some("DATA") => {
                 writer.write_all(b"354 go on\r\n").await?;
@@ -109,19 +113,20 @@ async fn serve_mail(
                     mail.push_str(&line);
                     mail.push('\n');
                 }
-                let _nobody_reads_any_more = kept.send(mail);
+                let _test_ended = kept.send(mail);
                 b"250 kept\r\n"
             }
             Some("QUIT") => b"221 bye\r\n",
             _ => b"250 fine\r\n",
         };
-        writer.write_all(answer).await?;
+        writer.write_all(response).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn each_notification_is_mailed_even_if_the_mail_server_is_busy_or_the_service_killed() {
+async fn each_notification_is_mailed_even_if_the_mail_server_is_unavailable_or_the_service_killed()
+{
     let (sender, mut kept) = mpsc::unbounded_channel();
     let mail_server = mail_server(sender).await;
     let broker = test::broker().await.unwrap();
@@ -141,11 +146,11 @@ async fn each_notification_is_mailed_even_if_the_mail_server_is_busy_or_the_serv
     let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
     let orders: Vec<OrderId> = (0..20).map(|_| OrderId::new()).collect();
     for order in &orders {
-        say(&jetstream, *order).await;
+        publish(&jetstream, *order).await;
     }
     let mut mails = vec![kept.recv().await.unwrap()];
     first.kill().await.unwrap();
-    // What it had taken comes when its lease has run out; the test does not wait for that.
+    // Mails that it had leased are due when their lease expires; the test does not wait for that.
     sqlx::query("UPDATE notifications SET mail_due_at = now() WHERE mail_due_at IS NOT NULL")
         .execute(&database)
         .await
@@ -153,14 +158,14 @@ async fn each_notification_is_mailed_even_if_the_mail_server_is_busy_or_the_serv
     let _second = start().await;
     let due = "SELECT count(*) FROM notifications WHERE mail_due_at IS NOT NULL";
     let until = Instant::now() + Duration::from_secs(60);
-    let told = "SELECT count(*) FROM notifications";
+    let all = "SELECT count(*) FROM notifications";
     let count = async |query: &'static str| {
         sqlx::query_scalar::<_, i64>(query)
             .fetch_one(&database)
             .await
             .unwrap()
     };
-    while count(told).await < 20 || count(due).await > 0 {
+    while count(all).await < 20 || count(due).await > 0 {
         assert!(
             Instant::now() < until,
             "{} mails still wait",
@@ -192,7 +197,7 @@ async fn each_notification_is_mailed_even_if_the_mail_server_is_busy_or_the_serv
 }
 
 #[tokio::test]
-async fn a_customer_is_told_once_whoever_hears_it_and_however_often() {
+async fn a_customer_is_notified_once_however_often_the_event_is_published() {
     let broker = test::broker().await.unwrap();
     let (database, url) = test::database(&[]).await.unwrap();
     let broker_url = broker.url();
@@ -207,30 +212,34 @@ async fn a_customer_is_told_once_whoever_hears_it_and_however_often() {
     let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
     let orders: Vec<OrderId> = (0..50).map(|_| OrderId::new()).collect();
     for order in orders.iter().chain(&orders).chain(&orders) {
-        say(&jetstream, *order).await;
+        publish(&jetstream, *order).await;
     }
-    let heard = "SELECT count(*) FROM inbox";
+    let applied = "SELECT count(*) FROM inbox";
     let until = Instant::now() + Duration::from_secs(60);
-    while sqlx::query_scalar::<_, i64>(heard)
+    while sqlx::query_scalar::<_, i64>(applied)
         .fetch_one(&database)
         .await
         .unwrap()
         < 150
     {
-        assert!(Instant::now() < until, "the events were not heard");
+        assert!(Instant::now() < until, "the events were not applied");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     for order in orders {
         assert_eq!(
-            told(&mut clients[0], order).await,
+            notifications(&mut clients[0], order).await,
             [NotificationKind::OrderConfirmed]
         );
         assert_eq!(
-            told(&mut clients[1], order).await,
+            notifications(&mut clients[1], order).await,
             [NotificationKind::OrderConfirmed]
         );
     }
-    assert!(told(&mut clients[0], OrderId::new()).await.is_empty());
+    assert!(
+        notifications(&mut clients[0], OrderId::new())
+            .await
+            .is_empty()
+    );
     let request = ListNotificationsRequest {
         order_id: "mine".to_owned(),
     };

@@ -1,185 +1,187 @@
 //! What an order is and what may happen to it: pure functions, no clock, no database, no network.
 //!
-//! [`decide`] says what happens, [`evolve`] what that makes of the order. Events from other
-//! services come in any order and any number; whatever the order, the same facts lead to the same
-//! end (see the property test below).
+//! [`decide`] returns what happens, [`evolve`] the order after it. Events of other services arrive in
+//! any order and any number of times; the same facts always lead to the same end (see the property
+//! test in `domain/tests.rs`).
 
-use contracts::{CustomerId, Money, OrderId, OrderLine};
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use contracts::{CustomerId, Money, OrderId, OrderLine, PaymentMethod};
 use time::OffsetDateTime;
 
-/// Where an order stands.
+pub use request::{InvalidRequest, OrderRequest};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// Accepted; the payment has not been heard of.
+    /// Accepted; the payment is open.
     Pending,
-    /// Captured; the reservation has not been heard of.
+    /// Captured; the reservation is open.
     Paid,
     /// Captured and reserved.
     Confirmed,
-    /// Given up.
     Cancelled(CancelReason),
 }
 
-/// Why an order was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CancelReason {
     /// The payment was declined.
     PaymentFailed,
-    /// Stock ran short.
+    /// Inventory could not reserve every line.
     OutOfStock,
     /// Not confirmed before its deadline.
     TimedOut,
-    /// The customer asked for it.
     CustomerRequest,
 }
 
-/// What became of the money of a cancelled order.
+/// What happens to the money of a cancelled order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refund {
-    /// Nothing to give back, as far as we have heard.
+    /// Nothing was captured, as far as this service knows.
     None,
-    /// Captured, not yet given back.
+    /// Captured, not yet refunded.
     Pending,
-    /// Given back.
     Done,
 }
 
-/// An order: what its events add up to.
+/// An order: the sum of its events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// The order.
     pub id: OrderId,
-    /// Its customer.
     pub customer_id: CustomerId,
-    /// What was ordered.
     pub lines: Vec<OrderLine>,
     /// Sum over all lines.
     pub total: Money,
-    /// The provider's payment method.
-    pub payment_method: String,
+    pub payment_method: PaymentMethod,
     /// Cancelled unless confirmed before.
     pub deadline: OffsetDateTime,
-    /// Where it stands.
     pub status: Status,
-    /// The payment was captured.
+    /// The payment was captured. Apart from the status, because a cancelled order can be captured, too.
     pub paid: bool,
-    /// The captured amount was given back.
+    /// The captured amount was refunded.
     pub refunded: bool,
-    /// When it was accepted.
     pub created_at: OffsetDateTime,
-    /// When it last changed.
     pub updated_at: OffsetDateTime,
     /// Number of its events.
     pub version: i32,
 }
 
-/// What an order can be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An order as it is accepted: valid and with its prices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewOrder {
+    pub id: OrderId,
+    pub customer_id: CustomerId,
+    pub lines: Vec<OrderLine>,
+    pub total: Money,
+    pub payment_method: PaymentMethod,
+    pub deadline: OffsetDateTime,
+}
+
+/// Commands an order accepts.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
+    Create(NewOrder),
     /// The payment was captured.
-    NotePayment,
+    RecordPayment,
     /// The payment was declined.
     FailPayment,
     /// Every line is reserved.
     Confirm,
-    /// Stock ran short.
+    /// Inventory could not reserve every line.
     Reject,
-    /// The captured amount was given back.
-    NoteRefund,
-    /// The customer wants out.
+    /// The captured amount was refunded.
+    RecordRefund,
+    /// The customer cancels.
     Cancel,
-    /// Give up if the deadline has passed.
-    Expire,
+    /// Cancel if the deadline has passed.
+    Expire {
+        now: OffsetDateTime,
+    },
 }
 
 /// What can happen to an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It was accepted. Always the first event, and only the first.
-    Created(Created),
-    /// Its payment was noted.
+    /// Always the first event, and only the first.
+    Created(NewOrder),
     Paid,
-    /// It was confirmed.
     Confirmed,
-    /// It was given up.
     Cancelled(CancelReason),
-    /// Its refund was noted.
     Refunded,
-}
-
-/// An order as it was accepted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Created {
-    pub id: OrderId,
-    pub customer_id: CustomerId,
-    pub lines: Vec<OrderLine>,
-    pub total: Money,
-    pub payment_method: String,
-    pub deadline: OffsetDateTime,
 }
 
 /// A command that contradicts what has already happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The customer cancels what is already cancelled for another reason.
+pub enum InvalidTransition {
+    #[error("there is no such order")]
+    UnknownOrder,
+    #[error("the order was created before")]
+    AlreadyCreated,
+    /// The customer cancels an order that was cancelled for another reason.
     #[error("the order is already cancelled: {}", .0.as_str())]
     AlreadyCancelled(CancelReason),
-    /// Another service says what cannot be: a rule between the services is broken.
-    #[error("{command:?} contradicts an order that is {status:?}")]
+    /// Another service reported something impossible: the protocol between services was violated.
+    #[error("{reported} contradicts an order that is {status}")]
     Contradiction {
-        /// What we were told.
-        command: Command,
-        /// Where the order stands.
+        reported: &'static str,
         status: Status,
     },
 }
 
-/// What happens when `order` is told `command` at `now`; nothing is an answer, too.
-pub fn decide(
-    order: &Order,
-    command: Command,
-    now: OffsetDateTime,
-) -> Result<Option<Event>, Refusal> {
+/// What happens when `order` gets `command`; no event when nothing changes.
+pub fn decide(order: Option<&Order>, command: Command) -> Result<Vec<Event>, InvalidTransition> {
+    use CancelReason::{CustomerRequest, OutOfStock, PaymentFailed, TimedOut};
     use Status::{Cancelled, Confirmed, Paid, Pending};
-    let contradiction = Err(Refusal::Contradiction {
-        command,
-        status: order.status,
-    });
-    match (command, order.status) {
-        // A late capture is noted although the order is cancelled: the refund is then due.
-        (Command::NotePayment, Pending | Cancelled(_)) => Ok((!order.paid).then_some(Event::Paid)),
-        (Command::NotePayment, Paid | Confirmed) => Ok(None),
+    let Some(order) = order else {
+        return match command {
+            Command::Create(new) => Ok(vec![Event::Created(new)]),
+            _ => Err(InvalidTransition::UnknownOrder),
+        };
+    };
+    let status = order.status;
+    let contradiction = |reported| Err(InvalidTransition::Contradiction { reported, status });
+    let nothing = Ok(vec![]);
+    match (command, status) {
+        (Command::Create(_), _) => Err(InvalidTransition::AlreadyCreated),
 
-        (Command::FailPayment, Pending) => Ok(Some(Event::Cancelled(CancelReason::PaymentFailed))),
-        (Command::FailPayment, Paid | Confirmed) => contradiction,
-        (Command::FailPayment, Cancelled(_)) => Ok(None),
+        // A late capture is recorded although the order is cancelled: the refund is then due.
+        (Command::RecordPayment, Pending | Cancelled(_)) if !order.paid => Ok(vec![Event::Paid]),
+        (Command::RecordPayment, _) => nothing,
+
+        (Command::FailPayment, Pending) => Ok(vec![Event::Cancelled(PaymentFailed)]),
+        (Command::FailPayment, Paid | Confirmed) => contradiction("a declined payment"),
+        (Command::FailPayment, Cancelled(_)) => nothing,
 
         // A reservation may overtake the payment that it follows from; it implies the payment.
-        (Command::Confirm, Pending | Paid) => Ok(Some(Event::Confirmed)),
-        (Command::Confirm, Confirmed | Cancelled(_)) => Ok(None),
+        (Command::Confirm, Pending | Paid) => Ok(vec![Event::Confirmed]),
+        (Command::Confirm, Confirmed | Cancelled(_)) => nothing,
 
-        (Command::Reject, Pending | Paid) => Ok(Some(Event::Cancelled(CancelReason::OutOfStock))),
-        (Command::Reject, Confirmed) => contradiction,
-        (Command::Reject, Cancelled(_)) => Ok(None),
+        (Command::Reject, Pending | Paid) => Ok(vec![Event::Cancelled(OutOfStock)]),
+        (Command::Reject, Confirmed) => contradiction("a rejected reservation"),
+        (Command::Reject, Cancelled(_)) => nothing,
 
-        (Command::NoteRefund, Pending | Paid | Confirmed) => contradiction,
-        (Command::NoteRefund, Cancelled(_)) => Ok((!order.refunded).then_some(Event::Refunded)),
+        (Command::RecordRefund, Pending | Paid | Confirmed) => contradiction("a refund"),
+        (Command::RecordRefund, Cancelled(_)) if order.refunded => nothing,
+        (Command::RecordRefund, Cancelled(_)) => Ok(vec![Event::Refunded]),
 
         (Command::Cancel, Pending | Paid | Confirmed) => {
-            Ok(Some(Event::Cancelled(CancelReason::CustomerRequest)))
+            Ok(vec![Event::Cancelled(CustomerRequest)])
         }
-        (Command::Cancel, Cancelled(CancelReason::CustomerRequest)) => Ok(None),
-        (Command::Cancel, Cancelled(reason)) => Err(Refusal::AlreadyCancelled(reason)),
+        (Command::Cancel, Cancelled(CustomerRequest)) => nothing,
+        (Command::Cancel, Cancelled(reason)) => Err(InvalidTransition::AlreadyCancelled(reason)),
 
-        (Command::Expire, Pending | Paid) => {
-            Ok((now >= order.deadline).then_some(Event::Cancelled(CancelReason::TimedOut)))
+        (Command::Expire { now }, Pending | Paid) if now >= order.deadline => {
+            Ok(vec![Event::Cancelled(TimedOut)])
         }
-        (Command::Expire, Confirmed | Cancelled(_)) => Ok(None),
+        (Command::Expire { .. }, _) => nothing,
     }
 }
 
-/// What `event` makes of an order. `None` stands for an order that does not exist: only its
-/// creation fits, everything else leaves it as it is.
+/// The order after `event`, which happened at `at`. `None` when the event does not fit: only a
+/// creation begins an order.
 pub fn evolve(order: Option<Order>, event: &Event, at: OffsetDateTime) -> Option<Order> {
     let Some(mut order) = order else {
         return create(event, at);
@@ -208,16 +210,16 @@ pub fn evolve(order: Option<Order>, event: &Event, at: OffsetDateTime) -> Option
 }
 
 fn create(event: &Event, at: OffsetDateTime) -> Option<Order> {
-    let Event::Created(created) = event else {
+    let Event::Created(new) = event else {
         return None;
     };
     Some(Order {
-        id: created.id,
-        customer_id: created.customer_id,
-        lines: created.lines.clone(),
-        total: created.total.clone(),
-        payment_method: created.payment_method.clone(),
-        deadline: created.deadline,
+        id: new.id,
+        customer_id: new.customer_id,
+        lines: new.lines.clone(),
+        total: new.total,
+        payment_method: new.payment_method.clone(),
+        deadline: new.deadline,
         status: Status::Pending,
         paid: false,
         refunded: false,
@@ -228,7 +230,7 @@ fn create(event: &Event, at: OffsetDateTime) -> Option<Order> {
 }
 
 impl Order {
-    /// What became of the money: of interest once the order is cancelled.
+    /// Meaningful once the order is cancelled.
     pub fn refund(&self) -> Refund {
         match self.status {
             Status::Cancelled(_) if self.refunded => Refund::Done,
@@ -238,7 +240,32 @@ impl Order {
     }
 }
 
+impl Status {
+    /// As the database and the API spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Paid => "paid",
+            Self::Confirmed => "confirmed",
+            Self::Cancelled(_) => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl CancelReason {
+    pub const ALL: [Self; 4] = [
+        Self::PaymentFailed,
+        Self::OutOfStock,
+        Self::TimedOut,
+        Self::CustomerRequest,
+    ];
+
     /// As the database and the API spell it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -249,6 +276,3 @@ impl CancelReason {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,121 +1,131 @@
-//! Idempotency keys (IETF draft-ietf-httpapi-idempotency-key-header): which request made which
-//! order. SQL included, because a key means nothing without the statement that claims it.
+//! Idempotency keys (IETF draft-ietf-httpapi-idempotency-key-header): which request created which
+//! order. Its SQL is here, next to the rules of a claim.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
-use contracts::{CustomerId, OrderId};
+use contracts::{CustomerId, IdempotencyKey, OrderId};
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use crate::domain::Created;
+use crate::domain::NewOrder;
 
-/// How long a key is remembered; published in the API's documentation.
-pub const RETENTION: Duration = Duration::from_secs(72 * 3600);
-const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Who sent which key.
-pub(crate) type Key = (CustomerId, String);
+/// A key belongs to the customer who sent it.
+pub type Key = (CustomerId, IdempotencyKey);
 
-/// The order that a key stands for, and the fingerprint of the request that made it.
+/// The order that a key stands for, and the fingerprint of the request that created it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Claim {
-    pub(crate) order_id: OrderId,
-    pub(crate) fingerprint: Vec<u8>,
+pub struct Claim {
+    pub order_id: OrderId,
+    pub fingerprint: Vec<u8>,
 }
 
-/// What was asked for, without prices: these may have changed when the request is repeated.
-pub(crate) fn fingerprint(order: &Created) -> Vec<u8> {
+/// The result of claiming keys.
+pub struct Claims {
+    /// Orders whose key was new.
+    pub granted: HashSet<OrderId>,
+    /// Keys that an earlier request has claimed.
+    pub earlier: HashMap<Key, Claim>,
+}
+
+/// What was requested, without prices: these may have changed when the request is repeated.
+pub fn fingerprint(order: &NewOrder) -> Vec<u8> {
     let mut hash = Sha256::new();
     for line in &order.lines {
-        hash.update(line.sku.as_bytes());
+        hash.update(line.sku.as_str().as_bytes());
         hash.update([0]);
-        hash.update(line.quantity.to_be_bytes());
+        hash.update(line.quantity.get().to_be_bytes());
     }
-    hash.update(order.payment_method.as_bytes());
+    hash.update(order.payment_method.as_str().as_bytes());
     hash.finalize().to_vec()
 }
 
-/// Claims keys in the caller's transaction and returns, for every key, the claim that now holds:
-/// the caller's, or an earlier one. Waits for another transaction that is just claiming the same
+/// Claims keys in the caller's transaction. Waits for another transaction that is claiming the same
 /// key.
-pub(crate) async fn claim(
-    tx: &mut PgConnection,
-    claims: &[(&Key, Claim)],
-) -> sqlx::Result<HashMap<Key, Claim>> {
+pub async fn claim(tx: &mut PgConnection, claims: &[(&Key, Claim)]) -> sqlx::Result<Claims> {
     let mut claims: Vec<_> = claims.iter().collect();
     // In key order, so that the batches of two replicas cannot deadlock.
     claims.sort_unstable_by_key(|(key, _)| *key);
     let customers: Vec<_> = claims.iter().map(|(key, _)| key.0.0).collect();
     let keys: Vec<_> = claims.iter().map(|(key, _)| key.1.as_str()).collect();
-    let prints: Vec<_> = claims
+    let fingerprints: Vec<_> = claims
         .iter()
         .map(|(_, claim)| claim.fingerprint.as_slice())
         .collect();
     let orders: Vec<_> = claims.iter().map(|(_, claim)| claim.order_id.0).collect();
-    let inserted = sqlx::query_scalar!(
+    let granted = sqlx::query_scalar!(
         r#"-- idempotency_claim
         INSERT INTO idempotency_keys (customer_id, key, fingerprint, order_id)
         SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
         ON CONFLICT ON CONSTRAINT idempotency_keys_once DO NOTHING RETURNING order_id"#,
         &customers,
         &keys as &[&str],
-        &prints as &[&[u8]],
+        &fingerprints as &[&[u8]],
         &orders
     )
     .fetch_all(&mut *tx)
     .await?;
-    let mut held: HashMap<Key, Claim> = claims
-        .iter()
-        .map(|(key, claim)| ((*key).clone(), claim.clone()))
-        .collect();
-    if inserted.len() < claims.len() {
-        held.extend(earlier(tx, &customers, &keys).await?);
-    }
-    Ok(held)
+    let granted: HashSet<OrderId> = granted.into_iter().map(OrderId).collect();
+    claims.retain(|(_, claim)| !granted.contains(&claim.order_id));
+    let refused: Vec<&Key> = claims.iter().map(|(key, _)| *key).collect();
+    Ok(Claims {
+        granted,
+        earlier: earlier(tx, &refused).await?,
+    })
 }
 
-async fn earlier(
-    tx: &mut PgConnection,
-    customers: &[Uuid],
-    keys: &[&str],
-) -> sqlx::Result<Vec<(Key, Claim)>> {
+async fn earlier(tx: &mut PgConnection, keys: &[&Key]) -> sqlx::Result<HashMap<Key, Claim>> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let customers: Vec<_> = keys.iter().map(|(customer, _)| customer.0).collect();
+    let texts: Vec<_> = keys.iter().map(|(_, key)| key.as_str()).collect();
     let rows = sqlx::query!(
         r#"-- idempotency_find
         SELECT customer_id, key, fingerprint, order_id FROM idempotency_keys
         WHERE (customer_id, key) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))"#,
-        customers,
-        keys as &[&str]
+        &customers,
+        &texts as &[&str]
     )
     .fetch_all(tx)
     .await?;
-    let claims = rows.into_iter().map(|row| {
+    let mut claims = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let key: IdempotencyKey = row
+            .key
+            .try_into()
+            .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
         let claim = Claim {
             order_id: OrderId(row.order_id),
             fingerprint: row.fingerprint,
         };
-        ((CustomerId(row.customer_id), row.key), claim)
-    });
-    Ok(claims.collect())
+        claims.insert((CustomerId(row.customer_id), key), claim);
+    }
+    Ok(claims)
 }
 
-/// Forgets keys after [`RETENTION`], until `shutdown`.
-pub(crate) async fn prune(pool: PgPool, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(PRUNE_EVERY);
+/// Deletes keys after [`IdempotencyKey::RETENTION`], until `stopping`.
+pub async fn prune(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(PRUNE_INTERVAL);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = shutdown.cancelled() => return Ok(()),
+            () = stopping.cancelled() => return Ok(()),
         }
         let pruned = sqlx::query!(
             "-- idempotency_prune\nDELETE FROM idempotency_keys WHERE created_at < now() - make_interval(secs => $1)",
-            RETENTION.as_secs_f64()
+            IdempotencyKey::RETENTION.as_secs_f64()
         )
         .execute(&pool)
         .await;
         if let Err(error) = pruned {
-            tracing::warn!(%error, "could not prune idempotency keys; trying again in {PRUNE_EVERY:?}");
+            tracing::warn!(%error,
+                "could not prune idempotency keys; the next attempt is in {PRUNE_INTERVAL:?}");
         }
     }
 }

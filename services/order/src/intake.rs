@@ -1,266 +1,228 @@
-//! Accepts orders in sets: requests that arrive while one transaction is being committed share the
-//! next.
+//! Accepts orders in batches (group commit): requests that arrive while one transaction is being
+//! committed share the next.
 //!
 //! Key, order and event are committed together: a client that repeats a request after any failure
-//! finds either all of it or nothing. Under load one commit serves many customers; without load an
-//! order does not wait for others.
+//! finds all of it or nothing. Under load one commit serves many customers; without load an order does
+//! not wait for others.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashSet, sync::Arc};
 
 use anyhow::Context as _;
-use contracts::OrderId;
-use messaging::{
-    Node,
-    outbox::{self, Cause, Outgoing},
-};
+use contracts::{Cause, OrderId};
+use messaging::{Participant, UnitOfWork};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{Created, Event, Order, evolve},
+    domain::{Command, NewOrder, Order},
+    event_log,
     idempotency::{self, Claim, Key},
-    log, rebuild,
 };
 
-/// Most orders in one transaction.
+/// Most orders in one transaction. Larger batches gain little, and all of their customers wait for the
+/// slowest.
 const BATCH: usize = 128;
-/// Requests that may wait; more are told to come back.
+/// Requests that may wait. More are rejected at once: a queue that grows with the overload would only
+/// turn into timeouts.
 const QUEUE: usize = 1024;
 
-/// An order to be accepted.
+/// A valid order, with the key under which the client may repeat it.
 #[derive(Debug)]
-pub(crate) struct Request {
-    pub(crate) key: Key,
-    pub(crate) order: Created,
-    pub(crate) cause: Cause,
+pub struct Submission {
+    pub key: Key,
+    pub order: NewOrder,
+    pub cause: Cause,
 }
 
-/// What became of a request.
+/// The committed result of a submission.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub enum Receipt {
     /// A new order.
     Accepted(Box<Order>),
-    /// The order that the first request with this key made, as it was then.
+    /// The order that the first request with this key created, as it was then.
     Replayed(Box<Order>),
+    /// The key belongs to another request; nothing was written.
+    KeyReused,
 }
 
-/// Why a request was not accepted. Nothing was written.
+/// Why there is no receipt. The client may repeat the request with the same key.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refused {
-    #[error("the idempotency key was used with another request")]
-    KeyReused,
-    #[error("the first request with this idempotency key is still in flight")]
-    InFlight,
+pub enum IntakeError {
+    #[error("the first request with this idempotency key is still in progress")]
+    InProgress,
     #[error("too many orders are waiting to be accepted")]
     Busy,
-    #[error("orders cannot be accepted now")]
-    Unavailable,
+    #[error("the service is stopping")]
+    Stopping,
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
 }
 
-type Reply = oneshot::Sender<Result<Answer, Refused>>;
+type Reply = oneshot::Sender<Result<Receipt, IntakeError>>;
 
 /// The front of the intake; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Intake {
-    queue: mpsc::Sender<(Request, Reply)>,
-    in_flight: Arc<Mutex<HashSet<Key>>>,
-}
-
-/// Makes an intake and the task that serves it until `shutdown` and the queue is empty.
-pub(crate) fn intake(
-    node: Node,
-    shutdown: CancellationToken,
-) -> (Intake, impl Future<Output = anyhow::Result<()>> + Send) {
-    let (queue, requests) = mpsc::channel(QUEUE);
-    (
-        Intake {
-            queue,
-            in_flight: Arc::default(),
-        },
-        serve(node, requests, shutdown),
-    )
+pub struct Intake {
+    /// Bounded: `try_send` fails instead of waiting when it is full.
+    queue: mpsc::Sender<(Submission, Reply)>,
+    /// Keys whose submission is in this process. Two submissions with one key in one batch would wait
+    /// for each other's claim; other replicas are held off by the constraint of the table.
+    in_progress: Arc<Mutex<HashSet<Key>>>,
 }
 
 impl Intake {
-    /// Accepts an order, or answers with the order that the same request made before.
-    pub(crate) async fn accept(&self, request: Request) -> Result<Answer, Refused> {
-        let _in_flight = InFlight::enter(&self.in_flight, &request.key).ok_or(Refused::InFlight)?;
-        let (reply, answer) = oneshot::channel();
-        self.queue
-            .try_send((request, reply))
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => Refused::Busy,
-                mpsc::error::TrySendError::Closed(_) => Refused::Unavailable,
-            })?;
-        answer.await.unwrap_or(Err(Refused::Unavailable))
+    /// An intake, and the task that serves it until `stopping` and until the queue is empty.
+    pub fn new(
+        participant: Participant,
+        stopping: CancellationToken,
+    ) -> (Self, impl Future<Output = anyhow::Result<()>> + Send) {
+        let (queue, submissions) = mpsc::channel(QUEUE);
+        let intake = Self {
+            queue,
+            in_progress: Arc::default(),
+        };
+        (intake, serve(participant, submissions, stopping))
+    }
+
+    /// Waits until the order is committed, or returns the order that the same request created before.
+    pub async fn submit(&self, submission: Submission) -> Result<Receipt, IntakeError> {
+        let key = submission.key.clone();
+        let guard = InProgress::enter(Arc::clone(&self.in_progress), key);
+        let _in_progress = guard.ok_or(IntakeError::InProgress)?;
+        let (reply, receipt) = oneshot::channel();
+        let queued = self.queue.try_send((submission, reply));
+        queued.map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => IntakeError::Busy,
+            mpsc::error::TrySendError::Closed(_) => IntakeError::Stopping,
+        })?;
+        receipt.await.unwrap_or(Err(IntakeError::Stopping))
     }
 }
 
-/// A key whose request is being worked on in this process; other replicas are held off by the
-/// table's constraint.
-struct InFlight<'a> {
-    keys: &'a Mutex<HashSet<Key>>,
+/// Holds a key; dropping it releases the key, also when the client disconnects.
+struct InProgress {
+    keys: Arc<Mutex<HashSet<Key>>>,
     key: Key,
 }
 
-impl<'a> InFlight<'a> {
-    fn enter(keys: &'a Mutex<HashSet<Key>>, key: &Key) -> Option<Self> {
-        let entered = keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key.clone());
-        entered.then(|| Self {
-            keys,
-            key: key.clone(),
-        })
+impl InProgress {
+    fn enter(keys: Arc<Mutex<HashSet<Key>>>, key: Key) -> Option<Self> {
+        let entered = keys.lock().insert(key.clone());
+        entered.then_some(Self { keys, key })
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InProgress {
     fn drop(&mut self) {
-        self.keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        self.keys.lock().remove(&self.key);
     }
 }
 
 async fn serve(
-    node: Node,
-    mut requests: mpsc::Receiver<(Request, Reply)>,
-    shutdown: CancellationToken,
+    participant: Participant,
+    mut queue: mpsc::Receiver<(Submission, Reply)>,
+    stopping: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         tokio::select! {
             biased;
-            received = requests.recv_many(&mut batch, BATCH) => if received == 0 { return Ok(()) },
-            () = shutdown.cancelled() => requests.close(),
+            // Waits for the first, then takes all others that have arrived: that is the group commit.
+            received = queue.recv_many(&mut batch, BATCH) => if received == 0 { return Ok(()) },
+            // What is queued by now is still accepted; then `recv_many` returns 0.
+            () = stopping.cancelled() => queue.close(),
         }
-        let (requests, replies): (Vec<Request>, Vec<Reply>) = batch.drain(..).unzip();
-        if requests.is_empty() {
+        let (submissions, replies): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
+        if submissions.is_empty() {
             continue;
         }
-        for (reply, answer) in replies.into_iter().zip(accept_all(&node, &requests).await) {
-            // The client may have gone; its key will find the order.
-            let _gone = reply.send(answer);
+        let receipts = accept(&participant, &submissions).await;
+        for (reply, receipt) in replies.into_iter().zip(receipts) {
+            // The client may have disconnected; its key finds the order when it repeats the request.
+            let _disconnected = reply.send(receipt);
         }
     }
 }
 
-/// Accepts all in one transaction; when that fails, one by one, so that nobody fails for another's
-/// order.
-async fn accept_all(node: &Node, requests: &[Request]) -> Vec<Result<Answer, Refused>> {
-    match transaction(node, requests).await {
-        Ok(answers) => answers,
-        Err(error) if requests.len() == 1 => {
-            let request = &requests[0];
-            tracing::warn!(order.id = %request.order.id, correlation.id = %request.cause.correlation_id,
-                error = format!("{error:#}"), "an order could not be accepted");
-            vec![Err(Refused::Unavailable)]
-        }
-        Err(error) => {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                batch = requests.len(),
-                "accepting orders one by one"
-            );
-            let mut answers = Vec::with_capacity(requests.len());
-            for request in requests {
-                answers.extend(Box::pin(accept_all(node, std::slice::from_ref(request))).await);
-            }
-            answers
-        }
+/// Accepts all submissions in one transaction. When it fails, one by one, so that no customer's order
+/// fails because of another's.
+async fn accept(
+    participant: &Participant,
+    submissions: &[Submission],
+) -> Vec<Result<Receipt, IntakeError>> {
+    let error = match commit(participant, submissions).await {
+        Ok(receipts) => return receipts.into_iter().map(Ok).collect(),
+        Err(error) => error,
+    };
+    if submissions.len() == 1 {
+        return vec![Err(error.into())];
     }
+    tracing::warn!(
+        error = format!("{error:#}"),
+        batch = submissions.len(),
+        "a batch of orders could not be committed; its orders are tried one by one"
+    );
+    let mut receipts = Vec::with_capacity(submissions.len());
+    for submission in submissions {
+        let alone = commit(participant, std::slice::from_ref(submission)).await;
+        let receipt = alone.and_then(|mut receipts| receipts.pop().context("no receipt"));
+        receipts.push(receipt.map_err(IntakeError::from));
+    }
+    receipts
 }
 
-async fn transaction(
-    node: &Node,
-    requests: &[Request],
-) -> anyhow::Result<Vec<Result<Answer, Refused>>> {
-    let claims: Vec<(&Key, Claim)> = requests
-        .iter()
-        .map(|request| {
-            let fingerprint = idempotency::fingerprint(&request.order);
-            (
-                &request.key,
-                Claim {
-                    order_id: request.order.id,
-                    fingerprint,
-                },
-            )
-        })
+/// One transaction: claims the keys, creates the orders whose key was new, finds the orders of the
+/// others. Returns one receipt per submission, in order.
+async fn commit(
+    participant: &Participant,
+    submissions: &[Submission],
+) -> anyhow::Result<Vec<Receipt>> {
+    let claims: Vec<(&Key, Claim)> = submissions.iter().map(claim).collect();
+    let mut tx = participant.pool.begin().await.context("begin")?;
+    let claimed = idempotency::claim(&mut tx, &claims).await;
+    let claimed = claimed.context("claim idempotency keys")?;
+
+    let mut work = UnitOfWork::new(Default::default());
+    for submission in submissions {
+        if claimed.granted.contains(&submission.order.id) {
+            let create = Command::Create(submission.order.clone());
+            work.execute(submission.order.id, create, &submission.cause)?;
+        }
+    }
+    work.flush(&mut tx).await.context("insert orders")?;
+    let earlier: Vec<OrderId> = claimed
+        .earlier
+        .values()
+        .map(|claim| claim.order_id)
         .collect();
-    let mut tx = node.pool.begin().await.context("begin")?;
-    let held = idempotency::claim(&mut tx, &claims)
-        .await
-        .context("claim idempotency keys")?;
-    let mut verdicts = Vec::with_capacity(requests.len());
-    let mut events = Vec::with_capacity(requests.len());
-    for (request, (key, claim)) in requests.iter().zip(&claims) {
-        let holder = held.get(*key).unwrap_or(claim);
-        verdicts.push(if holder.order_id == request.order.id {
-            let (order, event) = accept(request)?;
-            events.push(event);
-            Verdict::New(order)
-        } else if holder.fingerprint == claim.fingerprint {
-            Verdict::Repeated(holder.order_id)
-        } else {
-            Verdict::Reused
-        });
-    }
-    let new: Vec<&Order> = verdicts.iter().filter_map(Verdict::new_order).collect();
-    if !new.is_empty() {
-        crate::store::insert(&mut tx, &new)
-            .await
-            .context("insert orders")?;
-        outbox::append(&mut tx, &events)
-            .await
-            .context("append events")?;
-    }
+    // Before the commit: a failure after it would look like a failure to accept.
+    let mut earlier = event_log::as_accepted(&mut tx, &earlier).await?;
     tx.commit().await.context("commit")?;
-    node.wake.wake();
-    let mut answers = Vec::with_capacity(verdicts.len());
-    for verdict in verdicts {
-        answers.push(answer(node, verdict).await?);
-    }
-    Ok(answers)
-}
+    participant.wake.wake();
 
-enum Verdict {
-    New(Order),
-    Repeated(OrderId),
-    Reused,
-}
-
-impl Verdict {
-    fn new_order(&self) -> Option<&Order> {
-        match self {
-            Self::New(order) => Some(order),
-            Self::Repeated(_) | Self::Reused => None,
+    let receipts = claims.into_iter().map(|(key, claim)| {
+        if let Some(order) = work.take(claim.order_id) {
+            return Ok(Receipt::Accepted(Box::new(order)));
         }
-    }
-}
-
-fn accept(request: &Request) -> anyhow::Result<(Order, Outgoing<'_>)> {
-    let now = outbox::now();
-    let event = Event::Created(request.order.clone());
-    let order = evolve(None, &event, now).context("a creation makes an order")?;
-    let mut outgoing = Outgoing::new(order.id, log::publish(&order, &event), &request.cause);
-    outgoing.recorded_at = now;
-    Ok((order, outgoing))
-}
-
-async fn answer(node: &Node, verdict: Verdict) -> anyhow::Result<Result<Answer, Refused>> {
-    Ok(match verdict {
-        Verdict::New(order) => Ok(Answer::Accepted(Box::new(order))),
-        Verdict::Repeated(id) => {
-            let first = rebuild::as_accepted(&node.pool, id).await?;
-            Ok(Answer::Replayed(Box::new(first)))
+        let first = claimed
+            .earlier
+            .get(key)
+            .context("a refused key has a claim")?;
+        if first.fingerprint != claim.fingerprint {
+            return Ok(Receipt::KeyReused);
         }
-        Verdict::Reused => Err(Refused::KeyReused),
-    })
+        let order = earlier.remove(&first.order_id);
+        let order = order.with_context(|| format!("order {} has no log", first.order_id))?;
+        Ok(Receipt::Replayed(Box::new(order)))
+    });
+    receipts.collect()
+}
+
+fn claim(submission: &Submission) -> (&Key, Claim) {
+    let claim = Claim {
+        order_id: submission.order.id,
+        fingerprint: idempotency::fingerprint(&submission.order),
+    };
+    (&submission.key, claim)
 }

@@ -1,7 +1,5 @@
 //! The order service as a process.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    bootstrap::process::main("order", order::run)
+fn main() -> std::process::ExitCode {
+    order::main()
 }

@@ -2,90 +2,76 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use contracts::Money;
+use contracts::{Money, Sku};
+use parking_lot::Mutex;
 use proto::inventory::v1::{GetPricesRequest, inventory_service_client::InventoryServiceClient};
 use tonic::{Request, Status, transport::Channel};
 
-/// How long a price is believed.
+/// How long a cached price is used.
 const FRESH: Duration = Duration::from_secs(10);
-/// Most SKUs remembered, far above the catalogue's size; only known SKUs are.
+/// Most SKUs cached, far above the size of the catalogue. Only SKUs that exist are cached, so that
+/// clients cannot fill the cache with others.
 const CAPACITY: usize = 50_000;
-/// How long inventory may take.
-const DEADLINE: Duration = Duration::from_secs(2);
 
-/// The price list.
 #[derive(Debug)]
-pub(crate) struct Prices {
+pub struct Prices {
     inventory: InventoryServiceClient<Channel>,
-    known: Mutex<HashMap<String, (Money, Instant)>>,
+    cache: Mutex<HashMap<Sku, (Money, Instant)>>,
 }
 
 impl Prices {
-    /// Asks inventory through `channel`.
-    pub(crate) fn new(channel: Channel) -> Self {
+    pub fn new(inventory: Channel) -> Self {
         Self {
-            inventory: InventoryServiceClient::new(channel),
-            known: Mutex::default(),
+            inventory: InventoryServiceClient::new(inventory),
+            cache: Mutex::default(),
         }
     }
 
-    /// The prices of `skus`, in the same order; `None` for a SKU that does not exist.
-    pub(crate) async fn of(
+    /// The prices of `skus`, in the same order; `None` for a SKU that does not exist. `prepare` adds
+    /// context and deadline to the call, if one is needed.
+    pub async fn get(
         &self,
-        skus: &[&str],
-        apply: impl FnOnce(&mut Request<GetPricesRequest>),
+        skus: &[&Sku],
+        prepare: impl FnOnce(&mut Request<GetPricesRequest>),
     ) -> Result<Vec<Option<Money>>, Status> {
-        let mut prices = self.remembered(skus);
-        let missing: Vec<String> = skus
-            .iter()
-            .zip(&prices)
-            .filter(|(_, price)| price.is_none())
-            .map(|(sku, _)| (*sku).to_owned())
-            .collect();
-        if !missing.is_empty() {
-            let mut request = Request::new(GetPricesRequest { skus: missing });
-            request.set_timeout(DEADLINE);
-            apply(&mut request);
-            let answer = self
-                .inventory
-                .clone()
-                .get_prices(request)
-                .await?
-                .into_inner();
-            let fetched: HashMap<String, Money> = answer
-                .prices
-                .into_iter()
-                .filter_map(|price| Some((price.sku, price.price?.try_into().ok()?)))
-                .collect();
-            for (price, sku) in prices.iter_mut().zip(skus) {
-                *price = price.take().or_else(|| fetched.get(*sku).cloned());
-            }
-            self.remember(fetched);
+        let mut prices = self.cached(skus);
+        let missing = std::iter::zip(skus, &prices).filter(|(_, price)| price.is_none());
+        let missing: Vec<String> = missing.map(|(sku, _)| sku.to_string()).collect();
+        if missing.is_empty() {
+            return Ok(prices);
         }
+        let mut request = Request::new(GetPricesRequest { skus: missing });
+        prepare(&mut request);
+        let response = self.inventory.clone().get_prices(request).await?;
+        let listed = response.into_inner().prices.into_iter();
+        let fetched: HashMap<Sku, Money> = listed
+            .filter_map(|price| Some((price.sku.try_into().ok()?, price.price?.try_into().ok()?)))
+            .collect();
+        for (price, sku) in prices.iter_mut().zip(skus) {
+            *price = price.or_else(|| fetched.get(sku).copied());
+        }
+        self.cache(fetched);
         Ok(prices)
     }
 
-    fn remembered(&self, skus: &[&str]) -> Vec<Option<Money>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = |sku: &&str| {
-            known
-                .get(*sku)
-                .filter(|(_, since)| since.elapsed() < FRESH)
-                .map(|(price, _)| price.clone())
+    fn cached(&self, skus: &[&Sku]) -> Vec<Option<Money>> {
+        let cache = self.cache.lock();
+        let fresh = |sku: &&Sku| {
+            let (price, since) = cache.get(*sku)?;
+            (since.elapsed() < FRESH).then_some(*price)
         };
         skus.iter().map(fresh).collect()
     }
 
-    fn remember(&self, prices: HashMap<String, Money>) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() > CAPACITY {
-            known.clear();
+    fn cache(&self, prices: HashMap<Sku, Money>) {
+        let mut cache = self.cache.lock();
+        if cache.len() > CAPACITY {
+            cache.clear();
         }
         let now = Instant::now();
-        known.extend(prices.into_iter().map(|(sku, price)| (sku, (price, now))));
+        cache.extend(prices.into_iter().map(|(sku, price)| (sku, (price, now))));
     }
 }

@@ -1,122 +1,65 @@
-//! Folding the event log: the `orders` table is a projection that can be rebuilt and compared at
-//! any time.
+//! `order rebuild`: the `orders` table is a projection of the event log, and can be compared with it
+//! and repaired from it at any time.
 
 use anyhow::Context as _;
 use contracts::OrderId;
-use futures::TryStreamExt;
-use messaging::outbox;
-use sqlx::{PgConnection, PgPool};
-use time::OffsetDateTime;
+use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::{
-    domain::{Order, evolve},
-    log, store,
-};
-
-/// What a rebuild found.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Orders in the log.
-    pub orders: usize,
-    /// Orders whose row is not what their log adds up to.
-    pub different: Vec<OrderId>,
-}
+use crate::{domain::Order, event_log, store};
 
 /// Orders compared or written per transaction.
-const STEP: usize = 500;
+const STEP: i64 = 500;
 
-/// Folds the log of every order and compares it with its row; with `write`, mends rows that differ.
-/// Safe while the service runs: rows are locked while they are compared.
-pub async fn rebuild(pool: &PgPool, write: bool) -> anyhow::Result<Report> {
-    let mut report = Report::default();
+/// Compares every order with its log; with `write`, repairs rows that differ. Fails when rows differ
+/// and are not repaired. Safe while the service runs: rows are locked while they are compared.
+pub async fn run(pool: &PgPool, write: bool) -> anyhow::Result<()> {
+    let (mut orders, mut different) = (0, 0);
     let mut after = Uuid::nil();
     loop {
         let mut tx = pool.begin().await?;
-        let ids = next_orders(&mut tx, after)
-            .await
-            .context("list orders in the log")?;
-        let Some(last) = ids.last() else {
-            return Ok(report);
-        };
+        let ids = event_log::orders_after(&mut tx, after, STEP).await;
+        let ids = ids.context("list orders in the log")?;
+        let Some(last) = ids.last() else { break };
         after = last.0;
-        report.orders += ids.len();
-        let rows = store::lock(&mut tx, &ids).await.context("lock orders")?;
-        let folded = fold(&mut tx, &ids).await?;
-        let different: Vec<&Order> = folded
-            .iter()
-            .filter(|order| !rows.contains(order))
-            .collect();
-        report
-            .different
-            .extend(different.iter().map(|order| order.id));
-        if write && !different.is_empty() {
-            mend(&mut tx, &rows, &different)
-                .await
-                .context("mend orders")?;
-        }
+        orders += ids.len();
+        different += compare(&mut tx, &ids, write).await?;
         tx.commit().await?;
     }
+    tracing::info!(
+        orders,
+        different,
+        "compared the orders table with the event log"
+    );
+    anyhow::ensure!(
+        write || different == 0,
+        "{different} orders differ from their log: repair them with `order rebuild --write`"
+    );
+    Ok(())
 }
 
-/// An order as it was accepted: what the first answer said.
-pub(crate) async fn as_accepted(pool: &PgPool, id: OrderId) -> anyhow::Result<Order> {
-    let history = outbox::history(pool, id)
-        .await
-        .context("read the order's log")?;
-    let first = history
-        .first()
-        .with_context(|| format!("order {id} has no log"))?;
-    let event = log::read(&first.subject, &first.payload)?;
-    evolve(None, &event, first.recorded_at)
-        .with_context(|| format!("the log of order {id} begins without a creation"))
-}
-
-async fn next_orders(tx: &mut PgConnection, after: Uuid) -> sqlx::Result<Vec<OrderId>> {
-    let ids = sqlx::query_scalar!(
-        r#"-- log_orders
-        SELECT DISTINCT order_id FROM outbox WHERE order_id > $1 ORDER BY order_id LIMIT $2"#,
-        after,
-        STEP as i64
-    )
-    .fetch_all(tx)
-    .await?;
-    Ok(ids.into_iter().map(OrderId).collect())
-}
-
-struct Logged {
-    order_id: Uuid,
-    subject: String,
-    payload: Vec<u8>,
-    recorded_at: OffsetDateTime,
-}
-
-async fn fold(tx: &mut PgConnection, ids: &[OrderId]) -> anyhow::Result<Vec<Order>> {
-    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-    let mut events = sqlx::query_as!(
-        Logged,
-        r#"-- log_read
-        SELECT order_id, subject, payload, recorded_at FROM outbox
-        WHERE order_id = ANY($1) ORDER BY order_id, position"#,
-        &ids
-    )
-    .fetch(tx);
-    let mut orders: Vec<Order> = Vec::with_capacity(ids.len());
-    while let Some(row) = events.try_next().await.context("read the log")? {
-        let event = log::read(&row.subject, &row.payload)
-            .with_context(|| format!("log of order {}", row.order_id))?;
-        let so_far = orders.pop_if(|order| order.id.0 == row.order_id);
-        orders.extend(evolve(so_far, &event, row.recorded_at));
+/// Compares some orders; returns how many differ.
+async fn compare(
+    tx: &mut sqlx::PgConnection,
+    ids: &[OrderId],
+    write: bool,
+) -> anyhow::Result<usize> {
+    let rows = store::lock(tx, ids).await.context("lock orders")?;
+    let folded = event_log::fold(tx, ids).await?;
+    let mut different: Vec<&Order> = folded.iter().collect();
+    different.retain(|order| rows.get(&order.id) != Some(*order));
+    for order in &different {
+        tracing::warn!(order.id = %order.id, repaired = write, "an order differs from its log");
     }
-    Ok(orders)
-}
-
-async fn mend(tx: &mut PgConnection, rows: &[Order], different: &[&Order]) -> sqlx::Result<()> {
-    let lost: Vec<&Order> = different
-        .iter()
-        .copied()
-        .filter(|order| rows.iter().all(|row| row.id != order.id))
-        .collect();
-    store::insert(tx, &lost).await?;
-    store::update(tx, different).await
+    if write {
+        let mut lost = different.clone();
+        lost.retain(|order| !rows.contains_key(&order.id));
+        store::insert(tx, &lost)
+            .await
+            .context("insert lost orders")?;
+        store::update(tx, &different)
+            .await
+            .context("repair orders")?;
+    }
+    Ok(different.len())
 }

@@ -1,31 +1,23 @@
 //! The order service's part in the saga: what it does on which event.
 
-use contracts::{DecodeError, Event, Inbound, OrderId, choreography::Service};
-use messaging::{Delivery, Handler, Outcome};
+use anyhow::Context as _;
+use contracts::{DecodeError, Event, Inbound, OrderId, Service};
+use messaging::{Delivery, Handler, Outcome, UnitOfWork};
 use sqlx::PgConnection;
 
-use crate::{
-    decisions::{Decisions, Undecided},
-    domain::Command,
-    store,
-};
+use crate::{domain::Command, store};
 
-/// What the order service listens to.
+/// The events that the order service subscribes to. It needs nothing of their payloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// The order's total was captured.
+pub enum InboundEvent {
     PaymentCompleted,
-    /// The payment was declined.
     PaymentFailed,
-    /// What had been captured was given back.
     PaymentRefunded,
-    /// Every line is reserved.
     InventoryReserved,
-    /// Stock ran short.
     InventoryRejected,
 }
 
-impl Inbound for Heard {
+impl Inbound for InboundEvent {
     const SERVICE: Service = Service::Order;
 
     fn from_event(event: Event) -> Result<Self, DecodeError> {
@@ -35,66 +27,54 @@ impl Inbound for Heard {
             Event::PaymentRefunded(_) => Ok(Self::PaymentRefunded),
             Event::InventoryReserved(_) => Ok(Self::InventoryReserved),
             Event::InventoryRejected(_) => Ok(Self::InventoryRejected),
-            other => Err(DecodeError::NotForUs(other.subject())),
+            other => Err(DecodeError::NotSubscribed(other.subject())),
         }
     }
 }
 
-/// Reacts to what payment and inventory say.
+fn command(event: InboundEvent) -> Command {
+    match event {
+        InboundEvent::PaymentCompleted => Command::RecordPayment,
+        InboundEvent::PaymentFailed => Command::FailPayment,
+        InboundEvent::PaymentRefunded => Command::RecordRefund,
+        InboundEvent::InventoryReserved => Command::Confirm,
+        InboundEvent::InventoryRejected => Command::Reject,
+    }
+}
+
+/// Applies the results of payment and inventory to orders.
 #[derive(Debug)]
 pub struct Saga;
 
 impl Handler for Saga {
-    type Inbound = Heard;
+    type Inbound = InboundEvent;
 
     async fn handle(
         &self,
         tx: &mut PgConnection,
-        batch: &[Delivery<Heard>],
+        batch: &[Delivery<InboundEvent>],
     ) -> anyhow::Result<Vec<Outcome>> {
         let ids: Vec<OrderId> = batch.iter().map(Delivery::order_id).collect();
-        let mut decisions = Decisions::on(store::lock(tx, &ids).await?);
-        let outcomes = batch.iter().map(|delivery| {
-            let command = match delivery.event {
-                Heard::PaymentCompleted => Command::NotePayment,
-                Heard::PaymentFailed => Command::FailPayment,
-                Heard::InventoryReserved => Command::Confirm,
-                Heard::InventoryRejected => Command::Reject,
-                Heard::PaymentRefunded => Command::NoteRefund,
-            };
-            match decisions.tell(delivery.order_id(), command, delivery.cause()) {
-                Ok(true) => Outcome::Done,
-                Ok(false) => Outcome::Ignored("the order has moved on"),
-                Err(error @ (Undecided::NoSuchOrder(_) | Undecided::Refused(_))) => {
-                    Outcome::Poison(error.into())
-                }
-            }
-        });
-        let outcomes = outcomes.collect();
-        decisions.save(tx).await?;
+        let mut work = UnitOfWork::new(store::lock(tx, &ids).await.context("lock orders")?);
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            let command = command(delivery.event);
+            let executed = work.execute(delivery.order_id(), command, delivery.cause());
+            outcomes.push(Outcome::from_execution(executed));
+        }
+        work.flush(tx).await.context("save orders")?;
         Ok(outcomes)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use contracts::{Subject, choreography::listens_to};
+    use contracts::choreography::mismatches;
 
     use super::*;
 
     #[test]
-    fn everything_the_choreography_sends_here_is_understood_and_nothing_else() {
-        let declared: Vec<Subject> = Service::ALL
-            .into_iter()
-            .flat_map(|owner| listens_to(Service::Order, owner))
-            .collect();
-        for subject in Subject::ALL {
-            let event = Event::decode(subject, &[]).unwrap();
-            assert_eq!(
-                Heard::from_event(event).is_ok(),
-                declared.contains(&subject),
-                "{subject}"
-            );
-        }
+    fn inbound_events_agree_with_the_choreography() {
+        assert_eq!(mismatches::<InboundEvent>(), []);
     }
 }

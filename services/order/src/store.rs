@@ -1,6 +1,9 @@
-//! All SQL of the order service. Set-based: one statement for any number of orders.
+//! The SQL of the orders table, a projection of the event log. One statement serves any number of
+//! orders. Idempotency keys and the event log have their SQL in `idempotency` and `event_log`.
 
-use contracts::{CustomerId, Money, OrderId, OrderLine};
+use std::collections::HashMap;
+
+use contracts::{Currency, CustomerId, InvalidValue, Money, OrderId, OrderLine, PaymentMethod};
 use sqlx::{PgConnection, PgPool, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -24,9 +27,8 @@ struct Row {
     version: i32,
 }
 
-/// Locks orders in key order, so that batches cannot deadlock. Those that do not exist are left
-/// out.
-pub(crate) async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<Vec<Order>> {
+/// Locks orders in key order, so that batches cannot deadlock. Orders that do not exist are left out.
+pub async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<HashMap<OrderId, Order>> {
     let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
     let rows = sqlx::query_as!(
         Row,
@@ -38,16 +40,16 @@ pub(crate) async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result
     )
     .fetch_all(tx)
     .await?;
-    rows.into_iter().map(Row::read).collect()
+    by_id(rows)
 }
 
-/// Locks up to `limit` orders that are in flight after their deadline and that nobody else has
+/// Locks up to `limit` orders that are in flight after their deadline and that no other transaction has
 /// locked.
-pub(crate) async fn lock_overdue(
+pub async fn lock_overdue(
     tx: &mut PgConnection,
     now: OffsetDateTime,
     limit: i64,
-) -> sqlx::Result<Vec<Order>> {
+) -> sqlx::Result<HashMap<OrderId, Order>> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- orders_lock_overdue
@@ -60,11 +62,11 @@ pub(crate) async fn lock_overdue(
     )
     .fetch_all(tx)
     .await?;
-    rows.into_iter().map(Row::read).collect()
+    by_id(rows)
 }
 
 /// One order of a customer; `None` also when it belongs to another.
-pub(crate) async fn find(
+pub async fn find(
     pool: &PgPool,
     customer_id: CustomerId,
     id: OrderId,
@@ -84,7 +86,7 @@ pub(crate) async fn find(
 }
 
 /// A customer's orders, newest first, older than `before`.
-pub(crate) async fn list(
+pub async fn list(
     pool: &PgPool,
     customer_id: CustomerId,
     before: Option<OrderId>,
@@ -105,16 +107,14 @@ pub(crate) async fn list(
     rows.into_iter().map(Row::read).collect()
 }
 
-/// Inserts new orders.
-pub(crate) async fn insert(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Result<()> {
+/// Inserts new orders, as they are right after their creation.
+pub async fn insert(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Result<()> {
     let ids: Vec<_> = orders.iter().map(|order| order.id.0).collect();
     let customers: Vec<_> = orders.iter().map(|order| order.customer_id.0).collect();
     let lines: Vec<_> = orders.iter().map(|order| Json(&order.lines)).collect();
-    let amounts: Vec<_> = orders.iter().map(|order| order.total.amount).collect();
-    let currencies: Vec<_> = orders
-        .iter()
-        .map(|order| order.total.currency.as_str())
-        .collect();
+    let amounts: Vec<_> = orders.iter().map(|order| order.total.amount()).collect();
+    let currencies: Vec<Currency> = orders.iter().map(|order| order.total.currency()).collect();
+    let currencies: Vec<_> = currencies.iter().map(Currency::as_str).collect();
     let methods: Vec<_> = orders
         .iter()
         .map(|order| order.payment_method.as_str())
@@ -143,13 +143,10 @@ pub(crate) async fn insert(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Re
     Ok(())
 }
 
-/// Writes what may change of locked orders.
-pub(crate) async fn update(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Result<()> {
+/// Writes the columns of locked orders that can change.
+pub async fn update(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Result<()> {
     let ids: Vec<_> = orders.iter().map(|order| order.id.0).collect();
-    let statuses: Vec<_> = orders
-        .iter()
-        .map(|order| status_text(order.status))
-        .collect();
+    let statuses: Vec<_> = orders.iter().map(|order| order.status.as_str()).collect();
     let reasons: Vec<_> = orders
         .iter()
         .map(|order| reason_text(order.status))
@@ -178,6 +175,13 @@ pub(crate) async fn update(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Re
     Ok(())
 }
 
+fn by_id(rows: Vec<Row>) -> sqlx::Result<HashMap<OrderId, Order>> {
+    let orders = rows.into_iter().map(Row::read);
+    orders
+        .map(|order| order.map(|order| (order.id, order)))
+        .collect()
+}
+
 impl Row {
     fn read(self) -> sqlx::Result<Order> {
         Ok(Order {
@@ -187,25 +191,16 @@ impl Row {
             paid: self.paid,
             refunded: self.refunded,
             lines: self.lines.0,
-            total: Money {
-                amount: self.total_amount,
-                currency: self.total_currency,
-            },
-            payment_method: self.payment_method,
+            total: Money::new(
+                self.total_amount,
+                self.total_currency.parse().map_err(decode)?,
+            ),
+            payment_method: PaymentMethod::try_from(self.payment_method).map_err(decode)?,
             deadline: self.deadline,
             created_at: self.created_at,
             updated_at: self.updated_at,
             version: self.version,
         })
-    }
-}
-
-const fn status_text(status: Status) -> &'static str {
-    match status {
-        Status::Pending => "pending",
-        Status::Paid => "paid",
-        Status::Confirmed => "confirmed",
-        Status::Cancelled(_) => "cancelled",
     }
 }
 
@@ -217,12 +212,11 @@ const fn reason_text(status: Status) -> Option<&'static str> {
 }
 
 fn read_status(status: &str, reason: Option<&str>) -> sqlx::Result<Status> {
-    use CancelReason::{CustomerRequest, OutOfStock, PaymentFailed, TimedOut};
     match (status, reason) {
         ("pending", None) => Ok(Status::Pending),
         ("paid", None) => Ok(Status::Paid),
         ("confirmed", None) => Ok(Status::Confirmed),
-        ("cancelled", Some(text)) => [PaymentFailed, OutOfStock, TimedOut, CustomerRequest]
+        ("cancelled", Some(text)) => CancelReason::ALL
             .into_iter()
             .find(|reason| reason.as_str() == text)
             .map(Status::Cancelled)
@@ -231,7 +225,11 @@ fn read_status(status: &str, reason: Option<&str>) -> sqlx::Result<Status> {
     }
 }
 
-/// The table's constraints exclude this; a row that has it was written by something else.
+fn decode(error: InvalidValue) -> sqlx::Error {
+    sqlx::Error::Decode(error.into())
+}
+
+/// The table's constraints exclude this.
 fn unreadable(status: &str, reason: Option<&str>) -> sqlx::Error {
     sqlx::Error::Decode(format!("an order cannot be {status:?} with reason {reason:?}").into())
 }

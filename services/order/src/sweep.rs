@@ -4,61 +4,58 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use contracts::{CorrelationId, EventId, OrderId};
-use messaging::{Node, outbox, outbox::Cause};
+use contracts::{Cause, CorrelationId, EventId};
+use messaging::{Participant, UnitOfWork, outbox};
 use tokio_util::sync::CancellationToken;
 
-use crate::{decisions::Decisions, domain::Command, store};
+use crate::{domain::Command, store};
 
-const EVERY: Duration = Duration::from_millis(500);
+const INTERVAL: Duration = Duration::from_millis(500);
 const BATCH: i64 = 256;
 
-/// Sweeps until `shutdown`. Safe with several replicas: each takes orders that no other has locked.
-pub(crate) async fn run(node: Node, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(EVERY);
+/// Sweeps until `stopping`. Safe with several replicas: each takes orders that no other has locked.
+pub async fn run(participant: Participant, stopping: CancellationToken) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = shutdown.cancelled() => return Ok(()),
+            () = stopping.cancelled() => return Ok(()),
         }
-        match sweep(&node).await {
+        match sweep(&participant).await {
             Ok(0) => {}
-            Ok(orders) => tracing::info!(orders, "cancelled orders whose deadline has passed"),
+            Ok(orders) => tracing::info!(orders, "deadlines have passed; the orders are cancelled"),
             Err(error) => tracing::warn!(
                 error = format!("{error:#}"),
-                "could not sweep; trying again in {EVERY:?}"
+                "the sweep failed; the next one is in {INTERVAL:?}"
             ),
         }
     }
 }
 
 /// Cancels up to [`BATCH`] overdue orders; returns how many.
-async fn sweep(node: &Node) -> anyhow::Result<usize> {
-    let mut tx = node.pool.begin().await.context("begin")?;
-    let overdue = store::lock_overdue(&mut tx, outbox::now(), BATCH)
-        .await
-        .context("lock overdue orders")?;
+async fn sweep(participant: &Participant) -> anyhow::Result<usize> {
+    let mut tx = participant.pool.begin().await.context("begin")?;
+    let overdue = store::lock_overdue(&mut tx, outbox::now(), BATCH).await;
+    let overdue = overdue.context("lock overdue orders")?;
     if overdue.is_empty() {
         return Ok(0);
     }
-    // No customer asked for this: each cancellation begins a correlation and a trace of its own.
-    let causes: Vec<(OrderId, Cause)> = overdue.iter().map(|order| (order.id, command())).collect();
-    let mut decisions = Decisions::on(overdue);
+    let ids: Vec<_> = overdue.keys().copied().collect();
+    let mut work = UnitOfWork::new(overdue);
     let mut cancelled = 0;
-    for (id, cause) in &causes {
-        cancelled += usize::from(decisions.tell(*id, Command::Expire, cause)?);
+    for id in ids {
+        // No request caused this: each cancellation starts a correlation and a trace of its own.
+        let cause = Cause {
+            correlation_id: CorrelationId::new(),
+            causation_id: EventId::new(),
+            traceparent: None,
+        };
+        let command = Command::Expire { now: work.now() };
+        cancelled += work.execute(id, command, &cause)?.len();
     }
-    decisions.save(&mut tx).await.context("save")?;
+    work.flush(&mut tx).await.context("save orders")?;
     tx.commit().await.context("commit")?;
-    node.wake.wake();
+    participant.wake.wake();
     Ok(cancelled)
-}
-
-fn command() -> Cause {
-    Cause {
-        correlation_id: CorrelationId::new(),
-        causation_id: EventId::new(),
-        traceparent: None,
-    }
 }

@@ -1,5 +1,5 @@
-//! Two replicas of the order service as processes, in front of a real database and broker;
-//! inventory is played by the test.
+//! Two replicas of the order service as processes, with a real database and broker and a stub of the
+//! inventory service.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::{
@@ -40,10 +40,10 @@ use uuid::Uuid;
 
 type Client = OrderServiceClient<Channel>;
 
-/// Knows one product, and counts how often it is asked.
+/// An inventory service with one product. It counts the requests for prices.
 #[derive(Clone, Default)]
 struct Inventory {
-    asked: Arc<AtomicUsize>,
+    requests: Arc<AtomicUsize>,
 }
 
 #[tonic::async_trait]
@@ -52,7 +52,7 @@ impl InventoryService for Inventory {
         &self,
         request: Request<GetPricesRequest>,
     ) -> Result<Response<GetPricesResponse>, Status> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let price = |sku| Price {
             sku,
             price: Some(Money {
@@ -74,43 +74,43 @@ impl InventoryService for Inventory {
         &self,
         _: Request<ListProductsRequest>,
     ) -> Result<Response<ListProductsResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
+        Err(Status::unimplemented("not needed by the order service"))
     }
 
     async fn get_product(
         &self,
         _: Request<GetProductRequest>,
     ) -> Result<Response<GetProductResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
+        Err(Status::unimplemented("not needed by the order service"))
     }
 
     async fn get_reservation(
         &self,
         _: Request<GetReservationRequest>,
     ) -> Result<Response<GetReservationResponse>, Status> {
-        Err(Status::unimplemented("nobody asks"))
+        Err(Status::unimplemented("not needed by the order service"))
     }
 }
 
-struct Rig {
+struct Fixture {
     _broker: NatsServer,
     _replicas: Vec<Program>,
     clients: [Client; 2],
     database: PgPool,
     inventory: Inventory,
-    inventory_is_away: CancellationToken,
+    inventory_stops: CancellationToken,
 }
 
-impl Rig {
+impl Fixture {
     async fn new(deadline_seconds: &str) -> Self {
         let broker = test::broker().await.unwrap();
         let (database, url) = test::database(&[]).await.unwrap();
-        let (inventory, inventory_is_away) = (Inventory::default(), CancellationToken::new());
+        let (inventory, inventory_stops) = (Inventory::default(), CancellationToken::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let inventory_url = format!("http://{}", listener.local_addr().unwrap());
         let server = Server::builder().add_service(InventoryServiceServer::new(inventory.clone()));
         let served = server.serve_with_incoming(TcpListenerStream::new(listener));
-        tokio::spawn(inventory_is_away.clone().run_until_cancelled_owned(served));
+        tokio::spawn(inventory_stops.clone().run_until_cancelled_owned(served));
         let broker_url = broker.url();
         let settings = [
             ("DATABASE_URL", url.as_str()),
@@ -118,7 +118,7 @@ impl Rig {
             ("INVENTORY_URL", &inventory_url),
             ("ORDER_DEADLINE_SECONDS", deadline_seconds),
         ];
-        // At once: both find an empty database.
+        // At once: both migrate an empty database.
         let replicas =
             try_join_all((0..2).map(|_| Program::start(env!("CARGO_BIN_EXE_order"), &settings)));
         let replicas = replicas.await.unwrap();
@@ -130,7 +130,7 @@ impl Rig {
             clients,
             database,
             inventory,
-            inventory_is_away,
+            inventory_stops,
         }
     }
 
@@ -159,47 +159,44 @@ fn id(answer: CreateOrderResponse) -> String {
 }
 
 #[tokio::test]
-async fn prices_come_from_inventory_and_are_remembered() {
-    let mut rig = Rig::new("60").await;
+async fn prices_come_from_inventory_and_are_cached() {
+    let mut fixture = Fixture::new("60").await;
     let customer = Uuid::now_v7();
     for key in ["one", "two", "three"] {
-        let answer = rig.clients[0]
+        let answer = fixture.clients[0]
             .create_order(order(customer, key, "TEAPOT", 3))
             .await
             .unwrap()
             .into_inner();
         assert_eq!(answer.order.unwrap().total.unwrap().amount, 750);
     }
-    assert_eq!(rig.inventory.asked.load(Ordering::Relaxed), 1);
-    let status = rig.clients[0]
+    assert_eq!(fixture.inventory.requests.load(Ordering::Relaxed), 1);
+    let status = fixture.clients[0]
         .create_order(order(customer, "four", "KETTLE", 1))
         .await
         .unwrap_err();
-    assert_eq!(
-        status.message(),
-        "items[0].sku: there is no product \"KETTLE\""
-    );
-    // Without inventory what is remembered still sells; the other replica remembers nothing and
-    // says so.
-    rig.inventory_is_away.cancel();
-    rig.clients[0]
+    assert_eq!(status.message(), "items[0].sku: there is no product KETTLE");
+    // While inventory is unavailable, a cached product can still be ordered; the other replica has
+    // cached nothing.
+    fixture.inventory_stops.cancel();
+    fixture.clients[0]
         .create_order(order(customer, "five", "TEAPOT", 1))
         .await
         .unwrap();
-    let status = rig.clients[1]
+    let status = fixture.clients[1]
         .create_order(order(customer, "six", "TEAPOT", 1))
         .await
         .unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
-    assert_eq!(rig.count("SELECT count(*) FROM orders").await, 4);
+    assert_eq!(fixture.count("SELECT count(*) FROM orders").await, 4);
 }
 
 #[tokio::test]
-async fn a_key_makes_one_order_whichever_replica_is_asked() {
-    let rig = Rig::new("60").await;
+async fn a_key_creates_one_order_across_replicas() {
+    let fixture = Fixture::new("60").await;
     let customer = Uuid::now_v7();
     let ask = async |nth: usize| {
-        let mut client = rig.clients[nth % 2].clone();
+        let mut client = fixture.clients[nth % 2].clone();
         loop {
             match client
                 .create_order(order(customer, "once", "TEAPOT", 1))
@@ -214,9 +211,9 @@ async fn a_key_makes_one_order_whichever_replica_is_asked() {
     };
     let ids = join_all((0..40).map(ask)).await;
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-    assert_eq!(rig.count("SELECT count(*) FROM orders").await, 1);
-    assert_eq!(rig.count("SELECT count(*) FROM outbox").await, 1);
-    let other = rig.clients[1]
+    assert_eq!(fixture.count("SELECT count(*) FROM orders").await, 1);
+    assert_eq!(fixture.count("SELECT count(*) FROM outbox").await, 1);
+    let other = fixture.clients[1]
         .clone()
         .create_order(order(customer, "once", "TEAPOT", 2))
         .await
@@ -225,12 +222,12 @@ async fn a_key_makes_one_order_whichever_replica_is_asked() {
 }
 
 #[tokio::test]
-async fn overdue_orders_are_cancelled_once_though_both_replicas_sweep() {
-    let mut rig = Rig::new("1").await;
+async fn overdue_orders_are_cancelled_once_by_two_sweeping_replicas() {
+    let mut fixture = Fixture::new("1").await;
     let customer = Uuid::now_v7();
     let mut placed = Vec::new();
     for nth in 0..20 {
-        let client = &mut rig.clients[nth % 2];
+        let client = &mut fixture.clients[nth % 2];
         placed.push(id(client
             .create_order(order(customer, &nth.to_string(), "TEAPOT", 1))
             .await
@@ -238,12 +235,12 @@ async fn overdue_orders_are_cancelled_once_though_both_replicas_sweep() {
             .into_inner()));
     }
     let until = Instant::now() + Duration::from_secs(60);
-    while rig
+    while fixture
         .count("SELECT count(*) FROM orders WHERE status <> 'cancelled'")
         .await
         > 0
     {
-        assert!(Instant::now() < until, "the overdue were not cancelled");
+        assert!(Instant::now() < until, "overdue orders were not cancelled");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     for order_id in placed {
@@ -251,7 +248,7 @@ async fn overdue_orders_are_cancelled_once_though_both_replicas_sweep() {
             order_id,
             customer_id: customer.to_string(),
         };
-        let order = rig.clients[0]
+        let order = fixture.clients[0]
             .get_order(request)
             .await
             .unwrap()
@@ -260,6 +257,6 @@ async fn overdue_orders_are_cancelled_once_though_both_replicas_sweep() {
             .unwrap();
         assert_eq!((order.status(), order.version), (OrderStatus::Cancelled, 2));
     }
-    let said = "SELECT count(*) FROM outbox WHERE subject = 'order.cancelled.v1'";
-    assert_eq!(rig.count(said).await, 20);
+    let cancelled = "SELECT count(*) FROM outbox WHERE subject = 'order.cancelled.v1'";
+    assert_eq!(fixture.count(cancelled).await, 20);
 }

@@ -1,19 +1,16 @@
-//! A circuit breaker: when the provider fails again and again, stop asking for a while, then ask
-//! once.
+//! A circuit breaker: after failures in a row it stops calls for a while, then lets one through.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Failures in a row after which the circuit opens.
 const THRESHOLD: u32 = 10;
 /// How long it stays open.
 const COOL_DOWN: Duration = Duration::from_secs(3);
 
-/// Counts failures in a row.
 #[derive(Debug, Default)]
-pub(crate) struct Breaker(Mutex<State>);
+pub struct Breaker(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -22,23 +19,22 @@ struct State {
 }
 
 impl Breaker {
-    /// How many calls may be made now, `most` at the most: none while open, one after the
+    /// How many calls may be made now, at most `max`: none while the circuit is open, one after the
     /// cool-down.
-    pub(crate) fn admits(&self, most: usize) -> usize {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match state.open_until {
-            None => most,
+    pub fn admits(&self, max: usize) -> usize {
+        match self.0.lock().open_until {
+            None => max,
             Some(until) if Instant::now() < until => 0,
-            Some(_) => most.min(1),
+            Some(_) => max.min(1),
         }
     }
 
-    /// Notes how a call went: whether the provider answered in its right mind.
-    pub(crate) fn note(&self, well: bool) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if well {
+    /// Records a call. `ok`: any response that is not an outage; a declined card is one.
+    pub fn record(&self, ok: bool) {
+        let mut state = self.0.lock();
+        if ok {
             if state.open_until.is_some() {
-                tracing::info!("the provider answers again; the circuit is closed");
+                tracing::info!("the provider responds again; the circuit is closed");
             }
             *state = State::default();
             return;
@@ -48,7 +44,7 @@ impl Breaker {
             if state.open_until.is_none() {
                 tracing::warn!(
                     failures = state.failures,
-                    "the provider keeps failing; the circuit is open"
+                    "the provider keeps failing; the circuit is open, payments wait for {COOL_DOWN:?}"
                 );
             }
             state.open_until = Instant::now().checked_add(COOL_DOWN);
@@ -61,17 +57,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn opens_after_failures_in_a_row_probes_once_and_closes() {
+    fn the_circuit_opens_after_failures_in_a_row_probes_once_and_closes() {
         let breaker = Breaker::default();
         for _ in 1..THRESHOLD {
-            breaker.note(false);
+            breaker.record(false);
         }
         assert_eq!(breaker.admits(64), 64);
-        breaker.note(false);
+        breaker.record(false);
         assert_eq!(breaker.admits(64), 0);
-        breaker.0.lock().unwrap().open_until = Some(Instant::now());
+        breaker.0.lock().open_until = Some(Instant::now());
         assert_eq!(breaker.admits(64), 1);
-        breaker.note(true);
+        breaker.record(true);
         assert_eq!(breaker.admits(64), 64);
     }
 }

@@ -1,216 +1,247 @@
 //! What a payment is and what may happen to it: pure functions, no clock, no database, no network.
 //!
-//! A cancellation may come before, while and after the charge is made; whatever the order, the same
-//! facts lead to the same end: captured money of a cancelled order is given back, and an order that
-//! was cancelled first is never charged.
+//! A cancellation may arrive before, during or after the charge. The same facts always lead to the same
+//! end: captured money of a cancelled order is refunded, and an order that was cancelled first is never
+//! charged.
 
-use contracts::{CustomerId, Money, OrderId, OrderLine, PaymentId};
-use messaging::outbox::Cause;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use contracts::{Cause, CustomerId, Money, OrderId, OrderLine, PaymentId, PaymentMethod};
+use time::OffsetDateTime;
+
+/// Who pays for which order. Fixed when the first event about the order arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Also the idempotency key of the charge.
+    pub payment_id: PaymentId,
+    pub order_id: OrderId,
+    pub customer_id: CustomerId,
+}
 
 /// What is to be charged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Charge {
     /// The order's total.
     pub amount: Money,
-    /// The provider's payment method.
-    pub method: String,
-    /// What is paid for; handed on when the charge is captured.
+    pub method: PaymentMethod,
+    /// What is paid for; passed on to inventory when the charge is captured.
     pub lines: Vec<OrderLine>,
     /// The order's creation: what the outcome of the charge follows from.
     pub cause: Cause,
 }
 
-/// Where a payment stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// To be charged; the provider may have been asked.
+    /// To be charged; the provider may have been called.
     Pending,
     /// Captured.
     Completed,
     /// Declined.
     Failed,
-    /// Cancelled before the provider was asked; never charged.
+    /// Cancelled before the provider was called; never charged.
     Voided,
-    /// Captured, to be given back; the provider may have been asked.
+    /// Captured, to be refunded; the provider may have been called.
     Refunding,
-    /// Given back.
     Refunded,
 }
 
 /// The payment of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payment {
-    /// The payment, and the idempotency key of its charge.
-    pub id: PaymentId,
-    /// What it pays for.
-    pub order_id: OrderId,
-    /// Who pays.
-    pub customer_id: CustomerId,
-    /// `None` when the cancellation came first: a tombstone.
+    pub identity: Identity,
+    /// `None` in a tombstone: the cancellation arrived before the order.
     pub charge: Option<Charge>,
-    /// Where it stands.
     pub status: Status,
-    /// The cancellation, once heard of: what the refund follows from.
+    /// The cancellation, once it has arrived: what the refund follows from.
     pub cancelled: Option<Cause>,
-    /// How often the provider was asked for what is to be done now; 0 means that it cannot know of
-    /// it.
+    /// Calls to the provider for what is to be done now. Counted before the call: 0 means that the
+    /// provider cannot know of it.
     pub attempts: i32,
     /// The provider's name for the charge.
     pub reference: Option<String>,
     /// Why the charge was declined.
     pub failure_code: Option<String>,
+    pub updated_at: OffsetDateTime,
 }
 
-/// What a payment can be told.
+/// Commands a payment accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// The order was accepted.
-    Charge(Charge),
+    Charge(Identity, Charge),
     /// The order was cancelled.
-    Cancel(Cause),
+    Cancel(Identity, Cause),
     /// The provider has captured the amount.
-    NoteCapture {
-        /// The provider's name for the charge.
-        reference: String,
-    },
-    /// The provider has declined.
-    NoteDecline {
-        /// The provider's reason.
-        code: String,
-    },
-    /// The provider has given the amount back.
-    NoteRefund,
+    RecordCapture { reference: String },
+    /// The provider has declined the charge.
+    RecordDecline { code: String },
+    /// The provider has refunded the amount.
+    RecordRefund,
 }
 
 /// What can happen to a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// It was asked for.
-    Requested(Charge),
+    Requested(Identity, Charge),
+    /// The order was cancelled before it arrived; nothing will be charged.
+    CancelledFirst(Identity, Cause),
     /// The order was cancelled; nothing has been charged and nothing will be.
     Voided(Cause),
-    /// The order was cancelled; whatever has been or will be captured must be given back.
+    /// The order was cancelled; what has been or will be captured must be refunded.
     Cancelled(Cause),
-    /// The amount was captured.
     Completed {
-        /// The provider's name for the charge.
         reference: String,
     },
-    /// The charge was declined.
     Failed {
-        /// The provider's reason.
         code: String,
     },
-    /// The captured amount is to be given back.
     RefundRequested,
-    /// The captured amount was given back.
     Refunded,
 }
 
-/// The provider says what cannot be.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{command:?} contradicts a payment that is {status:?}")]
-pub struct Contradiction {
-    command: Box<Command>,
-    status: Option<Status>,
+/// The provider reported something impossible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTransition {
+    #[error("there is no payment for this order")]
+    UnknownPayment,
+    #[error("{reported} contradicts a payment that is {status}")]
+    Contradiction {
+        reported: &'static str,
+        status: Status,
+    },
 }
 
-/// What happens when the payment of an order is told `command`; nothing is an answer, too.
-pub fn decide(payment: Option<&Payment>, command: Command) -> Result<Vec<Event>, Contradiction> {
+/// What happens when `payment` gets `command`; no event when nothing changes.
+pub fn decide(
+    payment: Option<&Payment>,
+    command: Command,
+) -> Result<Vec<Event>, InvalidTransition> {
     use Status::{Completed, Failed, Pending, Refunded, Refunding, Voided};
-    let status = payment.map(|payment| payment.status);
-    let asked = payment.is_some_and(|payment| payment.attempts > 0);
-    let cancelled = payment.is_some_and(|payment| payment.cancelled.is_some());
+    let Some(payment) = payment else {
+        return match command {
+            Command::Charge(identity, charge) => Ok(vec![Event::Requested(identity, charge)]),
+            Command::Cancel(identity, cause) => Ok(vec![Event::CancelledFirst(identity, cause)]),
+            _ => Err(InvalidTransition::UnknownPayment),
+        };
+    };
+    let status = payment.status;
+    let contradiction = |reported| Err(InvalidTransition::Contradiction { reported, status });
+    let nothing = Ok(vec![]);
     match (command, status) {
-        (Command::Charge(charge), None) => Ok(vec![Event::Requested(charge)]),
-        (Command::Charge(_), Some(_)) => Ok(vec![]),
+        // Redelivered, or after a cancellation that arrived first.
+        (Command::Charge(..), _) => nothing,
 
-        (Command::Cancel(_), _) if cancelled => Ok(vec![]),
-        (Command::Cancel(cause), None) => Ok(vec![Event::Voided(cause)]),
-        (Command::Cancel(cause), Some(Pending)) if !asked => Ok(vec![Event::Voided(cause)]),
-        // The provider may have charged: the answer to the question that is open decides.
-        (Command::Cancel(cause), Some(Pending | Failed)) => Ok(vec![Event::Cancelled(cause)]),
-        // This is where a payment is refunded when stock runs out, a deadline passes or the
-        // customer cancels.
-        (Command::Cancel(cause), Some(Completed)) => {
+        (Command::Cancel(..), _) if payment.cancelled.is_some() => nothing,
+        (Command::Cancel(_, cause), Pending) if payment.attempts == 0 => {
+            Ok(vec![Event::Voided(cause)])
+        }
+        // The provider may have charged: its response to the open call decides.
+        (Command::Cancel(_, cause), Pending | Failed) => Ok(vec![Event::Cancelled(cause)]),
+        // The compensation: out of stock, a missed deadline and a customer's wish all end here.
+        (Command::Cancel(_, cause), Completed) => {
             Ok(vec![Event::Cancelled(cause), Event::RefundRequested])
         }
-        (Command::Cancel(_), Some(Voided | Refunding | Refunded)) => Ok(vec![]),
+        (Command::Cancel(..), Voided | Refunding | Refunded) => nothing,
 
-        (Command::NoteCapture { reference }, Some(Pending)) if cancelled => {
-            Ok(vec![Event::Completed { reference }, Event::RefundRequested])
+        (Command::RecordCapture { reference }, Pending) => {
+            let mut events = vec![Event::Completed { reference }];
+            if payment.cancelled.is_some() {
+                events.push(Event::RefundRequested);
+            }
+            Ok(events)
         }
-        (Command::NoteCapture { reference }, Some(Pending)) => {
-            Ok(vec![Event::Completed { reference }])
-        }
-        // Two workers asked with the same key and got the same answer.
-        (Command::NoteCapture { .. }, Some(Completed | Refunding | Refunded)) => Ok(vec![]),
-        (Command::NoteDecline { code }, Some(Pending)) => Ok(vec![Event::Failed { code }]),
-        (Command::NoteDecline { .. }, Some(Failed)) => Ok(vec![]),
-        (Command::NoteRefund, Some(Refunding)) => Ok(vec![Event::Refunded]),
-        (Command::NoteRefund, Some(Refunded)) => Ok(vec![]),
+        // Two workers called with the same key and got the same response.
+        (Command::RecordCapture { .. }, Completed | Refunding | Refunded) => nothing,
+        (Command::RecordCapture { .. }, Failed | Voided) => contradiction("a capture"),
 
-        (command @ Command::NoteCapture { .. }, None | Some(Failed | Voided))
-        | (
-            command @ Command::NoteDecline { .. },
-            None | Some(Completed | Voided | Refunding | Refunded),
-        )
-        | (command @ Command::NoteRefund, None | Some(Pending | Completed | Failed | Voided)) => {
-            Err(Contradiction {
-                command: Box::new(command),
-                status,
-            })
+        (Command::RecordDecline { code }, Pending) => Ok(vec![Event::Failed { code }]),
+        (Command::RecordDecline { .. }, Failed) => nothing,
+        (Command::RecordDecline { .. }, Completed | Voided | Refunding | Refunded) => {
+            contradiction("a decline")
+        }
+
+        (Command::RecordRefund, Refunding) => Ok(vec![Event::Refunded]),
+        (Command::RecordRefund, Refunded) => nothing,
+        (Command::RecordRefund, Pending | Completed | Failed | Voided) => contradiction("a refund"),
+    }
+}
+
+/// The payment after `event`, which happened at `at`. `None` when the event does not fit: only a
+/// request or a cancellation begins a payment.
+pub fn evolve(payment: Option<Payment>, event: &Event, at: OffsetDateTime) -> Option<Payment> {
+    let mut payment = match payment {
+        Some(payment) => payment,
+        None => begin(event, at)?,
+    };
+    match event {
+        Event::Requested(_, charge) => payment.charge = Some(charge.clone()),
+        Event::CancelledFirst(_, cause) | Event::Voided(cause) => {
+            payment.cancelled = Some(cause.clone());
+            payment.status = Status::Voided;
+        }
+        Event::Cancelled(cause) => payment.cancelled = Some(cause.clone()),
+        Event::Completed { reference } => {
+            payment.reference = Some(reference.clone());
+            payment.status = Status::Completed;
+        }
+        Event::Failed { code } => {
+            payment.failure_code = Some(code.clone());
+            payment.status = Status::Failed;
+        }
+        Event::RefundRequested => {
+            payment.attempts = 0;
+            payment.status = Status::Refunding;
+        }
+        Event::Refunded => payment.status = Status::Refunded,
+    }
+    payment.updated_at = at;
+    Some(payment)
+}
+
+fn begin(event: &Event, at: OffsetDateTime) -> Option<Payment> {
+    let (Event::Requested(identity, _) | Event::CancelledFirst(identity, _)) = event else {
+        return None;
+    };
+    Some(Payment {
+        identity: *identity,
+        charge: None,
+        status: Status::Pending,
+        cancelled: None,
+        attempts: 0,
+        reference: None,
+        failure_code: None,
+        updated_at: at,
+    })
+}
+
+impl Status {
+    pub const ALL: [Self; 6] = [
+        Self::Pending,
+        Self::Completed,
+        Self::Failed,
+        Self::Voided,
+        Self::Refunding,
+        Self::Refunded,
+    ];
+
+    /// As the database and the API spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Voided => "voided",
+            Self::Refunding => "refunding",
+            Self::Refunded => "refunded",
         }
     }
 }
 
-impl Payment {
-    /// A payment before anything has happened to it.
-    pub fn of(order_id: OrderId, customer_id: CustomerId) -> Self {
-        Self {
-            id: PaymentId::new(),
-            order_id,
-            customer_id,
-            charge: None,
-            status: Status::Pending,
-            cancelled: None,
-            attempts: 0,
-            reference: None,
-            failure_code: None,
-        }
-    }
-
-    /// What `event` makes of this payment.
-    pub fn evolve(mut self, event: &Event) -> Self {
-        match event {
-            Event::Requested(charge) => self.charge = Some(charge.clone()),
-            Event::Voided(cause) => {
-                self.cancelled = Some(cause.clone());
-                self.status = Status::Voided;
-            }
-            Event::Cancelled(cause) => self.cancelled = Some(cause.clone()),
-            Event::Completed { reference } => {
-                self.reference = Some(reference.clone());
-                self.status = Status::Completed;
-            }
-            Event::Failed { code } => {
-                self.failure_code = Some(code.clone());
-                self.status = Status::Failed;
-            }
-            Event::RefundRequested => {
-                self.attempts = 0;
-                self.status = Status::Refunding;
-            }
-            Event::Refunded => self.status = Status::Refunded,
-        }
-        self
-    }
-
-    /// Whether the provider is to be asked for something.
-    pub fn is_due(&self) -> bool {
-        matches!(self.status, Status::Pending | Status::Refunding)
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,55 +1,56 @@
 //! Queries over gRPC.
 
-use contracts::OrderId;
+use chassis::status;
 use proto::payment::v1::{
     self as wire, GetPaymentRequest, GetPaymentResponse, payment_service_server::PaymentService,
 };
 use sqlx::PgPool;
-use tonic::{Request, Response, Status as Code};
+use tonic::{Request, Response, Status};
 
 use crate::{
-    domain::{Payment, Status},
+    domain::{self, InvalidTransition, Payment},
     store,
 };
 
-/// The gRPC face of the payment service.
-pub(crate) struct Grpc {
-    pub(crate) pool: PgPool,
+/// The gRPC API of the payment service.
+pub struct PaymentApi {
+    pool: PgPool,
+}
+
+impl PaymentApi {
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
 }
 
 #[tonic::async_trait]
-impl PaymentService for Grpc {
+impl PaymentService for PaymentApi {
     async fn get_payment(
         &self,
         request: Request<GetPaymentRequest>,
-    ) -> Result<Response<GetPaymentResponse>, Code> {
-        let text = &request.get_ref().order_id;
-        let order: OrderId = text
-            .parse()
-            .map_err(|_| Code::invalid_argument("order_id: expected a UUID"))?;
-        let found = store::find(&self.pool, order).await.map_err(|error| {
-            tracing::warn!(order.id = %order, %error, "the database does not answer");
-            Code::unavailable("the database is away; a retry is safe")
-        })?;
-        let payment = found.ok_or_else(|| Code::not_found("there is no payment for this order"))?;
+    ) -> Result<Response<GetPaymentResponse>, Status> {
+        let order = status::parse_id("order_id", &request.get_ref().order_id)?;
+        let found = store::find(&self.pool, order).await;
+        let found = found.map_err(status::from_error)?;
+        let missing = || Status::not_found(InvalidTransition::UnknownPayment.to_string());
         Ok(Response::new(GetPaymentResponse {
-            payment: Some(into_wire(payment)),
+            payment: Some(into_wire(found.ok_or_else(missing)?)),
         }))
     }
 }
 
 fn into_wire(payment: Payment) -> wire::Payment {
     let status = match payment.status {
-        Status::Pending => wire::PaymentStatus::Pending,
-        Status::Completed => wire::PaymentStatus::Completed,
-        Status::Failed => wire::PaymentStatus::Failed,
-        Status::Voided => wire::PaymentStatus::Voided,
-        Status::Refunding => wire::PaymentStatus::Refunding,
-        Status::Refunded => wire::PaymentStatus::Refunded,
+        domain::Status::Pending => wire::PaymentStatus::Pending,
+        domain::Status::Completed => wire::PaymentStatus::Completed,
+        domain::Status::Failed => wire::PaymentStatus::Failed,
+        domain::Status::Voided => wire::PaymentStatus::Voided,
+        domain::Status::Refunding => wire::PaymentStatus::Refunding,
+        domain::Status::Refunded => wire::PaymentStatus::Refunded,
     };
     wire::Payment {
-        payment_id: payment.id.to_string(),
-        order_id: payment.order_id.to_string(),
+        payment_id: payment.identity.payment_id.to_string(),
+        order_id: payment.identity.order_id.to_string(),
         status: status.into(),
         amount: payment.charge.map(|charge| charge.amount.into()),
         provider_reference: payment.reference.unwrap_or_default(),

@@ -1,87 +1,51 @@
-//! The payment service: charges orders at the payment service provider and undoes that when they
-//! are cancelled.
+//! The payment service: charges orders at the payment service provider, and voids or refunds cancelled
+//! ones.
 //!
-//! Reading order: [`domain`] (what a payment is), [`saga`] (what it does on which event), `worker`
-//! (how the provider is asked), `provider` (in which words).
+//! Reading order: `domain` (what a payment is), `saga` (what it does on which event), `worker` (how the
+//! provider is called), `provider` (its HTTP API).
 
+mod aggregate;
 mod breaker;
 mod config;
-mod decisions;
-pub mod domain;
+mod domain;
 mod grpc;
+mod outgoing;
 mod provider;
-pub mod saga;
+mod saga;
 mod store;
 mod worker;
 
-use std::sync::Arc;
+use std::process::ExitCode;
 
-use bootstrap::{
-    Listeners, Readiness, Supervisor, admin, database, grpc as transport, process::Registry,
-};
-use contracts::choreography::Service;
-use messaging::{Broker, EventLog, Node};
-use proto::{
-    eventlog::v1::event_log_service_server::EventLogServiceServer,
-    payment::v1::payment_service_server::PaymentServiceServer,
-};
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+use chassis::ServiceContext;
+use contracts::Service;
+use proto::payment::v1::payment_service_server::PaymentServiceServer;
+use sqlx::migrate::Migrator;
 use tonic::service::Routes;
 
-pub use config::{ApiKey, Config};
+pub use config::Config;
+use grpc::PaymentApi;
+use provider::Provider;
+use saga::Saga;
+use worker::Worker;
 
-/// The migrations of the payment service; run them after messaging's.
-pub fn migrator() -> sqlx::migrate::Migrator {
-    sqlx::migrate!("./migrations")
+/// Runs the payment service.
+pub fn main() -> ExitCode {
+    chassis::main(Service::Payment, run)
 }
 
-/// Serves until `shutdown`.
-pub async fn run(
-    config: Config,
-    listeners: Listeners,
-    registry: Registry,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let service = Service::Payment;
-    let pool = database::connect(
-        &config.database,
-        service.name(),
-        &[messaging::migrator(), migrator()],
-    )
-    .await?;
-    let broker = Broker::connect(&config.broker.url, service.name()).await?;
-    let node = Node::new(service, pool.clone(), broker);
-    let work = Arc::new(Notify::new());
-    let provider = provider::Provider::new(&config.provider_url, &config.provider_api_key.0)?;
-    let worker = worker::Worker {
-        node: node.clone(),
-        provider,
-        work: Arc::clone(&work),
-    };
-    let routes = Routes::new(PaymentServiceServer::new(grpc::Grpc { pool: pool.clone() }))
-        .add_service(EventLogServiceServer::new(EventLog::new(pool.clone())));
-    let progress = node.progress.clone();
-    let readiness = Readiness::default()
-        .check("database", move || database::ping(pool.clone()))
-        .check("saga", move || {
-            let moving = progress.check();
-            async { moving }
-        });
+async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> {
+    let participant = service.join_saga(&config.service, migrator()).await?;
+    let provider = Provider::new(&config.provider_url, config.provider_api_key)?;
+    let worker = Worker::new(participant.clone(), provider);
+    let saga = Saga::new(worker.waker());
+    let payments = PaymentServiceServer::new(PaymentApi::new(participant.pool.clone()));
+    service.serve_grpc(Routes::new(payments).add_service(chassis::event_log(&participant)))?;
+    service.spawn("provider worker", worker.run(service.stopping()));
+    service.handle_events(participant, saga);
+    service.until_shutdown().await
+}
 
-    let mut supervisor = Supervisor::new(shutdown.clone());
-    supervisor.spawn(
-        "admin",
-        admin::serve(listeners.admin, readiness, registry, shutdown.clone()),
-    );
-    supervisor.spawn(
-        "grpc",
-        transport::serve(listeners.main, routes, shutdown.clone()),
-    );
-    supervisor.spawn("worker", worker.run(shutdown.clone()));
-    supervisor.spawn(
-        "saga",
-        messaging::run(node, Arc::new(saga::Saga { work }), shutdown),
-    );
-    supervisor.run().await
+fn migrator() -> Migrator {
+    sqlx::migrate!("./migrations")
 }

@@ -1,7 +1,5 @@
 //! The payment service as a process.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    bootstrap::process::main("payment", payment::run)
+fn main() -> std::process::ExitCode {
+    payment::main()
 }

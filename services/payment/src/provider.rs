@@ -1,42 +1,97 @@
-//! The payment service provider: a client of the part of Stripe's HTTP API that we use
-//! (<https://docs.stripe.com/api/payment_intents>). `psp-sandbox` speaks the same.
+//! The payment service provider: a client of the part of Stripe's HTTP API that this service needs
+//! (<https://docs.stripe.com/api/payment_intents>). `psp-sandbox` implements the same part.
 //!
-//! Every request carries an idempotency key, so that asking again is always safe. An answer that
-//! does not come is an unknown outcome, never a failure.
+//! Every request carries an idempotency key, so that it can be repeated. A response that does not
+//! arrive is an unknown outcome, never a failure.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use bootstrap::shutdown;
 use contracts::{OrderId, PaymentId};
 use reqwest::{RequestBuilder, StatusCode, redirect};
-use serde::Deserialize;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
 
 use crate::{breaker::Breaker, domain::Charge};
 
-/// How long one answer may take.
-const DEADLINE: Duration = Duration::from_secs(5);
-const MAX_ANSWER_BYTES: usize = 256 * 1024;
+/// How long one call may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_RESPONSE_BYTES: usize = 256 * 1024;
+
+// A worker that stops waits for its calls in flight.
+const _: () = assert!(TIMEOUT.as_secs() <= shutdown::STEP.as_secs());
 
 /// A client of the provider; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Provider {
+pub struct Provider {
     client: reqwest::Client,
     url: String,
-    key: String,
-    pub(crate) breaker: Arc<Breaker>,
+    key: SecretString,
+    pub breaker: Arc<Breaker>,
 }
 
-/// What the provider said.
+/// The outcome of a call.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum ProviderOutcome {
     /// The charge was captured.
     Captured { reference: String },
     /// The charge was declined; nothing was captured.
     Declined { code: String },
-    /// The amount was given back.
+    /// The amount was refunded.
     Refunded,
-    /// Nobody knows, or the provider does not want to say now: ask again with the same key.
+    /// It is not known whether the provider did it: repeat the call with the same key.
     Unknown { reason: String },
+}
+
+fn unknown(reason: impl ToString) -> ProviderOutcome {
+    ProviderOutcome::Unknown {
+        reason: reason.to_string(),
+    }
+}
+
+/// The body of `POST /v1/payment_intents`: confirm and capture at once, without asking the customer.
+#[derive(Serialize)]
+struct ChargeForm<'a> {
+    amount: i64,
+    currency: String,
+    confirm: bool,
+    error_on_requires_action: bool,
+    #[serde(rename = "payment_method_types[]")]
+    payment_method_type: &'static str,
+    #[serde(rename = "metadata[order_id]")]
+    order_id: String,
+    #[serde(flatten)]
+    method: MethodForm<'a>,
+}
+
+/// A saved payment method is named; a token describes a card that Stripe has not saved.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum MethodForm<'a> {
+    Saved {
+        payment_method: &'a str,
+    },
+    Token {
+        #[serde(rename = "payment_method_data[type]")]
+        kind: &'static str,
+        #[serde(rename = "payment_method_data[card][token]")]
+        token: &'a str,
+    },
+}
+
+impl<'a> MethodForm<'a> {
+    fn for_method(method: &'a str) -> Self {
+        if method.starts_with("pm_") {
+            return Self::Saved {
+                payment_method: method,
+            };
+        }
+        Self::Token {
+            kind: "card",
+            token: method,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -51,222 +106,171 @@ struct Refund {
 }
 
 #[derive(Deserialize)]
-struct Failure {
-    error: Fault,
+struct ErrorBody {
+    error: ApiError,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Debug, Default)]
 #[serde(default)]
-struct Fault {
+struct ApiError {
     r#type: String,
     code: String,
     decline_code: String,
     message: String,
 }
 
+/// Why a call has no result.
+#[derive(Debug)]
+enum CallError {
+    /// The provider refuses: nothing was done and nothing will be.
+    Rejected(ApiError),
+    /// A lost response, a wrong API key, too many requests, a key in use, an outage: time or an operator
+    /// resolves it.
+    Unknown(String),
+}
+
 impl Provider {
-    pub(crate) fn new(url: &str, key: &str) -> anyhow::Result<Self> {
-        // Once per process; a second service in the same process finds it installed.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
+    pub fn new(url: &str, key: SecretString) -> anyhow::Result<Self> {
         let client = reqwest::Client::builder()
-            .timeout(DEADLINE)
+            .timeout(TIMEOUT)
             .redirect(redirect::Policy::none())
             .build()
             .context("set up the client of the payment service provider")?;
-        let url = url.trim_end_matches('/').to_owned();
         Ok(Self {
             client,
-            url,
-            key: key.to_owned(),
+            url: url.trim_end_matches('/').to_owned(),
+            key,
             breaker: Arc::default(),
         })
     }
 
     /// Charges an order; the payment's id is the idempotency key.
-    pub(crate) async fn charge(
+    pub async fn charge(
         &self,
         payment: PaymentId,
         order: OrderId,
         charge: &Charge,
-    ) -> Answer {
-        let method = match charge.method.as_str() {
-            saved if saved.starts_with("pm_") => vec![("payment_method", saved)],
-            token => vec![
-                ("payment_method_data[type]", "card"),
-                ("payment_method_data[card][token]", token),
-            ],
+    ) -> ProviderOutcome {
+        let form = ChargeForm {
+            amount: charge.amount.amount(),
+            currency: charge.amount.currency().as_str().to_lowercase(),
+            confirm: true,
+            error_on_requires_action: true,
+            payment_method_type: "card",
+            order_id: order.to_string(),
+            method: MethodForm::for_method(charge.method.as_str()),
         };
-        let request = self
-            .client
-            .post(format!("{}/v1/payment_intents", self.url))
-            .header("idempotency-key", payment.to_string())
-            .form(
-                &[
-                    &[
-                        ("amount", charge.amount.amount.to_string().as_str()),
-                        ("currency", &charge.amount.currency.to_lowercase()),
-                        ("confirm", "true"),
-                        ("error_on_requires_action", "true"),
-                        ("payment_method_types[]", "card"),
-                        ("metadata[order_id]", &order.to_string()),
-                    ][..],
-                    &method,
-                ]
-                .concat(),
-            );
-        match self.ask(request).await {
-            Ok(body) => self.read_intent(&body).await,
-            Err(Refusal::Rejected(fault)) => Answer::Declined { code: fault.code() },
-            Err(Refusal::Unknown(reason)) => Answer::Unknown { reason },
+        let request = self.client.post(format!("{}/v1/payment_intents", self.url));
+        let request = request.header("idempotency-key", payment.to_string());
+        match self.call(request.form(&form)).await {
+            Ok(body) => self.charge_outcome(&body).await,
+            Err(CallError::Rejected(error)) => ProviderOutcome::Declined {
+                code: error.most_specific_code(),
+            },
+            Err(CallError::Unknown(reason)) => unknown(reason),
         }
     }
 
-    /// Gives back what was captured.
-    pub(crate) async fn refund(&self, payment: PaymentId, reference: &str) -> Answer {
-        let request = self
-            .client
-            .post(format!("{}/v1/refunds", self.url))
-            .header("idempotency-key", format!("{payment}-refund"))
-            .form(&[("payment_intent", reference)]);
-        match self.ask(request).await {
+    /// Refunds a capture.
+    pub async fn refund(&self, payment: PaymentId, reference: &str) -> ProviderOutcome {
+        let request = self.client.post(format!("{}/v1/refunds", self.url));
+        let request = request.header("idempotency-key", format!("{payment}-refund"));
+        match self
+            .call(request.form(&[("payment_intent", reference)]))
+            .await
+        {
             Ok(body) => match serde_json::from_slice::<Refund>(&body) {
-                Ok(refund) if matches!(refund.status.as_str(), "succeeded" | "pending") => {
-                    Answer::Refunded
+                Ok(Refund { status }) if matches!(status.as_str(), "succeeded" | "pending") => {
+                    ProviderOutcome::Refunded
                 }
-                Ok(refund) => Answer::Unknown {
-                    reason: format!("the refund is {}", refund.status),
-                },
-                Err(error) => Answer::Unknown {
-                    reason: format!("no refund in the answer: {error}"),
-                },
+                Ok(Refund { status }) => unknown(format!("the refund is {status}")),
+                Err(error) => unknown(format!("the response contains no refund: {error}")),
             },
-            Err(Refusal::Rejected(fault)) if fault.code == "charge_already_refunded" => {
-                Answer::Refunded
+            Err(CallError::Rejected(error)) if error.code == "charge_already_refunded" => {
+                ProviderOutcome::Refunded
             }
-            Err(Refusal::Rejected(fault)) => Answer::Unknown {
-                reason: fault.to_string(),
-            },
-            Err(Refusal::Unknown(reason)) => Answer::Unknown { reason },
+            Err(CallError::Rejected(error)) => unknown(error),
+            Err(CallError::Unknown(reason)) => unknown(reason),
         }
     }
 
-    async fn read_intent(&self, body: &[u8]) -> Answer {
+    async fn charge_outcome(&self, body: &[u8]) -> ProviderOutcome {
         let mut intent = match serde_json::from_slice::<Intent>(body) {
             Ok(intent) => intent,
             Err(error) => {
-                return Answer::Unknown {
-                    reason: format!("no payment intent in the answer: {error}"),
-                };
+                return unknown(format!("the response contains no payment intent: {error}"));
             }
         };
         if intent.status == "processing" {
-            // The answer to our key stays the same for ever; only the intent itself moves on.
-            let request = self
-                .client
-                .get(format!("{}/v1/payment_intents/{}", self.url, intent.id));
-            match self
-                .ask(request)
-                .await
-                .map(|body| serde_json::from_slice::<Intent>(&body))
-            {
-                Ok(Ok(now)) => intent = now,
-                Ok(Err(error)) => {
-                    return Answer::Unknown {
-                        reason: error.to_string(),
-                    };
-                }
-                Err(refusal) => {
-                    return Answer::Unknown {
-                        reason: refusal.to_string(),
-                    };
-                }
+            // The stored response of our key never changes; only the intent itself does.
+            let url = format!("{}/v1/payment_intents/{}", self.url, intent.id);
+            let current = self.call(self.client.get(url)).await;
+            match current.map(|body| serde_json::from_slice::<Intent>(&body)) {
+                Ok(Ok(current)) => intent = current,
+                Ok(Err(error)) => return unknown(error),
+                Err(CallError::Rejected(error)) => return unknown(error),
+                Err(CallError::Unknown(reason)) => return unknown(reason),
             }
         }
         match intent.status.as_str() {
-            "succeeded" => Answer::Captured {
+            "succeeded" => ProviderOutcome::Captured {
                 reference: intent.id,
             },
-            "processing" => Answer::Unknown {
-                reason: "the charge is being processed".to_owned(),
-            },
-            other => Answer::Declined {
+            "processing" => unknown("the charge is being processed"),
+            other => ProviderOutcome::Declined {
                 code: other.to_owned(),
             },
         }
     }
 
-    async fn ask(&self, request: RequestBuilder) -> Result<Vec<u8>, Refusal> {
-        let answer = self.send(request).await;
+    async fn call(&self, request: RequestBuilder) -> Result<Vec<u8>, CallError> {
+        let result = self.send(request).await;
         self.breaker
-            .note(!matches!(answer, Err(Refusal::Unknown(_))));
-        answer
+            .record(!matches!(result, Err(CallError::Unknown(_))));
+        result
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, Refusal> {
-        let unknown =
-            |error: reqwest::Error| Refusal::Unknown(format!("{:#}", anyhow::Error::new(error)));
-        let mut response = request
-            .bearer_auth(&self.key)
-            .send()
-            .await
-            .map_err(unknown)?;
+    async fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, CallError> {
+        let lost =
+            |error: reqwest::Error| CallError::Unknown(format!("{:#}", anyhow::Error::new(error)));
+        let request = request.bearer_auth(self.key.expose_secret());
+        let mut response = request.send().await.map_err(lost)?;
         let status = response.status();
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(unknown)? {
+        while let Some(chunk) = response.chunk().await.map_err(lost)? {
             body.extend_from_slice(&chunk);
-            if body.len() > MAX_ANSWER_BYTES {
-                return Err(Refusal::Unknown(format!(
-                    "the answer is larger than {MAX_ANSWER_BYTES} bytes"
-                )));
+            if body.len() > MAX_RESPONSE_BYTES {
+                let reason = format!("the response is larger than {MAX_RESPONSE_BYTES} bytes");
+                return Err(CallError::Unknown(reason));
             }
         }
         if status == StatusCode::OK {
             return Ok(body);
         }
-        let fault = serde_json::from_slice::<Failure>(&body)
-            .map(|failure| failure.error)
-            .unwrap_or_default();
-        match (status, fault.r#type.as_str()) {
-            // The card is at fault, or what the customer gave us: nothing was done and nothing will
-            // be.
+        let error = serde_json::from_slice::<ErrorBody>(&body);
+        let error = error.map(|body| body.error).unwrap_or_default();
+        match (status, error.r#type.as_str()) {
+            // The card is declined, or the request is wrong.
             (StatusCode::PAYMENT_REQUIRED, _)
             | (
                 StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND,
                 "invalid_request_error" | "card_error",
-            ) => Err(Refusal::Rejected(fault)),
-            // A wrong API key, too many requests, a key in use, an outage: all mended by time or by
-            // an operator.
-            _ => Err(Refusal::Unknown(format!("{status}: {fault}"))),
+            ) => Err(CallError::Rejected(error)),
+            _ => Err(CallError::Unknown(format!("{status}: {error}"))),
         }
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Refusal {
-    #[error("{0}")]
-    Rejected(Fault),
-    #[error("{0}")]
-    Unknown(String),
-}
-
-impl Fault {
-    /// The most telling code.
-    fn code(&self) -> String {
-        let code = [&self.decline_code, &self.code, &self.r#type]
-            .into_iter()
-            .find(|code| !code.is_empty());
+impl ApiError {
+    fn most_specific_code(&self) -> String {
+        let codes = [&self.decline_code, &self.code, &self.r#type];
+        let code = codes.into_iter().find(|code| !code.is_empty());
         code.cloned().unwrap_or_else(|| "declined".to_owned())
     }
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.code(), self.message)
-    }
-}
-
-impl std::fmt::Debug for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)
+        write!(f, "{} {}", self.most_specific_code(), self.message)
     }
 }

@@ -1,102 +1,114 @@
-//! The payment service's part in the saga: charge an order that was accepted, undo that when it is
-//! cancelled.
+//! The payment service's part in the saga: charge an accepted order, undo that when it is cancelled.
+//! Handlers only record what is to be done; the worker then calls the provider.
 
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use contracts::{
-    CustomerId, DecodeError, Event, Inbound, Money, MoneyError, OrderLine, choreography::Service,
-    parse_field,
+    CustomerId, DecodeError, Event, Inbound, Money, OrderId, OrderLine, PaymentId, PaymentMethod,
+    Service, parse_field, parse_lines, parse_money,
 };
-use messaging::{Delivery, Handler, Outcome};
-use proto::order::v1::OrderCreated;
+use messaging::{Delivery, Handler, Outcome, UnitOfWork};
 use sqlx::PgConnection;
 use tokio::sync::Notify;
 
 use crate::{
-    decisions::Decisions,
-    domain::{Charge, Command},
+    domain::{Charge, Command, Identity},
     store,
 };
 
-/// What the payment service listens to.
+/// The events that the payment service subscribes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// An order was accepted: charge its total.
+pub enum InboundEvent {
     OrderCreated {
-        /// Who pays.
         customer_id: CustomerId,
-        /// The total.
-        amount: Money,
-        /// The provider's payment method.
-        method: String,
-        /// What is paid for.
+        total: Money,
+        method: PaymentMethod,
         lines: Vec<OrderLine>,
     },
-    /// An order was cancelled: void or refund.
     OrderCancelled {
-        /// Whose order it was.
         customer_id: CustomerId,
     },
 }
 
-impl Inbound for Heard {
+impl Inbound for InboundEvent {
     const SERVICE: Service = Service::Payment;
 
     fn from_event(event: Event) -> Result<Self, DecodeError> {
         match event {
-            Event::OrderCreated(event) => created(event),
+            Event::OrderCreated(event) => Ok(Self::OrderCreated {
+                customer_id: parse_field("customer_id", &event.customer_id)?,
+                total: parse_money("total", event.total)?,
+                method: parse_field("payment_method", &event.payment_method)?,
+                lines: parse_lines(event.lines)?,
+            }),
             Event::OrderCancelled(event) => Ok(Self::OrderCancelled {
                 customer_id: parse_field("customer_id", &event.customer_id)?,
             }),
-            other => Err(DecodeError::NotForUs(other.subject())),
+            other => Err(DecodeError::NotSubscribed(other.subject())),
         }
     }
 }
 
-fn created(event: OrderCreated) -> Result<Heard, DecodeError> {
-    let wrong = |field| {
-        move |error: MoneyError| DecodeError::Field {
-            field,
-            reason: error.to_string(),
-        }
+fn command(delivery: &Delivery<InboundEvent>) -> Command {
+    let cause = delivery.cause().clone();
+    // Unless the payment exists: then its own identity stays.
+    let identity = |customer_id| Identity {
+        payment_id: PaymentId::new(),
+        order_id: delivery.order_id(),
+        customer_id,
     };
-    let lines: Result<Vec<OrderLine>, MoneyError> =
-        event.lines.into_iter().map(OrderLine::try_from).collect();
-    Ok(Heard::OrderCreated {
-        customer_id: parse_field("customer_id", &event.customer_id)?,
-        amount: Money::try_from(event.total).map_err(wrong("total"))?,
-        method: event.payment_method,
-        lines: lines.map_err(wrong("lines"))?,
-    })
+    match &delivery.event {
+        InboundEvent::OrderCreated {
+            customer_id,
+            total,
+            method,
+            lines,
+        } => {
+            let charge = Charge {
+                amount: *total,
+                method: method.clone(),
+                lines: lines.clone(),
+                cause,
+            };
+            Command::Charge(identity(*customer_id), charge)
+        }
+        InboundEvent::OrderCancelled { customer_id } => {
+            Command::Cancel(identity(*customer_id), cause)
+        }
+    }
 }
 
-/// Notes what is to be charged, voided or refunded; the worker then talks to the provider.
+/// Records what is to be charged, voided or refunded.
 #[derive(Debug)]
 pub struct Saga {
-    /// Wakes the worker.
-    pub(crate) work: Arc<Notify>,
+    /// Wakes the worker after a commit.
+    work: Arc<Notify>,
+}
+
+impl Saga {
+    pub fn new(work: Arc<Notify>) -> Self {
+        Self { work }
+    }
 }
 
 impl Handler for Saga {
-    type Inbound = Heard;
+    type Inbound = InboundEvent;
 
     async fn handle(
         &self,
         tx: &mut PgConnection,
-        batch: &[Delivery<Heard>],
+        batch: &[Delivery<InboundEvent>],
     ) -> anyhow::Result<Vec<Outcome>> {
-        let orders: Vec<_> = batch.iter().map(Delivery::order_id).collect();
-        let mut decisions = Decisions::on(store::lock(tx, &orders).await?);
-        let outcomes = batch.iter().map(|delivery| {
-            let (customer_id, command) = command(delivery);
-            match decisions.tell(delivery.order_id(), customer_id, command) {
-                Ok(true) => Outcome::Done,
-                Ok(false) => Outcome::Ignored("the payment has moved on"),
-                Err(contradiction) => Outcome::Poison(contradiction.into()),
-            }
-        });
-        let outcomes = outcomes.collect();
-        decisions.save(tx).await?;
+        let ids: Vec<OrderId> = batch.iter().map(Delivery::order_id).collect();
+        let mut work = UnitOfWork::new(store::lock(tx, &ids).await.context("lock payments")?);
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            let command = command(delivery);
+            let executed = work.execute(delivery.order_id(), command, delivery.cause());
+            outcomes.push(Outcome::from_execution(executed));
+        }
+        work.flush(tx).await.context("save payments")?;
         Ok(outcomes)
     }
 
@@ -105,43 +117,14 @@ impl Handler for Saga {
     }
 }
 
-fn command(delivery: &Delivery<Heard>) -> (CustomerId, Command) {
-    let cause = delivery.cause().clone();
-    match &delivery.event {
-        Heard::OrderCreated {
-            customer_id,
-            amount,
-            method,
-            lines,
-        } => {
-            let charge = Charge {
-                amount: amount.clone(),
-                method: method.clone(),
-                lines: lines.clone(),
-                cause,
-            };
-            (*customer_id, Command::Charge(charge))
-        }
-        Heard::OrderCancelled { customer_id } => (*customer_id, Command::Cancel(cause)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use contracts::{Subject, choreography::listens_to};
+    use contracts::choreography::mismatches;
 
     use super::*;
 
     #[test]
-    fn everything_the_choreography_sends_here_is_understood_and_nothing_else() {
-        let declared: Vec<Subject> = Service::ALL
-            .into_iter()
-            .flat_map(|owner| listens_to(Service::Payment, owner))
-            .collect();
-        for subject in Subject::ALL {
-            let event = Event::decode(subject, &[]).unwrap();
-            let refused = matches!(Heard::from_event(event), Err(DecodeError::NotForUs(_)));
-            assert_eq!(!refused, declared.contains(&subject), "{subject}");
-        }
+    fn inbound_events_agree_with_the_choreography() {
+        assert_eq!(mismatches::<InboundEvent>(), []);
     }
 }

@@ -1,13 +1,16 @@
-//! All SQL of the payment service. Set-based: one statement for any number of payments.
+//! The SQL of the payment service. One statement serves any number of payments.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use contracts::{CorrelationId, CustomerId, EventId, Money, OrderId, OrderLine, PaymentId};
-use messaging::outbox::Cause;
+use contracts::{
+    Cause, CorrelationId, Currency, CustomerId, EventId, InvalidValue, Money, OrderId, OrderLine,
+    PaymentId, PaymentMethod,
+};
 use sqlx::{PgConnection, PgPool, types::Json};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::domain::{Charge, Payment, Status};
+use crate::domain::{Charge, Identity, Payment, Status};
 
 struct Row {
     order_id: Uuid,
@@ -27,11 +30,15 @@ struct Row {
     attempts: i32,
     reference: Option<String>,
     failure_code: Option<String>,
+    updated_at: OffsetDateTime,
 }
 
-/// Locks payments by order, in key order, so that batches cannot deadlock. Those that do not exist
-/// are left out.
-pub(crate) async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<Vec<Payment>> {
+/// Locks payments by order, in key order, so that batches cannot deadlock. Payments that do not
+/// exist are left out.
+pub async fn lock(
+    tx: &mut PgConnection,
+    orders: &[OrderId],
+) -> sqlx::Result<HashMap<OrderId, Payment>> {
     let orders: Vec<Uuid> = orders.iter().map(|order| order.0).collect();
     let rows = sqlx::query_as!(
         Row,
@@ -39,24 +46,28 @@ pub(crate) async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Res
         SELECT order_id, payment_id, customer_id, status, amount, currency, method,
                lines AS "lines: Json<Vec<OrderLine>>",
                charge_correlation_id, charge_causation_id, charge_traceparent,
-               cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code
+               cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
+               updated_at
         FROM payments WHERE order_id = ANY($1) ORDER BY order_id FOR UPDATE"#,
         &orders
     )
     .fetch_all(tx)
     .await?;
-    rows.into_iter().map(Row::read).collect()
+    let payments = rows.into_iter().map(Row::read);
+    let by_order = |payment: Payment| (payment.identity.order_id, payment);
+    payments.map(|payment| payment.map(by_order)).collect()
 }
 
 /// The payment of one order.
-pub(crate) async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>> {
+pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>> {
     let row = sqlx::query_as!(
         Row,
         r#"-- payment_find
         SELECT order_id, payment_id, customer_id, status, amount, currency, method,
                lines AS "lines: Json<Vec<OrderLine>>",
                charge_correlation_id, charge_causation_id, charge_traceparent,
-               cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code
+               cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
+               updated_at
         FROM payments WHERE order_id = $1"#,
         order.0
     )
@@ -65,14 +76,9 @@ pub(crate) async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<P
     row.map(Row::read).transpose()
 }
 
-/// Takes up to `limit` payments that are due: counts the attempt and keeps other workers off for
-/// `lease`. Committed before the provider is asked, so that a payment without attempts is one that
-/// the provider cannot know of.
-pub(crate) async fn lease(
-    pool: &PgPool,
-    limit: i64,
-    lease: Duration,
-) -> sqlx::Result<Vec<Payment>> {
+/// Leases up to `limit` payments that are due: counts the attempt, and keeps other workers off for
+/// `lease`. Committed before the call to the provider: a payment without attempts is unknown there.
+pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<Vec<Payment>> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- payments_lease
@@ -83,7 +89,8 @@ pub(crate) async fn lease(
         RETURNING order_id, payment_id, customer_id, status, amount, currency, method,
                   lines AS "lines: Json<Vec<OrderLine>>",
                   charge_correlation_id, charge_causation_id, charge_traceparent,
-                  cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code"#,
+                  cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
+                  updated_at"#,
         limit,
         lease.as_secs_f64()
     )
@@ -92,11 +99,8 @@ pub(crate) async fn lease(
     rows.into_iter().map(Row::read).collect()
 }
 
-/// Asks again later about payments whose outcome is not known.
-pub(crate) async fn postpone(
-    tx: &mut PgConnection,
-    later: &[(OrderId, Duration)],
-) -> sqlx::Result<()> {
+/// Schedules the next call for payments whose outcome is unknown.
+pub async fn postpone(tx: &mut PgConnection, later: &[(OrderId, Duration)]) -> sqlx::Result<()> {
     if later.is_empty() {
         return Ok(());
     }
@@ -117,51 +121,60 @@ pub(crate) async fn postpone(
     Ok(())
 }
 
-/// Inserts new payments. One that exists by now is an error: the batch is then tried again and
-/// finds it.
-pub(crate) async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Result<()> {
-    if payments.is_empty() {
-        return Ok(());
-    }
-    let charge = |payment: &&Payment| payment.charge.clone();
-    let charges: Vec<Option<Charge>> = payments.iter().map(charge).collect();
-    let orders: Vec<_> = payments.iter().map(|payment| payment.order_id.0).collect();
-    let ids: Vec<_> = payments.iter().map(|payment| payment.id.0).collect();
-    let customers: Vec<_> = payments
+/// Inserts new payments. One that another replica has inserted meanwhile is an error: the batch is then
+/// tried again and finds it.
+pub async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Result<()> {
+    let charges: Vec<_> = payments
         .iter()
-        .map(|payment| payment.customer_id.0)
+        .map(|payment| payment.charge.as_ref())
         .collect();
+    let identities = payments.iter().map(|payment| &payment.identity);
+    let orders: Vec<_> = identities
+        .clone()
+        .map(|identity| identity.order_id.0)
+        .collect();
+    let ids: Vec<_> = identities
+        .clone()
+        .map(|identity| identity.payment_id.0)
+        .collect();
+    let customers: Vec<_> = identities.map(|identity| identity.customer_id.0).collect();
     let statuses: Vec<_> = payments
         .iter()
-        .map(|payment| status_text(payment.status))
+        .map(|payment| payment.status.as_str())
         .collect();
-    let of = |charge: &'_ Option<Charge>| charge.as_ref().map(|charge| charge.amount.amount);
-    let amounts: Vec<_> = charges.iter().map(of).collect();
-    let currencies: Vec<_> = charges
+    let totals: Vec<_> = charges
         .iter()
-        .map(|c| c.as_ref().map(|c| c.amount.currency.as_str()))
+        .map(|charge| charge.map(|charge| charge.amount))
+        .collect();
+    let amounts: Vec<_> = totals
+        .iter()
+        .map(|total| total.map(Money::amount))
+        .collect();
+    let currencies: Vec<_> = totals
+        .iter()
+        .map(|total| total.map(Money::currency))
+        .collect();
+    let currencies: Vec<_> = currencies
+        .iter()
+        .map(|c| c.as_ref().map(Currency::as_str))
         .collect();
     let methods: Vec<_> = charges
         .iter()
-        .map(|c| c.as_ref().map(|c| c.method.as_str()))
+        .map(|c| c.map(|c| c.method.as_str()))
         .collect();
-    let lines: Vec<_> = charges
-        .iter()
-        .map(|c| c.as_ref().map(|c| Json(&c.lines)))
-        .collect();
-    let charge_causes = Causes::of(
-        charges
-            .iter()
-            .map(|charge| charge.as_ref().map(|charge| &charge.cause)),
-    );
-    let cancel_causes = Causes::of(payments.iter().map(|payment| payment.cancelled.as_ref()));
+    let lines: Vec<_> = charges.iter().map(|c| c.map(|c| Json(&c.lines))).collect();
+    let charge_causes = CauseColumns::new(charges.iter().map(|c| c.map(|c| &c.cause)));
+    let cancelled = payments.iter().map(|payment| payment.cancelled.as_ref());
+    let cancel_causes = CauseColumns::new(cancelled);
+    let times: Vec<_> = payments.iter().map(|payment| payment.updated_at).collect();
     sqlx::query!(
         r#"-- payments_insert
         INSERT INTO payments (order_id, payment_id, customer_id, status, amount, currency, method, lines,
                               charge_correlation_id, charge_causation_id, charge_traceparent,
-                              cancel_correlation_id, cancel_causation_id, cancel_traceparent)
+                              cancel_correlation_id, cancel_causation_id, cancel_traceparent, updated_at)
         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::text[], $7::text[],
-                             $8::jsonb[], $9::uuid[], $10::uuid[], $11::text[], $12::uuid[], $13::uuid[], $14::text[])"#,
+                             $8::jsonb[], $9::uuid[], $10::uuid[], $11::text[], $12::uuid[], $13::uuid[], $14::text[],
+                             $15::timestamptz[])"#,
         &orders,
         &ids,
         &customers,
@@ -175,22 +188,23 @@ pub(crate) async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx
         &charge_causes.traceparents as &[Option<&str>],
         &cancel_causes.correlations as &[Option<Uuid>],
         &cancel_causes.causations as &[Option<Uuid>],
-        &cancel_causes.traceparents as &[Option<&str>]
+        &cancel_causes.traceparents as &[Option<&str>],
+        &times
     )
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Writes what may change of locked payments; what is to be done next is due at once.
-pub(crate) async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Result<()> {
-    if payments.is_empty() {
-        return Ok(());
-    }
-    let orders: Vec<_> = payments.iter().map(|payment| payment.order_id.0).collect();
+/// Writes the columns of locked payments that can change. A new status is due at once.
+pub async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Result<()> {
+    let orders: Vec<_> = payments
+        .iter()
+        .map(|payment| payment.identity.order_id.0)
+        .collect();
     let statuses: Vec<_> = payments
         .iter()
-        .map(|payment| status_text(payment.status))
+        .map(|payment| payment.status.as_str())
         .collect();
     let attempts: Vec<_> = payments.iter().map(|payment| payment.attempts).collect();
     let references: Vec<_> = payments
@@ -201,16 +215,19 @@ pub(crate) async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx
         .iter()
         .map(|payment| payment.failure_code.as_deref())
         .collect();
-    let causes = Causes::of(payments.iter().map(|payment| payment.cancelled.as_ref()));
+    let cancelled = payments.iter().map(|payment| payment.cancelled.as_ref());
+    let causes = CauseColumns::new(cancelled);
+    let times: Vec<_> = payments.iter().map(|payment| payment.updated_at).collect();
     sqlx::query!(
         r#"-- payments_update
         UPDATE payments
         SET status = p.status, attempts = p.attempts, reference = p.reference, failure_code = p.failure_code,
             cancel_correlation_id = p.correlation, cancel_causation_id = p.causation,
-            cancel_traceparent = p.traceparent, updated_at = now(),
+            cancel_traceparent = p.traceparent, updated_at = p.at,
             due_at = CASE WHEN payments.status = p.status THEN payments.due_at ELSE now() END
-        FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::uuid[], $7::uuid[], $8::text[])
-            AS p (order_id, status, attempts, reference, failure_code, correlation, causation, traceparent)
+        FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::uuid[], $7::uuid[], $8::text[],
+                    $9::timestamptz[])
+            AS p (order_id, status, attempts, reference, failure_code, correlation, causation, traceparent, at)
         WHERE payments.order_id = p.order_id"#,
         &orders,
         &statuses as &[&str],
@@ -219,7 +236,8 @@ pub(crate) async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx
         &failures as &[Option<&str>],
         &causes.correlations as &[Option<Uuid>],
         &causes.causations as &[Option<Uuid>],
-        &causes.traceparents as &[Option<&str>]
+        &causes.traceparents as &[Option<&str>],
+        &times
     )
     .execute(tx)
     .await?;
@@ -227,73 +245,69 @@ pub(crate) async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx
 }
 
 /// Causes as columns.
-struct Causes<'a> {
+struct CauseColumns<'a> {
     correlations: Vec<Option<Uuid>>,
     causations: Vec<Option<Uuid>>,
     traceparents: Vec<Option<&'a str>>,
 }
 
-impl<'a> Causes<'a> {
-    fn of(causes: impl Iterator<Item = Option<&'a Cause>> + Clone) -> Self {
+impl<'a> CauseColumns<'a> {
+    fn new(causes: impl Iterator<Item = Option<&'a Cause>> + Clone) -> Self {
+        let correlations = causes
+            .clone()
+            .map(|cause| cause.map(|c| c.correlation_id.0));
+        let causations = causes.clone().map(|cause| cause.map(|c| c.causation_id.0));
+        let traceparents = causes.map(|cause| cause.and_then(|c| c.traceparent.as_deref()));
         Self {
-            correlations: causes
-                .clone()
-                .map(|cause| cause.map(|cause| cause.correlation_id.0))
-                .collect(),
-            causations: causes
-                .clone()
-                .map(|cause| cause.map(|cause| cause.causation_id.0))
-                .collect(),
-            traceparents: causes
-                .map(|cause| cause.and_then(|cause| cause.traceparent.as_deref()))
-                .collect(),
+            correlations: correlations.collect(),
+            causations: causations.collect(),
+            traceparents: traceparents.collect(),
         }
     }
 }
 
 impl Row {
     fn read(self) -> sqlx::Result<Payment> {
-        let charge_cause = cause(
+        let cause = read_cause(
             self.charge_correlation_id,
             self.charge_causation_id,
             self.charge_traceparent,
         );
-        let charge = match (
-            self.amount,
-            self.currency,
-            self.method,
-            self.lines,
-            charge_cause,
-        ) {
+        // The table's constraint: all of these are null, or none.
+        let charge = match (self.amount, self.currency, self.method, self.lines, cause) {
             (Some(amount), Some(currency), Some(method), Some(Json(lines)), Some(cause)) => {
                 Some(Charge {
-                    amount: Money { amount, currency },
-                    method,
+                    amount: Money::new(amount, currency.parse().map_err(decode)?),
+                    method: PaymentMethod::try_from(method).map_err(decode)?,
                     lines,
                     cause,
                 })
             }
             _ => None,
         };
+        let cancelled = read_cause(
+            self.cancel_correlation_id,
+            self.cancel_causation_id,
+            self.cancel_traceparent,
+        );
         Ok(Payment {
-            id: PaymentId(self.payment_id),
-            order_id: OrderId(self.order_id),
-            customer_id: CustomerId(self.customer_id),
+            identity: Identity {
+                payment_id: PaymentId(self.payment_id),
+                order_id: OrderId(self.order_id),
+                customer_id: CustomerId(self.customer_id),
+            },
             charge,
             status: read_status(&self.status)?,
-            cancelled: cause(
-                self.cancel_correlation_id,
-                self.cancel_causation_id,
-                self.cancel_traceparent,
-            ),
+            cancelled,
             attempts: self.attempts,
             reference: self.reference,
             failure_code: self.failure_code,
+            updated_at: self.updated_at,
         })
     }
 }
 
-fn cause(
+fn read_cause(
     correlation: Option<Uuid>,
     causation: Option<Uuid>,
     traceparent: Option<String>,
@@ -305,22 +319,13 @@ fn cause(
     })
 }
 
-const fn status_text(status: Status) -> &'static str {
-    match status {
-        Status::Pending => "pending",
-        Status::Completed => "completed",
-        Status::Failed => "failed",
-        Status::Voided => "voided",
-        Status::Refunding => "refunding",
-        Status::Refunded => "refunded",
-    }
+fn read_status(text: &str) -> sqlx::Result<Status> {
+    let mut all = Status::ALL.into_iter();
+    let known = all.find(|status| status.as_str() == text);
+    // The table's constraint excludes any other.
+    known.ok_or_else(|| sqlx::Error::Decode(format!("a payment cannot be {text:?}").into()))
 }
 
-fn read_status(text: &str) -> sqlx::Result<Status> {
-    use Status::{Completed, Failed, Pending, Refunded, Refunding, Voided};
-    [Pending, Completed, Failed, Voided, Refunding, Refunded]
-        .into_iter()
-        .find(|status| status_text(*status) == text)
-        // The table's constraint excludes this.
-        .ok_or_else(|| sqlx::Error::Decode(format!("a payment cannot be {text:?}").into()))
+fn decode(error: InvalidValue) -> sqlx::Error {
+    sqlx::Error::Decode(error.into())
 }

@@ -1,126 +1,149 @@
 //! The admin listener of every process: `/livez`, `/readyz`, `/startupz`, `/metrics`.
 //!
-//! Liveness asks only whether the process answers; a database that is away must not get every
-//! process restarted. Readiness asks whether work gets done, and turns off first at shutdown.
+//! - Liveness: the process answers. Nothing else, so that a database outage does not restart every
+//!   service.
+//! - Startup: the process has been ready once. It serves before that, so that a slow start can be told
+//!   from a dead process.
+//! - Readiness: work gets done. It turns off first at shutdown, and this listener closes last.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
-use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use futures::future::{BoxFuture, FutureExt as _, join_all};
+use parking_lot::Mutex;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-type Check = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+use crate::http;
 
-/// What must hold for this process to be ready.
-#[derive(Default)]
+type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// What must hold for a process to be ready; cheap to clone.
+#[derive(Clone, Default)]
 pub struct Readiness {
-    checks: Vec<(&'static str, Check)>,
+    checks: Arc<Mutex<Vec<(&'static str, Check)>>>,
+    /// Everything is wired up. Before that there is nothing to check, and the process is not ready.
+    started: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Readiness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let checks = self.checks.lock();
         f.debug_list()
-            .entries(self.checks.iter().map(|(name, _)| name))
+            .entries(checks.iter().map(|(name, _)| name))
             .finish()
     }
 }
 
 impl Readiness {
-    /// Adds a named check; its error says what is wrong.
-    pub fn check<F>(
-        mut self,
-        name: &'static str,
-        check: impl Fn() -> F + Send + Sync + 'static,
-    ) -> Self
+    /// Adds a named check; its error describes what is wrong.
+    pub fn check<F>(&self, name: &'static str, check: impl Fn() -> F + Send + Sync + 'static)
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
-        self.checks.push((name, Box::new(move || check().boxed())));
-        self
+        let check: Check = Arc::new(move || check().boxed());
+        self.checks.lock().push((name, check));
     }
 
-    async fn report(&self) -> (bool, Value) {
-        let results = join_all(
-            self.checks
-                .iter()
-                .map(async |(name, check)| (*name, check().await)),
-        )
-        .await;
+    pub(crate) fn set_started(&self) {
+        self.started.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    async fn report(&self) -> Result<Value, Value> {
+        if !self.has_started() {
+            return Err(not_ready("start", "waiting for the database or the broker"));
+        }
+        let checks = self.checks.lock().clone();
+        let checks = checks
+            .iter()
+            .map(async |(name, check)| (*name, check().await));
+        let results = join_all(checks).await;
         let ready = results.iter().all(|(_, result)| result.is_ok());
-        let checks: Map<String, Value> = results
-            .into_iter()
-            .map(|(name, result)| {
-                (
-                    name.to_owned(),
-                    result.map_or_else(Value::from, |()| Value::from("ok")),
-                )
-            })
+        let describe = |result: Result<(), String>| result.err().unwrap_or_else(|| "ok".to_owned());
+        let checks = results.into_iter();
+        let checks: Map<String, Value> = checks
+            .map(|(name, result)| (name.to_owned(), Value::from(describe(result))))
             .collect();
-        (ready, json!({ "ready": ready, "checks": checks }))
+        let report = json!({ "ready": ready, "checks": checks });
+        if ready { Ok(report) } else { Err(report) }
     }
 }
 
-#[derive(Clone)]
-struct Admin {
-    readiness: Arc<Readiness>,
-    registry: Registry,
-    shutdown: CancellationToken,
+fn not_ready(check: &str, reason: &str) -> Value {
+    json!({ "ready": false, "checks": { check: reason } })
 }
 
-/// Serves the admin listener until `stop`, which should come after everything else has ended; from
-/// `shutdown` on the process is not ready any more.
-pub async fn serve(
+/// What the admin listener serves.
+#[derive(Clone)]
+pub(crate) struct Admin {
+    pub(crate) readiness: Readiness,
+    pub(crate) registry: Registry,
+    /// Cancelled when shutdown begins: the process is not ready any more.
+    pub(crate) draining: CancellationToken,
+    /// The process has been ready once.
+    pub(crate) was_ready: Arc<AtomicBool>,
+}
+
+/// Serves the admin listener until `close`.
+pub(crate) async fn serve(
     listener: TcpListener,
-    readiness: Readiness,
-    registry: Registry,
-    shutdown: CancellationToken,
+    admin: Admin,
+    close: CancellationToken,
 ) -> anyhow::Result<()> {
-    let admin = Admin {
-        readiness: Arc::new(readiness),
-        registry,
-        shutdown: shutdown.clone(),
-    };
-    let routes = Router::new()
+    let router = Router::new()
         .route("/livez", get(async || "ok"))
-        .route("/readyz", get(ready))
-        .route("/startupz", get(ready))
+        .route("/readyz", get(readyz))
+        .route("/startupz", get(startupz))
         .route("/metrics", get(metrics))
         .with_state(admin);
-    let stop = async move { shutdown.cancelled().await };
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(stop)
-        .await?;
-    Ok(())
+    http::serve(listener, router, close).await
 }
 
-async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
-    if admin.shutdown.is_cancelled() {
-        return (
-            StatusCode::SERVICE_UNAVAILABLE,
-            Json(json!({ "ready": false, "checks": { "shutdown": "begun" } })),
-        );
+async fn readyz(State(admin): State<Admin>) -> Response {
+    if admin.draining.is_cancelled() {
+        return respond(Err(not_ready("shutdown", "in progress")));
     }
-    let (ready, report) = admin.readiness.report().await;
-    (
-        if ready {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        },
-        Json(report),
-    )
+    let report = admin.readiness.report().await;
+    admin.was_ready.fetch_or(report.is_ok(), Ordering::Relaxed);
+    respond(report)
 }
 
-async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+async fn startupz(State(admin): State<Admin>) -> Response {
+    if admin.was_ready.load(Ordering::Relaxed) {
+        return respond(Ok(json!({ "started": true })));
+    }
+    readyz(State(admin)).await
+}
+
+fn respond(report: Result<Value, Value>) -> Response {
+    match report {
+        Ok(report) => Json(report).into_response(),
+        Err(report) => (StatusCode::SERVICE_UNAVAILABLE, Json(report)).into_response(),
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
     let mut text = Vec::new();
     match TextEncoder::new().encode(&admin.registry.gather(), &mut text) {
-        Ok(()) => (StatusCode::OK, text),
-        Err(error) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            error.to_string().into_bytes(),
-        ),
+        Ok(()) => text.into_response(),
+        Err(error) => {
+            tracing::error!(%error, "metrics cannot be written; the scrape fails");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
     }
 }

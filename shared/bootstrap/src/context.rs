@@ -1,11 +1,11 @@
-//! What travels with a request from the edge through every call: correlation, trace, deadline.
+//! What a request carries from the edge through every call: correlation, trace, deadline.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-use contracts::{CorrelationId, EventId};
+use contracts::{Cause, CorrelationId, EventId, trace_id};
 use opentelemetry::{global, trace::TraceContextExt as _};
 use tonic::{
     Request,
@@ -20,7 +20,7 @@ pub const CORRELATION_ID: &str = "x-correlation-id";
 /// Metadata key and HTTP header of the W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
 
-/// What travels with a request.
+/// What a request carries along.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
     /// One per request of a customer.
@@ -31,13 +31,13 @@ pub struct RequestContext {
     pub traceparent: String,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
-    /// The trace begins here: there is no caller's span to continue.
+    /// There is no caller's span to continue: the trace starts here.
     begins_trace: bool,
 }
 
 impl RequestContext {
-    /// Of a request at the edge: what the client sent is taken if it is well-formed, else made.
-    pub fn at_edge(
+    /// For a request at the edge: valid identifiers of the client are kept, others are replaced.
+    pub fn for_edge(
         correlation_id: Option<&str>,
         traceparent: Option<&str>,
         budget: Duration,
@@ -54,7 +54,7 @@ impl RequestContext {
         }
     }
 
-    /// The same request, by a caller who goes on waiting: each call gets its own time.
+    /// For long-lived streams: no overall deadline, only a timeout per call.
     pub fn without_deadline(self) -> Self {
         Self {
             deadline: None,
@@ -62,29 +62,29 @@ impl RequestContext {
         }
     }
 
-    /// Of a call that another service makes; continues in the span of the call.
+    /// For a call from another service; continues in the span of the call.
     pub fn from_metadata(metadata: &MetadataMap) -> Self {
         let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
         let budget = text("grpc-timeout")
             .and_then(parse_timeout)
             .unwrap_or(DEFAULT_BUDGET);
-        let mut context = Self::at_edge(text(CORRELATION_ID), text(TRACEPARENT), budget);
-        context.hand_on(&Span::current().context());
+        let mut context = Self::for_edge(text(CORRELATION_ID), text(TRACEPARENT), budget);
+        context.propagate(&Span::current().context());
         context
     }
 
-    /// Makes `span` a child of the caller's span, if there is one, and the parent of all that
-    /// follows; its field `trace.id` is filled in. Without OpenTelemetry the trace context is
-    /// handed on unchanged: still the same trace id.
+    /// Makes `span` a child of the caller's span, if there is one, and the parent of all spans that follow.
+    /// Fills in its field `trace.id`. Without OpenTelemetry the trace context stays unchanged: still the
+    /// same trace id.
     pub fn continue_in(&mut self, span: &Span) {
         if !self.begins_trace {
             set_parent(span, &self.traceparent);
         }
-        self.hand_on(&span.context());
+        self.propagate(&span.context());
         span.record("trace.id", self.trace_id());
     }
 
-    fn hand_on(&mut self, context: &opentelemetry::Context) {
+    fn propagate(&mut self, context: &opentelemetry::Context) {
         if context.span().span_context().is_valid() {
             let mut carrier = HashMap::new();
             global::get_text_map_propagator(|propagator| {
@@ -96,8 +96,7 @@ impl RequestContext {
         }
     }
 
-    /// Hands correlation, trace and the remaining time on to a call, which may take `most` at the
-    /// most.
+    /// Passes correlation, trace and the remaining time, at most `most`, to a call.
     pub fn apply<T>(&self, request: &mut Request<T>, most: Duration) {
         let remaining = self.deadline.map_or(most, |deadline| {
             deadline.saturating_duration_since(Instant::now())
@@ -114,6 +113,15 @@ impl RequestContext {
         }
         if let Ok(value) = MetadataValue::try_from(self.traceparent.as_str()) {
             request.metadata_mut().insert(TRACEPARENT, value);
+        }
+    }
+
+    /// The cause of the events that this request leads to.
+    pub fn cause(&self) -> Cause {
+        Cause {
+            correlation_id: self.correlation_id,
+            causation_id: self.command_id,
+            traceparent: Some(self.traceparent.clone()),
         }
     }
 
@@ -147,16 +155,11 @@ pub(crate) fn call_span(request: &http::Request<()>) -> Span {
 fn set_parent(span: &Span, traceparent: &str) {
     let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
     let parent = global::get_text_map_propagator(|propagator| propagator.extract(&carrier));
-    // Fails when nothing is exported, and then there is nothing to link.
+    // Fails when nothing is exported; then there is nothing to link.
     let _linked = span.set_parent(parent);
 }
 
 const DEFAULT_BUDGET: Duration = Duration::from_secs(10);
-
-/// The trace id of a `traceparent`: its second part.
-pub fn trace_id(traceparent: &str) -> &str {
-    traceparent.split('-').nth(1).unwrap_or_default()
-}
 
 /// Whether a text is a `traceparent` of version 00 (W3C Trace Context, section 3.2.2).
 fn is_traceparent(text: &str) -> bool {
@@ -173,7 +176,7 @@ fn is_traceparent(text: &str) -> bool {
     }
 }
 
-/// A new trace; sampled, so that whoever exports decides by itself.
+/// A new trace, marked as sampled: the exporter decides what it keeps.
 fn new_traceparent() -> String {
     let (_, span) = Uuid::new_v4().as_u64_pair();
     format!("00-{}-{span:016x}-01", Uuid::new_v4().simple())
@@ -208,7 +211,7 @@ mod tests {
     fn a_wellformed_context_is_kept_and_anything_else_is_replaced() {
         let id = CorrelationId::new();
         let kept =
-            RequestContext::at_edge(Some(&id.to_string()), Some(TRACE), Duration::from_secs(1));
+            RequestContext::for_edge(Some(&id.to_string()), Some(TRACE), Duration::from_secs(1));
         assert_eq!(
             (kept.correlation_id, kept.traceparent.as_str()),
             (id, TRACE)
@@ -220,7 +223,7 @@ mod tests {
             &TRACE.to_uppercase(),
         ] {
             let replaced =
-                RequestContext::at_edge(Some("no uuid\r\n"), Some(wrong), Duration::from_secs(1));
+                RequestContext::for_edge(Some("no uuid\r\n"), Some(wrong), Duration::from_secs(1));
             assert!(
                 is_traceparent(&replaced.traceparent) && replaced.traceparent != wrong,
                 "{wrong}"
@@ -230,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_call_gets_the_smaller_of_its_own_and_the_remaining_time() {
-        let context = RequestContext::at_edge(None, Some(TRACE), Duration::from_millis(100));
+        let context = RequestContext::for_edge(None, Some(TRACE), Duration::from_millis(100));
         let mut request = Request::new(());
         context.apply(&mut request, Duration::from_secs(60));
         let handed_on = RequestContext::from_metadata(request.metadata());

@@ -3,62 +3,78 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use backon::{ExponentialBuilder, Retryable as _};
+use futures::future::BoxFuture;
 use sqlx::{PgPool, migrate::Migrator, postgres::PgPoolOptions};
 
-use crate::settings::DatabaseSettings;
+use crate::{settings::DatabaseSettings, shutdown};
 
-/// No statement of ours takes long; one that does has gone wrong.
-const STATEMENT_TIMEOUT: &str = "10s";
-const LOCK_TIMEOUT: &str = "5s";
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects and migrates, in the order given. Waits for a server that is not up yet. Several
-/// replicas may start at once: one migrates, the others wait for its lock.
+/// Connects and migrates, in the order given. Waits for a server that is not up yet. Several replicas
+/// may start at once: one migrates, the others wait for its lock.
+///
+/// Boxed, so that the driver is compiled once, here, and not again in every service.
 ///
 /// # Errors
 /// A wrong password or database, or a migration that fails.
-pub async fn connect(
-    settings: &DatabaseSettings,
-    service: &str,
-    migrators: &[Migrator],
-) -> anyhow::Result<PgPool> {
-    let options = settings.url.0.clone().application_name(service).options([
-        ("statement_timeout", STATEMENT_TIMEOUT),
-        ("lock_timeout", LOCK_TIMEOUT),
-        ("idle_in_transaction_session_timeout", STATEMENT_TIMEOUT),
-        // Every statement of ours has an index and few rows. A plan that is made while a table is
-        // small, and then kept, must be right for a table that has grown: nested loops
-        // over indexes, never a scan of everything.
-        ("enable_seqscan", "off"),
-        ("enable_hashjoin", "off"),
-        ("enable_mergejoin", "off"),
+pub fn connect<'a>(
+    settings: &'a DatabaseSettings,
+    service: &'a str,
+    migrators: &'a [Migrator],
+) -> BoxFuture<'a, anyhow::Result<PgPool>> {
+    Box::pin(async move {
+        let pool = pool(settings, service)?;
+        let server = || async { pool.acquire().await.map(drop) };
+        server
+            .retry(start_delays())
+            .when(may_come_up)
+            .notify(|error, delay| {
+                tracing::info!(%error, "PostgreSQL is unavailable; the next attempt is in {delay:?}");
+            })
+            .await
+            .context("connect to the database that DATABASE_URL names")?;
+        for migrator in migrators {
+            migrator.run(&pool).await.context("migrate the database")?;
+        }
+        Ok(pool)
+    })
+}
+
+fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {
+    let options = settings.connect_options().map_err(anyhow::Error::msg)?;
+    let milliseconds = |limit: Duration| limit.as_millis().to_string();
+    let options = options.application_name(service).options([
+        // No statement of a service takes long; one that does has gone wrong.
+        ("statement_timeout", milliseconds(shutdown::STEP)),
+        ("lock_timeout", milliseconds(LOCK_TIMEOUT)),
+        (
+            "idle_in_transaction_session_timeout",
+            milliseconds(shutdown::STEP),
+        ),
+        // Every statement has an index and few rows. A plan that is made while a table is small is
+        // kept, and must be right for a table that has grown: nested loops over indexes, never a scan
+        // of the whole table (docs/decisions/0006-plans.md).
+        ("enable_seqscan", "off".to_owned()),
+        ("enable_hashjoin", "off".to_owned()),
+        ("enable_mergejoin", "off".to_owned()),
     ]);
     let pool = PgPoolOptions::new()
         .max_connections(settings.pool_size)
         .min_connections(1)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        // A round trip per acquire; a broken connection shows at the next statement anyway.
         .test_before_acquire(false)
         .connect_lazy_with(options);
-    wait_until_up(&pool)
-        .await
-        .with_context(|| format!("DATABASE_URL ({:?})", settings.url))?;
-    for migrator in migrators {
-        migrator.run(&pool).await.context("migrate the database")?;
-    }
     Ok(pool)
 }
 
-async fn wait_until_up(pool: &PgPool) -> sqlx::Result<()> {
-    let mut wait = Duration::from_millis(50);
-    loop {
-        match pool.acquire().await {
-            Ok(_) => return Ok(()),
-            Err(error) if may_come_up(&error) => tracing::info!(%error, "waiting for PostgreSQL"),
-            Err(error) => return Err(error),
-        }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(Duration::from_secs(1));
-    }
+fn start_delays() -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_secs(1))
+        .without_max_times()
 }
 
 fn may_come_up(error: &sqlx::Error) -> bool {
@@ -73,11 +89,8 @@ fn may_come_up(error: &sqlx::Error) -> bool {
 /// For readiness: whether the database answers.
 ///
 /// # Errors
-/// Says what is wrong.
+/// Describes what is wrong.
 pub async fn ping(pool: PgPool) -> Result<(), String> {
-    sqlx::query("-- ping\nSELECT 1")
-        .execute(&pool)
-        .await
-        .map(drop)
-        .map_err(|error| error.to_string())
+    let ping = sqlx::query("-- ping\nSELECT 1").execute(&pool).await;
+    ping.map(drop).map_err(|error| error.to_string())
 }

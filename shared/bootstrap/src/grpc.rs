@@ -1,9 +1,9 @@
-//! gRPC servers and channels with the settings that keep them honest: deadlines, keep-alive,
-//! bounded shutdown.
+//! gRPC servers and channels with deadlines, keep-alive and a bounded shutdown.
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use http::Uri;
 use tokio::{
     net::{TcpListener, lookup_host},
@@ -16,70 +16,72 @@ use tonic::{
     transport::{Channel, Endpoint, Server, channel::Change},
 };
 
-use crate::context;
+use crate::{context, shutdown};
 
-/// How long calls in flight may go on after shutdown has begun; an idle client must not hold us up
-/// for longer.
-const GRACE: Duration = Duration::from_secs(5);
 /// No call may take longer, whatever its caller allows.
-const LONGEST_CALL: Duration = Duration::from_secs(10);
+const LONGEST_CALL: Duration = shutdown::STEP;
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the replicas of a service are looked up.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
-const MOST_REPLICAS: usize = 128;
+/// How often a channel looks up the replicas of a service.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(2);
+const MAX_REPLICAS: usize = 128;
 
-/// Serves `routes` and the standard health service until `shutdown`.
-pub async fn serve(
+/// Serves `routes` and the standard health service until `stopping`; calls in flight then get
+/// [`shutdown::DRAIN`].
+///
+/// Boxed, so that the HTTP/2 stack is compiled once, here, and not again in every service.
+pub fn serve(
     listener: TcpListener,
     routes: Routes,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let (_reporter, health) = tonic_health::server::health_reporter();
-    let incoming = TcpListenerStream::new(listener).map(|accepted| {
-        accepted.inspect(|stream| {
-            // Only latency depends on it.
-            let _ignored = stream.set_nodelay(true);
-        })
-    });
-    let server = Server::builder()
-        .trace_fn(context::call_span)
-        .timeout(LONGEST_CALL)
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-        .add_routes(routes)
-        .add_service(health)
-        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
-    let grace = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        served = server => served.context("serve gRPC"),
-        () = grace => Ok(()),
-    }
+    stopping: CancellationToken,
+) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(async move {
+        let (_reporter, health) = tonic_health::server::health_reporter();
+        let incoming = TcpListenerStream::new(listener).map(|accepted| {
+            accepted.inspect(|stream| {
+                // Only latency depends on it.
+                let _ignored = stream.set_nodelay(true);
+            })
+        });
+        let server = Server::builder()
+            .trace_fn(context::call_span)
+            .timeout(LONGEST_CALL)
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+            .add_routes(routes)
+            .add_service(health)
+            .serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
+        let grace = async {
+            stopping.cancelled().await;
+            tokio::time::sleep(shutdown::DRAIN).await;
+        };
+        tokio::select! {
+            served = server => served.context("serve gRPC"),
+            () = grace => Ok(()),
+        }
+    })
 }
 
-/// A channel to another service; connects when first used and again whenever it must. Where the
-/// host's name stands for several replicas, calls are spread over all of them, also over those that
-/// come later.
+/// A channel to another service. It connects at the first call and reconnects by itself. A host name
+/// that resolves to several replicas spreads calls over all of them, including replicas that start
+/// later.
 ///
 /// # Errors
-/// When `url` is no `http://host:port`.
+/// When `url` is not `http://host:port`.
 pub fn channel(url: &str) -> anyhow::Result<Channel> {
-    let wrong = || format!("{url:?} is no address of a service: expected http://host:port");
+    let wrong = || format!("{url:?} is not the address of a service: expected http://host:port");
     let uri: Uri = url.parse().with_context(wrong)?;
     let (host, port) = (
         uri.host().with_context(wrong)?.to_owned(),
         uri.port_u16().unwrap_or(80),
     );
-    let (channel, changes) = Channel::balance_channel(MOST_REPLICAS);
+    let (channel, changes) = Channel::balance_channel(MAX_REPLICAS);
     tokio::spawn(follow(host, port, uri, changes));
     Ok(channel)
 }
 
-/// Keeps the channel's replicas those that the host's name stands for, as long as somebody uses the
-/// channel.
+/// Keeps the channel's replicas equal to the addresses of the host name, for as long as the channel is
+/// used.
 async fn follow(
     host: String,
     port: u16,
@@ -89,13 +91,14 @@ async fn follow(
     let mut known = HashSet::new();
     while !changes.is_closed() {
         let found: HashSet<SocketAddr> = match lookup_host((host.as_str(), port)).await {
-            Ok(found) => found.take(MOST_REPLICAS / 2).collect(),
+            Ok(found) => found.take(MAX_REPLICAS / 2).collect(),
             Err(error) => {
-                tracing::debug!(host, %error, "the name cannot be resolved now");
+                tracing::debug!(host, %error, "the name cannot be resolved; known replicas stay in use");
                 HashSet::new()
             }
         };
-        // Without an answer those of yesterday are the best guess, and fail faster than nobody.
+        // If DNS returns nothing, keep the last known addresses: a refused connection fails faster
+        // than a call that waits for an endpoint.
         if !found.is_empty() {
             let gone = known
                 .difference(&found)
@@ -104,7 +107,7 @@ async fn follow(
                 .difference(&known)
                 .map(|address| Change::Insert(*address, endpoint(*address, &origin)));
             for change in new.chain(gone) {
-                // Closed: nobody uses the channel any more.
+                // Closed: the channel has been dropped.
                 let _closed = changes.send(change).await;
             }
             known = found;
@@ -112,7 +115,7 @@ async fn follow(
         let pause = if known.is_empty() {
             Duration::from_millis(100)
         } else {
-            LOOK_AGAIN
+            LOOKUP_INTERVAL
         };
         tokio::time::sleep(pause).await;
     }

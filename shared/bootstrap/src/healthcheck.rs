@@ -1,5 +1,5 @@
-//! `<service> healthcheck`: asks the process that runs beside it whether it is ready. For images
-//! that hold nothing but the service, no shell and no curl.
+//! `<service> healthcheck`: asks the process beside it whether it is ready. For images that contain
+//! nothing but the service: no shell, no curl.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -9,29 +9,30 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use clap::Command;
-
-use crate::settings::Settings;
+use clap::Parser;
 
 const NAME: &str = "healthcheck";
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// What came of it, if the command line asks for it. No other setting than `ADMIN_LISTEN` is
-/// needed.
-pub(crate) fn asked_for<S: Settings>() -> Option<ExitCode> {
-    if std::env::args_os().nth(1)? != NAME {
+/// Asks the process that runs here whether it is ready: exit code 0 if it is, else 1
+#[derive(Parser)]
+struct Healthcheck {
+    /// Where health and metrics of that process listen
+    #[arg(long, env = "ADMIN_LISTEN")]
+    admin_listen: SocketAddr,
+}
+
+/// Runs the health check if `healthcheck` is the first argument. It is parsed apart from the service's
+/// own settings, because it must work without them.
+pub(crate) fn run_if_requested() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    let program = arguments.next()?;
+    if arguments.next()? != NAME {
         return None;
     }
-    let about = "Asks the one that runs here whether it is ready";
-    let command = S::command()
-        .subcommand_negates_reqs(true)
-        .subcommand(Command::new(NAME).about(about));
-    let admin = command
-        .get_matches()
-        .get_one::<SocketAddr>("admin_listen")
-        .copied();
-    let ready = admin.context("ADMIN_LISTEN is not known").and_then(ask);
-    Some(match ready {
+    let Healthcheck { admin_listen } =
+        Healthcheck::parse_from([program].into_iter().chain(arguments));
+    Some(match ask(admin_listen) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("not ready: {error:#}");
@@ -53,7 +54,7 @@ fn ask(admin: SocketAddr) -> anyhow::Result<()> {
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.write_all(format!("GET /readyz HTTP/1.0\r\nHost: {admin}\r\n\r\n").as_bytes())?;
     let mut lines = BufReader::new(stream).lines();
-    let status = lines.next().context("no answer")??;
+    let status = lines.next().context("no response")??;
     let body = lines.last().transpose()?.unwrap_or_default();
     ensure!(status.contains(" 200 "), "{status}: {body}");
     Ok(())
@@ -65,23 +66,23 @@ mod tests {
 
     use super::*;
 
-    fn answering(answer: &'static str) -> SocketAddr {
+    fn responding(response: &'static str) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let _asked = stream.read(&mut [0; 1024]).unwrap();
-            stream.write_all(answer.as_bytes()).unwrap();
+            let _request = stream.read(&mut [0; 1024]).unwrap();
+            stream.write_all(response.as_bytes()).unwrap();
         });
         address
     }
 
     #[test]
-    fn only_ready_is_ready() {
-        let everywhere =
+    fn only_status_200_is_ready() {
+        let unspecified =
             |address: SocketAddr| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
-        ask(everywhere(answering("HTTP/1.0 200 OK\r\n\r\n{}"))).unwrap();
-        let not = ask(answering(
+        ask(unspecified(responding("HTTP/1.0 200 OK\r\n\r\n{}"))).unwrap();
+        let not = ask(responding(
             "HTTP/1.0 503 Service Unavailable\r\n\r\n{\"ready\":false}",
         ))
         .unwrap_err();
@@ -89,6 +90,6 @@ mod tests {
             not.to_string(),
             "HTTP/1.0 503 Service Unavailable: {\"ready\":false}"
         );
-        assert_eq!(ask(answering("")).unwrap_err().to_string(), "no answer");
+        assert_eq!(ask(responding("")).unwrap_err().to_string(), "no response");
     }
 }

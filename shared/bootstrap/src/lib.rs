@@ -1,22 +1,24 @@
-//! What the `main` of every service needs: settings, telemetry, health, pools, gRPC, supervision,
-//! signals.
+//! What every process needs: settings, telemetry, health, database pool, servers, supervision,
+//! shutdown.
 //!
-//! A service is `pub async fn run(config, listeners, shutdown) -> anyhow::Result<()>`;
-//! [`process::main`] calls it.
-#![warn(missing_docs)]
+//! A service calls [`process::main`] with its `run(settings, process)`. Read [`process`] first, then
+//! [`shutdown`] and [`admin`].
+#![warn(missing_docs, unreachable_pub)]
 
 pub mod admin;
 pub mod context;
 pub mod database;
 pub mod grpc;
-pub mod healthcheck;
+mod healthcheck;
+mod http;
+mod listen;
 pub mod process;
-pub mod server;
 pub mod settings;
-pub mod supervise;
+pub mod shutdown;
+mod supervise;
 pub mod telemetry;
 
 pub use admin::Readiness;
 pub use context::RequestContext;
-pub use server::Listeners;
+pub use process::Process;
 pub use supervise::Supervisor;

@@ -1,117 +1,193 @@
 //! A process from its first line to its exit code.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use clap::{
-    Arg,
-    error::{ContextKind, ContextValue},
-};
-pub use prometheus::Registry;
-use tokio::signal::unix::{SignalKind, signal};
+use axum::Router;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 use crate::{
-    Listeners, healthcheck,
-    settings::Settings,
+    Readiness, Supervisor,
+    admin::{self, Admin},
+    grpc, healthcheck, http,
+    listen::Listeners,
+    settings::{self, Settings},
+    shutdown::{self, Shutdown},
     telemetry::{self, Telemetry},
 };
 
 /// Runs a service: settings, telemetry, signals, listeners, `run`. Exit code 0 after SIGTERM or
-/// Ctrl-C, 2 for a wrong setting, 1 for anything else, with the chain of causes in the log, once.
+/// Ctrl-C, 2 for a wrong setting, 1 for any other error, which is logged once with its causes.
 ///
-/// `<service> healthcheck` asks the one that runs here whether it is ready instead: see
-/// [`crate::healthcheck`].
-pub fn main<S, F>(
-    service: &'static str,
-    run: impl FnOnce(S, Listeners, Registry, CancellationToken) -> F,
-) -> ExitCode
+/// The admin listener serves from the start to the end, also while `run` waits for a database.
+/// `<service> healthcheck` runs the health check instead: see [`crate::healthcheck`].
+///
+/// Call it from the service's library and not from its `main.rs`: an async function is compiled in the
+/// crate that runs it, and the binary would compile the whole service a second time.
+pub fn main<S, F>(service: &'static str, run: impl FnOnce(S, Process) -> F) -> ExitCode
 where
     S: Settings,
     F: Future<Output = anyhow::Result<()>>,
 {
-    if let Some(ready) = healthcheck::asked_for::<S>() {
-        return ready;
+    if let Some(exit_code) = healthcheck::run_if_requested() {
+        return exit_code;
     }
-    let settings = S::try_parse().unwrap_or_else(|error| without_secret::<S>(error).exit());
-    let started = runtime().and_then(|runtime| {
-        let _guard = runtime.enter();
-        Ok((telemetry::init(service)?, runtime))
-    });
-    match started {
-        Ok((telemetry, runtime)) => runtime.block_on(serve(service, settings, telemetry, run)),
-        Err(error) => {
-            // There is no log yet.
-            eprintln!("{service}: {error:#}");
-            ExitCode::FAILURE
-        }
+    let settings: S = settings::parse();
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail_without_log(service, &error, ExitCode::FAILURE),
+    };
+    let _guard = runtime.enter();
+    match telemetry::init(service) {
+        Ok(telemetry) => runtime.block_on(serve(service, settings, telemetry, run)),
+        Err(error) => fail_without_log(service, &error, ExitCode::from(2)),
     }
 }
 
-/// What clap says of a wrong setting, without its value where that is a secret.
-fn without_secret<S: Settings>(mut error: clap::Error) -> clap::Error {
-    let about = |argument: &Arg| {
-        let name = ContextValue::String(argument.to_string());
-        argument.is_hide_env_values_set() && error.get(ContextKind::InvalidArg) == Some(&name)
-    };
-    let mut command = S::command();
-    command.build();
-    if command.get_arguments().any(about) {
-        error.insert(
-            ContextKind::InvalidValue,
-            ContextValue::String("(hidden)".to_owned()),
-        );
-    }
-    error
+fn fail_without_log(service: &str, error: &anyhow::Error, exit_code: ExitCode) -> ExitCode {
+    eprintln!("{service}: {error:#}");
+    exit_code
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    // The number of threads follows TOKIO_WORKER_THREADS, else the cores.
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")
+    // Once per process, before anything can use TLS.
+    let installed = rustls::crypto::ring::default_provider().install_default();
+    installed.map_err(|_| anyhow::anyhow!("TLS is set up twice"))?;
+    // The number of threads is TOKIO_WORKER_THREADS, by default the number of cores.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().build().context("start the runtime")
 }
 
 async fn serve<S, F>(
     service: &'static str,
     settings: S,
+    // Owned: it exports what is left when it is dropped, and needs the runtime for that.
     telemetry: Telemetry,
-    run: impl FnOnce(S, Listeners, Registry, CancellationToken) -> F,
+    run: impl FnOnce(S, Process) -> F,
 ) -> ExitCode
 where
     S: Settings,
     F: Future<Output = anyhow::Result<()>>,
 {
     let result = async {
-        let shutdown = on_signal()?;
-        let listeners = Listeners::bind(settings.addresses()).await?;
-        run(settings, listeners, telemetry.registry.clone(), shutdown).await
+        let settings::Common {
+            listen,
+            admin_listen,
+            shutdown_lag,
+            ..
+        } = settings.common();
+        let shutdown = Shutdown::on_signal(shutdown_lag)?;
+        let listeners = Listeners::bind(listen, admin_listen).await?;
+        let readiness = Readiness::default();
+        let close_admin = CancellationToken::new();
+        let admin = Admin {
+            readiness: readiness.clone(),
+            registry: telemetry.registry.clone(),
+            draining: shutdown.draining.clone(),
+            was_ready: Arc::default(),
+        };
+        let admin = tokio::spawn(admin::serve(listeners.admin, admin, close_admin.clone()));
+        let starting = shutdown.stopping.clone();
+        let process = Process {
+            supervisor: Supervisor::new(shutdown.stopping.clone()),
+            listener: Some(listeners.main),
+            readiness: readiness.clone(),
+            shutdown,
+        };
+        let result = tokio::select! {
+            biased;
+            result = run(settings, process) => result,
+            // Nothing has been started that would have to end in order.
+            () = stopped_while_starting(&starting, &readiness) => Ok(()),
+        };
+        // Last, so that an operator can look at a process that hangs in its shutdown.
+        close_admin.cancel();
+        let closed = tokio::time::timeout(Duration::from_secs(1), admin).await;
+        result.and(
+            closed
+                .unwrap_or(Ok(Ok(())))
+                .context("the admin listener panicked")?,
+        )
     }
     .await;
     match result {
         Ok(()) => {
-            tracing::info!(service, "stopped");
+            tracing::info!(service, "the process has stopped");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            tracing::error!(service, error = format!("{error:#}"), "stopped");
+            tracing::error!(
+                service,
+                error = format!("{error:#}"),
+                "the process failed and stops"
+            );
             ExitCode::FAILURE
         }
     }
 }
 
-/// A token that SIGTERM and Ctrl-C cancel.
-fn on_signal() -> anyhow::Result<CancellationToken> {
-    let shutdown = CancellationToken::new();
-    let (mut term, mut int) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    let token = shutdown.clone();
-    tokio::spawn(async move {
-        tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
-        token.cancel();
-    });
-    Ok(shutdown)
+async fn stopped_while_starting(stopping: &CancellationToken, readiness: &Readiness) {
+    stopping.cancelled().await;
+    if readiness.has_started() {
+        std::future::pending().await
+    }
+}
+
+/// The running process, as a service's `run` uses it.
+#[derive(Debug)]
+pub struct Process {
+    supervisor: Supervisor,
+    listener: Option<TcpListener>,
+    /// What must hold for the process to be ready; checks are added while it starts.
+    pub readiness: Readiness,
+    shutdown: Shutdown,
+}
+
+impl Process {
+    /// Cancelled when tasks should end.
+    pub fn stopping(&self) -> CancellationToken {
+        self.shutdown.stopping.clone()
+    }
+
+    /// Starts a task that must not end before `stopping`.
+    pub fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        self.supervisor.spawn(name, task);
+    }
+
+    /// Serves gRPC on the service's listener.
+    pub fn serve_grpc(&mut self, routes: Routes) -> anyhow::Result<()> {
+        let listener = self.take_listener()?;
+        let served = grpc::serve(listener, routes, self.stopping());
+        self.spawn("gRPC server", served);
+        Ok(())
+    }
+
+    /// Serves HTTP on the service's listener.
+    pub fn serve_http(&mut self, router: Router) -> anyhow::Result<()> {
+        let listener = self.take_listener()?;
+        let served = http::serve(listener, router, self.stopping());
+        self.spawn("HTTP server", served);
+        Ok(())
+    }
+
+    fn take_listener(&mut self) -> anyhow::Result<TcpListener> {
+        self.listener
+            .take()
+            .context("the listener is served already")
+    }
+
+    /// Declares the start complete, then waits until shutdown and until all tasks have ended.
+    ///
+    /// # Errors
+    /// Names the task that failed, panicked, ended by itself or did not end in time.
+    pub async fn until_shutdown(self) -> anyhow::Result<()> {
+        self.readiness.set_started();
+        self.supervisor.run(shutdown::TASKS).await
+    }
 }

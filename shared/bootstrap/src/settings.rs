@@ -1,22 +1,139 @@
 //! Groups of settings that several services have, for `#[command(flatten)]`. A missing or wrong
-//! setting stops the process at start: clap names it and says what is expected.
+//! setting stops the process at start: the error names the setting and what is expected.
 
-use std::{fmt, net::SocketAddr, str::FromStr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
-use clap::{Args, Parser};
+use clap::{Args, Parser, error::ErrorKind};
+use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::PgConnectOptions;
 
-/// Settings of a service: they at least say where it listens.
+/// The settings of a service.
 pub trait Settings: Parser {
-    /// Where it listens.
-    fn addresses(&self) -> Addresses;
+    /// The settings that every process has.
+    fn common(&self) -> Common;
+
+    /// Checks what clap does not check: secrets, which clap would print, and combinations.
+    ///
+    /// # Errors
+    /// Names the setting and what is expected.
+    fn validate(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Parses and validates the command line and the environment, or prints what is wrong and exits with
+/// code 2.
+pub(crate) fn parse<S: Settings>() -> S {
+    let settings = S::parse();
+    if let Err(error) = settings.validate() {
+        S::command().error(ErrorKind::ValueValidation, error).exit();
+    }
+    settings
+}
+
+/// The settings that every process has.
+#[derive(Clone, Copy, Debug)]
+pub struct Common {
+    /// Where the service's own API listens.
+    pub listen: SocketAddr,
+    /// Where health and metrics listen.
+    pub admin_listen: SocketAddr,
+    /// How long the process goes on serving after readiness has turned off.
+    pub shutdown_lag: Duration,
+    /// Whether this is production.
+    pub environment: Environment,
+}
+
+impl Common {
+    /// On any free port: for a task that serves nothing and runs beside the service.
+    #[must_use]
+    pub fn on_free_ports(self) -> Self {
+        Self {
+            listen: local(0),
+            admin_listen: local(0),
+            ..self
+        }
+    }
+}
+
+/// The settings that every process has, with its default ports.
+#[derive(Args, Clone, Debug)]
+pub struct ProcessSettings<const PORT: u16, const ADMIN_PORT: u16> {
+    /// Where the service's API listens
+    #[arg(long, env = "LISTEN", default_value_t = local(PORT))]
+    pub listen: SocketAddr,
+    /// Where health and metrics listen
+    #[arg(long, env = "ADMIN_LISTEN", default_value_t = local(ADMIN_PORT))]
+    pub admin_listen: SocketAddr,
+    /// Seconds between readiness turning off at shutdown and listeners closing, so that load balancers
+    /// notice
+    #[arg(long, env = "SHUTDOWN_LAG_SECONDS", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(0..=60))]
+    pub shutdown_lag_seconds: u64,
+    /// development, or production, which refuses the published secrets of development
+    #[arg(long, env = "ENVIRONMENT", default_value = "development", value_parser = environment)]
+    pub environment: Environment,
+}
+
+impl<const PORT: u16, const ADMIN_PORT: u16> ProcessSettings<PORT, ADMIN_PORT> {
+    /// Without the ports in the type.
+    pub fn common(&self) -> Common {
+        Common {
+            listen: self.listen,
+            admin_listen: self.admin_listen,
+            shutdown_lag: Duration::from_secs(self.shutdown_lag_seconds),
+            environment: self.environment,
+        }
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Where the process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Environment {
+    /// On a developer's machine or in a test.
+    Development,
+    /// Where secrets must be secret.
+    Production,
+}
+
+fn environment(text: &str) -> Result<Environment, String> {
+    match text {
+        "" | "development" => Ok(Environment::Development),
+        "production" => Ok(Environment::Production),
+        _ => Err("expected development or production".to_owned()),
+    }
+}
+
+/// The secrets of the development setup. They are published with the source code.
+const DEVELOPMENT_SECRETS: [&str; 2] = ["sagacity", "sk_test_sagacity"];
+
+impl Environment {
+    /// Rejects a secret of the development setup in production.
+    ///
+    /// # Errors
+    /// Describes the problem without showing the secret.
+    pub fn reject_development_secret(self, secret: &str) -> Result<(), String> {
+        match self {
+            Self::Production if DEVELOPMENT_SECRETS.contains(&secret) => Err(
+                "this is the published secret of development; production needs one of its own"
+                    .to_owned(),
+            ),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The service's own database.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseSettings {
-    /// PostgreSQL address, for example postgres://order:secret@127.0.0.1:5432/order; where
-    /// ENVIRONMENT is production, the password must not be that of development
+    /// PostgreSQL address, for example postgres://order:secret@127.0.0.1:5432/order
     #[arg(
         id = "database-url",
         long,
@@ -24,11 +141,41 @@ pub struct DatabaseSettings {
         value_name = "DATABASE_URL",
         hide_env_values = true
     )]
-    pub url: DatabaseUrl,
+    pub url: SecretString,
     /// Connections in the pool; few are faster than many: twice the cores is plenty
     #[arg(id = "database-pool-size", long, env = "DATABASE_POOL_SIZE", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(2..=100))]
     pub pool_size: u32,
+}
+
+impl DatabaseSettings {
+    /// Checks address and password.
+    ///
+    /// # Errors
+    /// Names the setting and what is expected.
+    pub fn validate(&self, environment: Environment) -> Result<(), String> {
+        self.connect_options()?;
+        let url = self.url.expose_secret();
+        let credentials = url
+            .split("://")
+            .nth(1)
+            .and_then(|rest| rest.rsplit_once('@'));
+        let password = credentials.and_then(|(credentials, _)| credentials.split_once(':'));
+        let password = password.map_or("", |(_, password)| password);
+        environment
+            .reject_development_secret(password)
+            .map_err(|error| format!("DATABASE_URL: {error}"))
+    }
+
+    pub(crate) fn connect_options(&self) -> Result<PgConnectOptions, String> {
+        let url = self.url.expose_secret();
+        let expected = "DATABASE_URL: expected postgres://user:password@host:port/database";
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(expected.to_owned());
+        }
+        // The parser's own error could repeat the address, and the password with it.
+        url.parse().map_err(|_| expected.to_owned())
+    }
 }
 
 /// The broker.
@@ -37,79 +184,6 @@ pub struct BrokerSettings {
     /// NATS address; the server must be 2.12 or later with JetStream
     #[arg(id = "nats-url", long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_parser = nats_url)]
     pub url: String,
-}
-
-/// Where a process listens. The default differs from service to service, so each gives its own.
-#[derive(Clone, Copy, Debug)]
-pub struct Addresses {
-    /// The service's own API.
-    pub listen: SocketAddr,
-    /// Health and metrics.
-    pub admin: SocketAddr,
-}
-
-/// A database address whose password does not show in logs.
-#[derive(Clone)]
-pub struct DatabaseUrl(pub PgConnectOptions);
-
-impl FromStr for DatabaseUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
-            return Err("expected postgres://user:password@host:port/database".to_owned());
-        }
-        let expected =
-            |error| format!("expected postgres://user:password@host:port/database: {error}");
-        let options = text.parse().map_err(expected)?;
-        let credentials = text
-            .split("://")
-            .nth(1)
-            .and_then(|rest| rest.rsplit_once('@'))
-            .map_or("", |(user, _)| user);
-        not_of_development(
-            credentials
-                .split_once(':')
-                .map_or("", |(_, password)| password),
-        )?;
-        Ok(Self(options))
-    }
-}
-
-impl fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}/{}",
-            self.0.get_host(),
-            self.0.get_port(),
-            self.0.get_database().unwrap_or_default()
-        )
-    }
-}
-
-/// What development starts with, and everybody knows.
-const DEVELOPMENT_SECRETS: [&str; 2] = ["sagacity", "sk_test_sagacity"];
-
-/// Refuses a secret that everybody knows where `ENVIRONMENT` is `production`. For `value_parser`.
-///
-/// # Errors
-/// Says so, without showing the secret.
-pub fn not_of_development(secret: &str) -> Result<(), String> {
-    refuse(secret, std::env::var("ENVIRONMENT").ok().as_deref())
-}
-
-fn refuse(secret: &str, environment: Option<&str>) -> Result<(), String> {
-    match environment {
-        None | Some("" | "development") => Ok(()),
-        Some("production") if DEVELOPMENT_SECRETS.contains(&secret) => {
-            Err("the secret is that of development: production needs one of its own".to_owned())
-        }
-        Some("production") => Ok(()),
-        Some(other) => Err(format!(
-            "ENVIRONMENT is {other:?}: expected development or production"
-        )),
-    }
 }
 
 fn nats_url(text: &str) -> Result<String, String> {
@@ -122,7 +196,7 @@ fn nats_url(text: &str) -> Result<String, String> {
 /// Checks the address of another service: `http://host:port`. For `value_parser`.
 ///
 /// # Errors
-/// Says what is expected.
+/// States what is expected.
 pub fn service_url(text: &str) -> Result<String, String> {
     match text.parse::<http::Uri>() {
         Ok(uri) if uri.host().is_some() && matches!(uri.scheme_str(), Some("http" | "https")) => {
@@ -136,44 +210,51 @@ pub fn service_url(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn wrong_addresses_say_what_is_expected() {
-        assert_eq!(
-            nats_url("localhost:4222").unwrap_err(),
-            "expected nats://host:port or tls://host:port"
-        );
-        assert_eq!(
-            service_url("order:50051").unwrap_err(),
-            "expected http://host:port"
-        );
-        assert!(
-            "mysql://x"
-                .parse::<DatabaseUrl>()
-                .is_err_and(|error| error.starts_with("expected postgres://"))
-        );
-    }
-
-    #[test]
-    fn production_refuses_what_everybody_knows() {
-        for environment in [None, Some(""), Some("development")] {
-            assert_eq!(refuse("sagacity", environment), Ok(()));
+    fn database(url: &str) -> DatabaseSettings {
+        DatabaseSettings {
+            url: url.to_owned().into(),
+            pool_size: 2,
         }
-        assert_eq!(refuse("another", Some("production")), Ok(()));
-        assert!(
-            refuse("sagacity", Some("production"))
-                .unwrap_err()
-                .contains("production needs one of its own")
-        );
-        assert!(
-            refuse("another", Some("prod"))
-                .unwrap_err()
-                .contains("expected development or production")
-        );
     }
 
     #[test]
-    fn a_database_password_does_not_show() {
-        let url: DatabaseUrl = "postgres://order:secret@db:5432/order".parse().unwrap();
-        assert_eq!(format!("{url:?}"), "db:5432/order");
+    fn a_wrong_address_is_rejected_with_what_is_expected() {
+        let error = nats_url("localhost:4222").unwrap_err();
+        assert_eq!(error, "expected nats://host:port or tls://host:port");
+        let error = service_url("order:50051").unwrap_err();
+        assert_eq!(error, "expected http://host:port");
+        for wrong in [
+            "mysql://x",
+            "postgres//order:secret@x/y",
+            "postgres://[:secret",
+        ] {
+            let error = database(wrong).validate(Environment::Development);
+            let error = error.unwrap_err();
+            assert!(
+                error.starts_with("DATABASE_URL: expected postgres://"),
+                "{error}"
+            );
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn production_rejects_the_secrets_of_development() {
+        let of_development = database("postgres://order:sagacity@db:5432/order");
+        assert_eq!(of_development.validate(Environment::Development), Ok(()));
+        let error = of_development
+            .validate(Environment::Production)
+            .unwrap_err();
+        assert!(error.contains("production needs one of its own"), "{error}");
+        let own = database("postgres://order:another@db:5432/order");
+        assert_eq!(own.validate(Environment::Production), Ok(()));
+        assert_eq!(environment(""), Ok(Environment::Development));
+        assert!(environment("prod").is_err());
+    }
+
+    #[test]
+    fn a_database_password_is_hidden() {
+        let shown = format!("{:?}", database("postgres://order:secret@db:5432/order"));
+        assert!(!shown.contains("secret@"), "{shown}");
     }
 }

@@ -1,13 +1,10 @@
-//! Supervision: tasks are raced, and the one that dies is named and takes the process down.
+//! Supervision: when one task of a process fails, it is named and all others are stopped.
 
 use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-
-/// How long tasks may take to end after shutdown has begun.
-const PATIENCE: Duration = Duration::from_secs(12);
 
 /// The tasks of a process.
 #[derive(Debug)]
@@ -18,7 +15,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Of tasks that all end at `shutdown`.
+    /// For tasks that all end at `shutdown`.
     pub fn new(shutdown: CancellationToken) -> Self {
         Self {
             tasks: JoinSet::new(),
@@ -37,16 +34,16 @@ impl Supervisor {
         self.names.insert(handle.id(), name);
     }
 
-    /// Waits until shutdown and for all tasks to end.
+    /// Waits until shutdown, then for at most `patience` for all tasks to end.
     ///
     /// # Errors
-    /// Names the task that failed, panicked, ended too early or did not end in time.
-    pub async fn run(mut self) -> anyhow::Result<()> {
+    /// Names the task that failed, panicked, ended by itself or did not end in time.
+    pub async fn run(mut self, patience: Duration) -> anyhow::Result<()> {
         let mut result = Ok(());
         while result.is_ok() && !self.shutdown.is_cancelled() {
             tokio::select! {
                 ended = self.tasks.join_next_with_id() => match ended {
-                    Some(ended) => result = self.verdict(ended),
+                    Some(ended) => result = self.check(ended),
                     None => return Ok(()),
                 },
                 () = self.shutdown.clone().cancelled_owned() => {}
@@ -55,20 +52,17 @@ impl Supervisor {
         self.shutdown.cancel();
         let all = async {
             while let Some(ended) = self.tasks.join_next_with_id().await {
-                let verdict = self.verdict(ended);
-                result = std::mem::replace(&mut result, Ok(())).and(verdict);
+                let checked = self.check(ended);
+                result = std::mem::replace(&mut result, Ok(())).and(checked);
             }
             result
         };
-        tokio::time::timeout(PATIENCE, all)
+        tokio::time::timeout(patience, all)
             .await
             .context("some tasks did not end in time")?
     }
 
-    fn verdict(
-        &mut self,
-        ended: Result<(Id, anyhow::Result<()>), JoinError>,
-    ) -> anyhow::Result<()> {
+    fn check(&mut self, ended: Result<(Id, anyhow::Result<()>), JoinError>) -> anyhow::Result<()> {
         let (id, result) = match ended {
             Ok((id, result)) => (id, result),
             Err(error) => (error.id(), Err(anyhow!(error))),
@@ -87,6 +81,8 @@ impl Supervisor {
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     async fn until(shutdown: CancellationToken) -> anyhow::Result<()> {
         shutdown.cancelled().await;
         Ok(())
@@ -98,7 +94,7 @@ mod tests {
         let mut supervisor = Supervisor::new(shutdown.clone());
         supervisor.spawn("steady", until(shutdown.clone()));
         supervisor.spawn("relay", async { anyhow::bail!("no disk") });
-        let error = supervisor.run().await.unwrap_err();
+        let error = supervisor.run(PATIENCE).await.unwrap_err();
         assert_eq!(format!("{error:#}"), "task \"relay\" failed: no disk");
         assert!(shutdown.is_cancelled());
     }
@@ -108,13 +104,13 @@ mod tests {
         let mut supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn("sweep", async { panic!("boom") });
         assert!(
-            format!("{:#}", supervisor.run().await.unwrap_err())
+            format!("{:#}", supervisor.run(PATIENCE).await.unwrap_err())
                 .starts_with("task \"sweep\" failed")
         );
         let mut supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn("prune", async { Ok(()) });
         assert_eq!(
-            supervisor.run().await.unwrap_err().to_string(),
+            supervisor.run(PATIENCE).await.unwrap_err().to_string(),
             "task \"prune\" ended by itself"
         );
     }
@@ -125,6 +121,6 @@ mod tests {
         let mut supervisor = Supervisor::new(shutdown.clone());
         supervisor.spawn("steady", until(shutdown.clone()));
         shutdown.cancel();
-        assert!(supervisor.run().await.is_ok());
+        assert!(supervisor.run(PATIENCE).await.is_ok());
     }
 }

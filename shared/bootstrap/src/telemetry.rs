@@ -1,8 +1,7 @@
 //! Logs, traces and metrics.
-//!
-//! Logs are pretty on a terminal and JSON otherwise. Metrics are always collected and shown at
-//! `/metrics`. Traces, metrics and logs go out by OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set;
-//! else no span is recorded for export.
+//! Logs are pretty on a terminal and JSON otherwise. Metrics are always collected and served at
+//! `/metrics`. Traces, metrics and logs are exported by OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set;
+//! otherwise no span is recorded.
 
 use std::io::IsTerminal as _;
 
@@ -19,17 +18,19 @@ use tracing_subscriber::{
     EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
-/// What OpenTelemetry says about itself is of interest only when it is wrong.
+use crate::shutdown;
+
+/// OpenTelemetry's own logs only at warn and above.
 const DEFAULT_FILTER: &str = "info,opentelemetry=warn,opentelemetry_sdk=warn";
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
-/// Flushes what has not been exported yet; keep it until the end of `main`.
+/// The telemetry of a process. Dropping it exports what is left; keep it until the end of `main`.
 #[derive(Debug)]
 pub struct Telemetry {
     tracer: Option<SdkTracerProvider>,
     logger: Option<SdkLoggerProvider>,
     meter: SdkMeterProvider,
-    /// What `/metrics` shows.
+    /// What `/metrics` serves.
     pub registry: Registry,
 }
 
@@ -47,7 +48,7 @@ pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
     });
     let logger = export.then(|| logger(resource.clone())).transpose()?;
     let exported_logs = logger.as_ref().map(|provider| {
-        // What the exporter says about itself must not be exported, which would make it say more.
+        // The exporter's own logs must not be exported: exporting them would log more.
         OpenTelemetryTracingBridge::new(provider).with_filter(filter_fn(|metadata| {
             !metadata.target().starts_with("opentelemetry")
         }))
@@ -94,7 +95,7 @@ fn json() -> anyhow::Result<bool> {
     }
 }
 
-/// <https://no-color.org>; `CLICOLOR_FORCE` for a parent that passes our output on to its terminal.
+/// <https://no-color.org>; `CLICOLOR_FORCE` for a parent process that passes this output on to its terminal.
 fn colour() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     !set("NO_COLOR") && (set("CLICOLOR_FORCE") || std::io::stdout().is_terminal())
@@ -146,13 +147,13 @@ fn meter(
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
-        // Nobody is left to tell when the collector is away at the end.
+        // When the collector is unavailable at the end, there is nobody left to report it to.
         if let Some(tracer) = &self.tracer {
-            let _unsent = tracer.shutdown();
+            let _unsent = tracer.shutdown_with_timeout(shutdown::EXPORT);
         }
         if let Some(logger) = &self.logger {
-            let _unsent = logger.shutdown();
+            let _unsent = logger.shutdown_with_timeout(shutdown::EXPORT);
         }
-        let _unsent = self.meter.shutdown();
+        let _unsent = self.meter.shutdown_with_timeout(shutdown::EXPORT);
     }
 }

@@ -1,216 +1,104 @@
-//! The whole saga as a table: on which event, which service does what, and what it says then.
+//! The whole saga as a table: which service reacts to which event, and what it may publish then.
 //!
 //! This is a declaration, not an engine. Four things bind it to the code:
-//! 1. consumers derive their filter subjects from it ([`listens_to`]);
-//! 2. each service's inbound events are a closed enum, matched without `_` ([`crate::Inbound`]);
+//! 1. consumers derive their filter subjects from it ([`subscriptions`]);
+//! 2. each service's inbound events are a closed enum, and a test in each service compares that enum
+//!    with the table ([`mismatches`]);
 //! 3. `docs/saga.md` is rendered from it, and a test fails when the file is stale;
-//! 4. the e2e harness taps the streams and fails on a (cause, event) pair that is not here, and at
-//!    the end of the suite on an edge that was never seen.
+//! 4. the end-to-end suite reads the streams and fails on a (cause, event) pair that is not in the
+//!    table, and after the last scenario on an edge that never occurred.
 
-use std::fmt;
-
-use crate::Subject::{self, *};
-
-/// The services that take part in the saga.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Service {
-    /// Owns orders.
-    Order,
-    /// Owns payments.
-    Payment,
-    /// Owns stock.
-    Inventory,
-    /// Tells customers.
-    Notification,
-}
-
-impl Service {
-    /// All of them.
-    pub const ALL: [Self; 4] = [
-        Self::Order,
-        Self::Payment,
-        Self::Inventory,
-        Self::Notification,
-    ];
-
-    /// Lower-case name: of the process, the database, the durable consumers, and the first part of
-    /// its subjects.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Order => "order",
-            Self::Payment => "payment",
-            Self::Inventory => "inventory",
-            Self::Notification => "notification",
-        }
-    }
-
-    /// The CloudEvents source of its events.
-    pub const fn source(self) -> &'static str {
-        match self {
-            Self::Order => "/sagacity/order",
-            Self::Payment => "/sagacity/payment",
-            Self::Inventory => "/sagacity/inventory",
-            Self::Notification => "/sagacity/notification",
-        }
-    }
-
-    /// The JetStream stream that holds its events; `None` for a service that publishes nothing.
-    pub const fn stream(self) -> Option<&'static str> {
-        match self {
-            Self::Order => Some("ORDER"),
-            Self::Payment => Some("PAYMENT"),
-            Self::Inventory => Some("INVENTORY"),
-            Self::Notification => None,
-        }
-    }
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+use crate::{
+    DecodeError, Event, Inbound,
+    Service::{self, Inventory, Notification, Order, Payment},
+    Subject::{self, *},
+};
 
 /// One reaction of one service to one event.
 #[derive(Debug)]
 pub struct Edge {
-    /// The event that is reacted to.
+    /// The event that triggers the reaction.
     pub on: Subject,
-    /// Who reacts.
+    /// The service that reacts.
     pub by: Service,
-    /// What is done.
+    /// What the service does, for people.
     pub does: &'static str,
-    /// What may be said then; at most one of these per order.
+    /// What the service may publish then: at most one of these per order.
     pub emits: &'static [Subject],
-    /// True when this undoes something.
+    /// Whether this undoes an earlier step.
     pub compensation: bool,
 }
 
-/// A command that starts something: no event causes it.
+/// A trigger that is not an event: a request of a customer, or time.
 #[derive(Debug)]
 pub struct Command {
-    /// What it is called.
+    /// What happens, for people.
     pub name: &'static str,
-    /// Who carries it out.
+    /// The service that carries it out.
     pub by: Service,
-    /// What is said then.
+    /// What the service publishes then.
     pub emits: Subject,
 }
 
-/// Where stories begin, and where the world outside interferes.
+/// What starts a saga, or changes its course from outside.
 pub const COMMANDS: &[Command] = &[
-    Command {
-        name: "customer orders",
-        by: Service::Order,
-        emits: OrderCreated,
-    },
-    Command {
-        name: "customer cancels",
-        by: Service::Order,
-        emits: OrderCancelled,
-    },
-    Command {
-        name: "deadline passes",
-        by: Service::Order,
-        emits: OrderCancelled,
-    },
+    command("customer orders", Order, OrderCreated),
+    command("customer cancels", Order, OrderCancelled),
+    command("deadline passes", Order, OrderCancelled),
 ];
 
 /// The choreography.
+#[rustfmt::skip]
 pub const EDGES: &[Edge] = &[
-    // Forward
-    does(
-        OrderCreated,
-        Service::Payment,
-        "charge",
-        &[PaymentCompleted, PaymentFailed],
-    ),
-    does(PaymentCompleted, Service::Order, "mark paid", &[OrderPaid]),
-    does(
-        PaymentCompleted,
-        Service::Inventory,
-        "reserve",
-        &[InventoryReserved, InventoryRejected],
-    ),
-    does(
-        InventoryReserved,
-        Service::Order,
-        "confirm",
-        &[OrderConfirmed],
-    ),
-    does(
-        OrderConfirmed,
-        Service::Notification,
-        "tell the customer",
-        &[],
-    ),
-    // Failure: whatever goes wrong ends in order.cancelled ...
-    does(PaymentFailed, Service::Order, "cancel", &[OrderCancelled]),
-    does(
-        InventoryRejected,
-        Service::Order,
-        "cancel",
-        &[OrderCancelled],
-    ),
+    // Forward.
+    step(OrderCreated,      Payment,      "charge",              &[PaymentCompleted, PaymentFailed]),
+    step(PaymentCompleted,  Order,        "mark as paid",        &[OrderPaid]),
+    step(PaymentCompleted,  Inventory,    "reserve",             &[InventoryReserved, InventoryRejected]),
+    step(InventoryReserved, Order,        "confirm",             &[OrderConfirmed]),
+    step(OrderConfirmed,    Notification, "notify the customer", &[]),
+    // Failure: every failure ends in order.cancelled ...
+    step(PaymentFailed,     Order,        "cancel",              &[OrderCancelled]),
+    step(InventoryRejected, Order,        "cancel",              &[OrderCancelled]),
     // ... which is the only signal to undo.
-    undoes(
-        OrderCancelled,
-        Service::Payment,
-        "void or refund",
-        &[PaymentRefunded],
-    ),
-    undoes(
-        OrderCancelled,
-        Service::Inventory,
-        "release",
-        &[InventoryReleased],
-    ),
-    undoes(
-        PaymentRefunded,
-        Service::Order,
-        "note the refund",
-        &[OrderRefunded],
-    ),
-    does(
-        OrderCancelled,
-        Service::Notification,
-        "tell the customer",
-        &[],
-    ),
-    does(
-        PaymentRefunded,
-        Service::Notification,
-        "tell the customer",
-        &[],
-    ),
+    undo(OrderCancelled,    Payment,      "void or refund",      &[PaymentRefunded]),
+    undo(OrderCancelled,    Inventory,    "release",             &[InventoryReleased]),
+    undo(PaymentRefunded,   Order,        "record the refund",   &[OrderRefunded]),
+    step(OrderCancelled,    Notification, "notify the customer", &[]),
+    step(PaymentRefunded,   Notification, "notify the customer", &[]),
 ];
 
-const fn does(on: Subject, by: Service, does: &'static str, emits: &'static [Subject]) -> Edge {
+const fn command(name: &'static str, by: Service, emits: Subject) -> Command {
+    Command { name, by, emits }
+}
+
+const fn step(on: Subject, by: Service, does: &'static str, emits: &'static [Subject]) -> Edge {
+    let compensation = false;
     Edge {
         on,
         by,
         does,
         emits,
-        compensation: false,
+        compensation,
     }
 }
 
-const fn undoes(on: Subject, by: Service, does: &'static str, emits: &'static [Subject]) -> Edge {
+const fn undo(on: Subject, by: Service, does: &'static str, emits: &'static [Subject]) -> Edge {
+    let compensation = true;
     Edge {
         on,
         by,
         does,
         emits,
-        compensation: true,
+        compensation,
     }
 }
 
-/// The subjects that `service` listens to among those that `owner` publishes.
-pub fn listens_to(service: Service, owner: Service) -> Vec<Subject> {
-    EDGES
-        .iter()
-        .filter(|edge| edge.by == service && edge.on.owner() == owner)
-        .map(|edge| edge.on)
+/// The subjects that `service` subscribes to among those that `owner` publishes.
+pub fn subscriptions(service: Service, owner: Service) -> Vec<Subject> {
+    let edges = EDGES.iter().filter(|edge| edge.by == service);
+    let subjects = edges.map(|edge| edge.on);
+    subjects
+        .filter(|subject| subject.owner() == owner)
         .collect()
 }
 
@@ -222,4 +110,18 @@ pub fn allows(cause: Option<Subject>, event: Subject) -> bool {
             .any(|edge| edge.on == cause && edge.emits.contains(&event)),
         None => COMMANDS.iter().any(|command| command.emits == event),
     }
+}
+
+/// The subjects on which a service's inbound enum and the table disagree: handled but not declared,
+/// or declared but not handled. Each service asserts that there are none.
+pub fn mismatches<I: Inbound>() -> Vec<Subject> {
+    let declared = |subject: Subject| subscriptions(I::SERVICE, subject.owner()).contains(&subject);
+    // An empty message is enough: whether an event is handled is decided before its fields are read.
+    let handled = |subject| match Event::decode(subject, &[]).map(I::from_event) {
+        Ok(Err(DecodeError::NotSubscribed(_))) => false,
+        Ok(_) | Err(_) => true,
+    };
+    let all = Subject::ALL.into_iter();
+    all.filter(|subject| declared(*subject) != handled(*subject))
+        .collect()
 }

@@ -1,6 +1,6 @@
 //! The registry of typed ids: an [`OrderId`] cannot be passed where a [`PaymentId`] is expected.
 //!
-//! All are UUIDs; those that we make are UUIDv7 (RFC 9562), so that they sort by time and indexes
+//! All are UUIDs; new ones are UUIDv7 (RFC 9562), so that they sort by time and indexes
 //! grow at one end.
 
 use std::{fmt, str::FromStr};
@@ -16,7 +16,7 @@ macro_rules! typed_id {
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// A new id, later than all earlier ones of this process.
+            /// A new id that sorts after all earlier ids of this process.
             #[expect(clippy::new_without_default, reason = "a fresh id is not a default value")]
             pub fn new() -> Self {
                 Self(Uuid::now_v7())
@@ -56,7 +56,7 @@ typed_id!(
     OrderId
 );
 typed_id!(
-    /// A customer; until accounts exist, whoever sends this id.
+    /// A customer.
     CustomerId
 );
 typed_id!(
@@ -68,10 +68,10 @@ typed_id!(
     NotificationId
 );
 typed_id!(
-    /// An event or, as a cause, the command that stands where an event would.
+    /// An event, or a command in the place of a causing event.
     EventId
 );
 typed_id!(
-    /// One request of a customer and all that followed from it.
+    /// One request of a customer and everything that follows from it.
     CorrelationId
 );

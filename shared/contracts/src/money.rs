@@ -1,62 +1,114 @@
 //! Money in minor units. Sums are checked: an overflow or a mix of currencies is an error, never a
 //! wrong number.
 
+use std::{fmt, str::FromStr};
+
 use proto::common::v1 as wire;
 use serde::{Deserialize, Serialize};
 
-/// An amount in the minor unit of its currency: 19.99 EUR is `{ amount: 1999, currency: "EUR" }`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Money {
-    /// Minor units (cents).
-    pub amount: i64,
-    /// ISO 4217 code.
-    pub currency: String,
+use crate::InvalidValue;
+
+/// An ISO 4217 code: three capital letters.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Currency([u8; 3]);
+
+impl Currency {
+    /// The code, for example `EUR`.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_else(|_| unreachable!("capital letters are UTF-8"))
+    }
 }
 
-/// Why an amount could not be computed or read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+impl FromStr for Currency {
+    type Err = InvalidValue;
+
+    fn from_str(code: &str) -> Result<Self, InvalidValue> {
+        match code.as_bytes() {
+            [a, b, c] if code.bytes().all(|byte| byte.is_ascii_uppercase()) => {
+                Ok(Self([*a, *b, *c]))
+            }
+            _ => Err(InvalidValue::expected(
+                "an ISO 4217 currency code, three capital letters",
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for Currency {
+    type Error = InvalidValue;
+
+    fn try_from(code: String) -> Result<Self, InvalidValue> {
+        code.parse()
+    }
+}
+
+impl From<Currency> for String {
+    fn from(currency: Currency) -> Self {
+        currency.as_str().to_owned()
+    }
+}
+
+impl fmt::Display for Currency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Currency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An amount in the minor unit of its currency: 19.99 EUR is 1999.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Money {
+    amount: i64,
+    currency: Currency,
+}
+
+/// Why an amount cannot be computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MoneyError {
-    /// Two currencies met in one sum.
+    /// The sum has another currency than the amount to add.
     #[error("an amount in {found} cannot be added to one in {expected}")]
     CurrencyMix {
         /// The currency of the sum so far.
-        expected: String,
-        /// The currency that does not fit.
-        found: String,
+        expected: Currency,
+        /// The currency of the amount to add.
+        found: Currency,
     },
     /// The result does not fit into 64 bits.
     #[error("the amount is too large")]
     Overflow,
-    /// Not three capital letters.
-    #[error("{0:?} is no ISO 4217 currency code: expected three capital letters")]
-    Currency(String),
-    /// A message without the amount it must carry.
-    #[error("the amount is missing")]
-    Missing,
 }
 
 impl Money {
-    /// An amount in minor units.
-    ///
-    /// # Errors
-    /// [`MoneyError::Currency`] when `currency` is not three capital letters.
-    pub fn new(amount: i64, currency: impl Into<String>) -> Result<Self, MoneyError> {
-        let currency = currency.into();
-        if currency.len() != 3 || !currency.bytes().all(|byte| byte.is_ascii_uppercase()) {
-            return Err(MoneyError::Currency(currency));
-        }
-        Ok(Self { amount, currency })
+    /// An amount in minor units (cents).
+    pub const fn new(amount: i64, currency: Currency) -> Self {
+        Self { amount, currency }
+    }
+
+    /// The amount in minor units (cents).
+    pub const fn amount(self) -> i64 {
+        self.amount
+    }
+
+    /// The currency.
+    pub const fn currency(self) -> Currency {
+        self.currency
     }
 
     /// This amount `quantity` times.
-    pub fn times(&self, quantity: u32) -> Result<Self, MoneyError> {
-        let amount = self
-            .amount
-            .checked_mul(i64::from(quantity))
-            .ok_or(MoneyError::Overflow)?;
+    ///
+    /// # Errors
+    /// [`MoneyError::Overflow`].
+    pub fn times(self, quantity: u32) -> Result<Self, MoneyError> {
+        let amount = self.amount.checked_mul(i64::from(quantity));
         Ok(Self {
-            amount,
-            currency: self.currency.clone(),
+            amount: amount.ok_or(MoneyError::Overflow)?,
+            ..self
         })
     }
 
@@ -64,18 +116,18 @@ impl Money {
     ///
     /// # Errors
     /// [`MoneyError::CurrencyMix`] and [`MoneyError::Overflow`].
-    pub fn plus(mut self, other: &Self) -> Result<Self, MoneyError> {
+    pub fn plus(self, other: Self) -> Result<Self, MoneyError> {
         if self.currency != other.currency {
             return Err(MoneyError::CurrencyMix {
                 expected: self.currency,
-                found: other.currency.clone(),
+                found: other.currency,
             });
         }
-        self.amount = self
-            .amount
-            .checked_add(other.amount)
-            .ok_or(MoneyError::Overflow)?;
-        Ok(self)
+        let amount = self.amount.checked_add(other.amount);
+        Ok(Self {
+            amount: amount.ok_or(MoneyError::Overflow)?,
+            ..self
+        })
     }
 }
 
@@ -83,24 +135,16 @@ impl From<Money> for wire::Money {
     fn from(money: Money) -> Self {
         Self {
             amount: money.amount,
-            currency: money.currency,
+            currency: money.currency.into(),
         }
     }
 }
 
 impl TryFrom<wire::Money> for Money {
-    type Error = MoneyError;
+    type Error = InvalidValue;
 
-    fn try_from(money: wire::Money) -> Result<Self, MoneyError> {
-        Self::new(money.amount, money.currency)
-    }
-}
-
-impl TryFrom<Option<wire::Money>> for Money {
-    type Error = MoneyError;
-
-    fn try_from(money: Option<wire::Money>) -> Result<Self, MoneyError> {
-        money.ok_or(MoneyError::Missing)?.try_into()
+    fn try_from(money: wire::Money) -> Result<Self, InvalidValue> {
+        Ok(Self::new(money.amount, money.currency.parse()?))
     }
 }
 
@@ -109,34 +153,34 @@ mod tests {
     use super::*;
 
     fn eur(amount: i64) -> Money {
-        Money::new(amount, "EUR").unwrap()
+        Money::new(amount, "EUR".parse().unwrap())
     }
 
     #[test]
     fn sums_are_exact_and_checked() {
-        assert_eq!(
-            eur(1999).times(3).and_then(|three| three.plus(&eur(1))),
-            Ok(eur(5998))
-        );
-        assert_eq!(eur(i64::MAX).plus(&eur(1)), Err(MoneyError::Overflow));
+        let three = eur(1999).times(3).unwrap();
+        assert_eq!(three.plus(eur(1)), Ok(eur(5998)));
+        assert_eq!(eur(i64::MAX).plus(eur(1)), Err(MoneyError::Overflow));
         assert_eq!(eur(i64::MAX).times(2), Err(MoneyError::Overflow));
     }
 
     #[test]
     fn currencies_do_not_mix() {
-        let usd = Money::new(1, "USD").unwrap();
-        assert!(matches!(
-            eur(1).plus(&usd),
-            Err(MoneyError::CurrencyMix { .. })
-        ));
+        let usd = Money::new(1, "USD".parse().unwrap());
+        let error = eur(1).plus(usd).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "an amount in USD cannot be added to one in EUR"
+        );
     }
 
     #[test]
     fn a_currency_is_three_capital_letters() {
         for wrong in ["", "eur", "EURO", "E1R"] {
+            let error = wrong.parse::<Currency>().unwrap_err();
             assert_eq!(
-                Money::new(1, wrong),
-                Err(MoneyError::Currency(wrong.into()))
+                error.to_string(),
+                "expected an ISO 4217 currency code, three capital letters"
             );
         }
     }

@@ -1,11 +1,11 @@
 //! `docs/saga.md` is rendered from the choreography; this fails when it is stale.
-//! `UPDATE=1 cargo test -p contracts --test saga_document` renders it anew.
+//! `UPDATE=1 cargo test -p contracts --test saga_document` renders it again.
 
 use std::{fmt::Write as _, path::Path};
 
 use contracts::{
-    Subject,
-    choreography::{COMMANDS, EDGES, Service, listens_to},
+    Service, Subject,
+    choreography::{COMMANDS, EDGES, subscriptions},
 };
 
 #[test]
@@ -67,10 +67,10 @@ fn render() -> String {
             line!(text, "    {step} {arrow} {}", node(*emitted));
         }
     }
-    line!(text, "```\n\n## Who reacts to what\n");
+    line!(text, "```\n\n## Reactions\n");
     line!(
         text,
-        "| on | service | does | says then | undoes |\n|---|---|---|---|---|"
+        "| on | service | does | publishes | undoes |\n|---|---|---|---|---|"
     );
     for edge in EDGES {
         let emits: Vec<String> = edge
@@ -92,7 +92,7 @@ fn render() -> String {
     }
     line!(
         text,
-        "\n## Where stories begin\n\n| command | service | says then |\n|---|---|---|"
+        "\n## What starts or stops a saga\n\n| command | service | publishes |\n|---|---|---|"
     );
     for command in COMMANDS {
         line!(
@@ -105,17 +105,19 @@ fn render() -> String {
     }
     line!(
         text,
-        "\n## Streams and consumers\n\n| stream | subjects | consumers and what they filter |\n|---|---|---|"
+        "\n## Streams and consumers\n\n| stream | subjects | consumers and their filters |\n|---|---|---|"
     );
     for owner in Service::ALL {
         let Some(stream) = owner.stream() else {
             continue;
         };
         let consumers = Service::ALL.into_iter().filter_map(|service| {
-            let heard = listens_to(service, owner);
-            let subjects: Vec<String> =
-                heard.iter().map(|subject| format!("`{subject}`")).collect();
-            (!heard.is_empty()).then(|| format!("{service}: {}", subjects.join(", ")))
+            let subjects = subscriptions(service, owner);
+            let filters: Vec<String> = subjects
+                .iter()
+                .map(|subject| format!("`{subject}`"))
+                .collect();
+            (!subjects.is_empty()).then(|| format!("{service}: {}", filters.join(", ")))
         });
         line!(
             text,
@@ -123,7 +125,7 @@ fn render() -> String {
             consumers.collect::<Vec<_>>().join("; ")
         );
     }
-    line!(text, "| DEAD_LETTER | `dlq.>` | people |");
+    line!(text, "| DEAD_LETTER | `dlq.>` | operators |");
     text
 }
 

@@ -4,14 +4,45 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// Delays between attempts: 100 ms, then two and a half times as long each time up to 30 s, with
-/// jitter, for ever.
-pub(crate) fn backoff() -> ExponentialBackoff {
+/// Delays between attempts, without end: `min` first, then two and a half times as long each time up
+/// to `max`, with jitter so that replicas do not retry in step.
+pub fn exponential(min: Duration, max: Duration) -> ExponentialBuilder {
     ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(Duration::from_secs(30))
+        .with_min_delay(min)
+        .with_max_delay(max)
         .with_factor(2.5)
         .with_jitter()
         .without_max_times()
-        .build()
+}
+
+/// The same, as an iterator.
+pub fn delays(min: Duration, max: Duration) -> ExponentialBackoff {
+    exponential(min, max).build()
+}
+
+/// The delay after the given number of failed attempts, counted from 1.
+pub fn delay_after(attempts: u32, min: Duration, max: Duration) -> Duration {
+    // Growth ends long before the twentieth attempt.
+    let nth = attempts.clamp(1, 20) as usize - 1;
+    delays(min, max).nth(nth).unwrap_or(max)
+}
+
+/// The shortest wait after a failure of the database or the broker.
+pub(crate) const MIN: Duration = Duration::from_millis(100);
+/// The longest one.
+pub(crate) const MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_their_maximum() {
+        let (min, max) = (Duration::from_millis(100), Duration::from_secs(30));
+        let first = delay_after(1, min, max);
+        assert!(first >= min && first <= 2 * min, "{first:?}");
+        assert!(delay_after(5, min, max) > 10 * min);
+        let last = delay_after(u32::MAX, min, max);
+        assert!(last >= max && last <= 2 * max, "{last:?}");
+    }
 }

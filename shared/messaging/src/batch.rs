@@ -1,138 +1,148 @@
-//! One batch of messages: decode, claim, apply, commit.
+//! One batch of messages: decode, claim, handle, commit.
 //!
-//! A batch whose transaction fails is tried again message by message, so that one poison message
-//! neither blocks nor sinks its neighbours. When the database is away, nobody is to blame: the
-//! batch waits.
+//! A batch is all or nothing, because it is one transaction. When the transaction fails, its messages
+//! are tried one by one, so that one poison message neither blocks nor fails its neighbours. When the
+//! database is unavailable, no message is at fault: the batch waits.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{AckKind, Message};
-use contracts::{Envelope, Event, EventId, Inbound};
+use contracts::{Cause, Event, EventId, Inbound};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Delivery, Handler, Node, Outcome, backoff::backoff, database, inbox, outbox::Cause,
-    topology::ACK_WAIT, trace,
+    Delivery, Handler, Outcome, Participant, backoff, database, headers, inbox, topology::ACK_WAIT,
+    trace,
 };
 
-/// No event of ours comes near; what is larger was not made by an outbox.
+/// Far above any event we publish; anything larger did not come from an outbox.
 const MAX_EVENT_BYTES: usize = 256 * 1024;
+/// While a batch waits it reports progress this often at least. A third of the broker's patience, so
+/// that one lost report does not cause a redelivery.
+const REPORT_PROGRESS: Duration = Duration::from_secs(ACK_WAIT.as_secs() / 3);
 
-/// Applies batches for one service.
+/// Applies batches for one consumer.
 pub(crate) struct Batches<H> {
-    pub(crate) node: Node,
+    pub(crate) participant: Participant,
     pub(crate) handler: Arc<H>,
 }
 
 impl<H: Handler> Batches<H> {
-    /// Applies `messages` and returns what became of each; `None` when shutdown came while the
-    /// database was away: then nothing was applied and the broker will deliver the messages
-    /// again.
+    /// Applies `messages` and returns one outcome per message, in order. `None` when shutdown came
+    /// while the database was unavailable: nothing was applied, and the broker redelivers.
     pub(crate) async fn apply(
         &self,
         messages: &[Message],
         shutdown: &CancellationToken,
     ) -> Option<Vec<Outcome>> {
-        let mut delays = backoff();
-        loop {
-            let error = match self.transaction(messages).await {
-                Ok(outcomes) => return Some(outcomes),
-                Err(error) => error,
-            };
-            if database::is_unavailable(&error) {
-                let delay = delays.next().unwrap_or(ACK_WAIT / 3).min(ACK_WAIT / 3);
-                tracing::warn!(service = %self.node.service, error = format!("{error:#}"), ?delay,
-                    "the database is away; consumption pauses, no attempt is counted");
-                tokio::select! {
-                    () = tokio::time::sleep(delay) => hold(messages).await,
-                    () = shutdown.cancelled() => return None,
-                }
-            } else if messages.len() == 1 {
-                return Some(vec![Outcome::Retry(error)]);
-            } else {
-                tracing::warn!(service = %self.node.service, error = format!("{error:#}"), batch = messages.len(),
-                    "a batch failed; trying its events one by one");
-                return self.one_by_one(messages, shutdown).await;
-            }
+        let error = match self.wait_and_apply(messages, shutdown).await? {
+            Ok(outcomes) => return Some(outcomes),
+            Err(error) => error,
+        };
+        if messages.len() == 1 {
+            return Some(vec![Outcome::Retry(error)]);
         }
-    }
-
-    async fn one_by_one(
-        &self,
-        messages: &[Message],
-        shutdown: &CancellationToken,
-    ) -> Option<Vec<Outcome>> {
+        tracing::warn!(service = %self.participant.service, error = format!("{error:#}"),
+            batch = messages.len(), "a batch failed; its events are tried one by one");
         let mut outcomes = Vec::with_capacity(messages.len());
         for message in messages {
-            let one = std::slice::from_ref(message);
-            outcomes.extend(Box::pin(self.apply(one, shutdown)).await?);
+            let alone = std::slice::from_ref(message);
+            match self.wait_and_apply(alone, shutdown).await? {
+                Ok(outcome) => outcomes.extend(outcome),
+                Err(error) => outcomes.push(Outcome::Retry(error)),
+            }
         }
         Some(outcomes)
     }
 
+    /// Runs the transaction until the database is available. An error is the fault of the messages.
+    async fn wait_and_apply(
+        &self,
+        messages: &[Message],
+        shutdown: &CancellationToken,
+    ) -> Option<anyhow::Result<Vec<Outcome>>> {
+        let mut delays = backoff::delays(backoff::MIN, REPORT_PROGRESS);
+        loop {
+            let error = match self.transaction(messages).await {
+                Err(error) if database::is_unavailable(&error) => error,
+                result => return Some(result),
+            };
+            let delay = delays
+                .next()
+                .unwrap_or(REPORT_PROGRESS)
+                .min(REPORT_PROGRESS);
+            tracing::warn!(service = %self.participant.service, error = format!("{error:#}"),
+                "the database is unavailable; consumption pauses for {delay:?}, no attempt is counted");
+            tokio::select! {
+                () = tokio::time::sleep(delay) => report_progress(messages).await,
+                () = shutdown.cancelled() => return None,
+            }
+        }
+    }
+
     async fn transaction(&self, messages: &[Message]) -> anyhow::Result<Vec<Outcome>> {
-        let (mut outcomes, mut deliveries) = decode_all::<H::Inbound>(messages);
-        if deliveries.is_empty() {
-            return Ok(outcomes);
+        let decoded: Vec<_> = messages.iter().map(decode::<H::Inbound>).collect();
+        let ids: Vec<EventId> = decoded.iter().flatten().map(Delivery::event_id).collect();
+        let mut tx = self.participant.pool.begin().await.context("begin")?;
+        let claimed = inbox::claim(&mut tx, &ids).await;
+        let mut unseen = claimed.context("claim events in the inbox")?;
+
+        // One slot per message: its outcome if it is known by now, else `None` for the handler's.
+        let mut slots = Vec::with_capacity(messages.len());
+        let mut deliveries = Vec::with_capacity(ids.len());
+        for decoded in decoded {
+            slots.push(match decoded {
+                Err(error) => Some(Outcome::Poison(error)),
+                // Removing the id makes a second copy within this batch a duplicate, too.
+                Ok(delivery) if unseen.remove(&delivery.event_id()) => {
+                    deliveries.push(delivery);
+                    None
+                }
+                Ok(_) => Some(Outcome::Duplicate),
+            });
         }
-        let ids: Vec<EventId> = deliveries
-            .iter()
-            .map(|(_, delivery)| delivery.event_id())
-            .collect();
-        let mut tx = self.node.pool.begin().await.context("begin")?;
-        let mut fresh = inbox::claim(&mut tx, &ids)
-            .await
-            .context("claim events in the inbox")?;
-        // An id leaves the set with its first delivery, so that a second one in the same batch is a
-        // duplicate, too.
-        deliveries.retain(|(_, delivery)| fresh.remove(&delivery.event_id()));
-        let (places, deliveries): (Vec<usize>, Vec<Delivery<H::Inbound>>) =
-            deliveries.into_iter().unzip();
-        if deliveries.is_empty() {
-            return Ok(outcomes);
-        }
-        let applied = self.handler.handle(&mut tx, &deliveries).await?;
+
+        let handled = if deliveries.is_empty() {
+            Vec::new()
+        } else {
+            self.handle(&mut tx, &deliveries).await?
+        };
+        // Nothing is acknowledged before this commit: a process that dies here gets the events again.
+        tx.commit().await.context("commit")?;
+        self.participant.wake.wake();
+        self.handler.committed();
+        let mut handled = handled.into_iter();
+        let outcomes = slots
+            .into_iter()
+            .map(|slot| slot.or_else(|| handled.next()));
+        outcomes
+            .collect::<Option<Vec<_>>>()
+            .context("an event has no outcome")
+    }
+
+    async fn handle(
+        &self,
+        tx: &mut sqlx::PgConnection,
+        deliveries: &[Delivery<H::Inbound>],
+    ) -> anyhow::Result<Vec<Outcome>> {
+        let outcomes = self.handler.handle(tx, deliveries).await?;
         ensure!(
-            applied.len() == deliveries.len(),
+            outcomes.len() == deliveries.len(),
             "the handler must return one outcome per delivery"
         );
-        let unapplied: Vec<EventId> = applied
-            .iter()
-            .zip(&deliveries)
-            .filter(|(outcome, _)| matches!(outcome, Outcome::Retry(_) | Outcome::Poison(_)))
+        let unapplied =
+            |outcome: &Outcome| matches!(outcome, Outcome::Retry(_) | Outcome::Poison(_));
+        let ids: Vec<EventId> = std::iter::zip(&outcomes, deliveries)
+            .filter(|(outcome, _)| unapplied(outcome))
             .map(|(_, delivery)| delivery.event_id())
             .collect();
-        if !unapplied.is_empty() {
-            inbox::release(&mut tx, &unapplied)
-                .await
-                .context("release unapplied events")?;
-        }
-        tx.commit().await.context("commit")?;
-        self.node.wake.wake();
-        self.handler.committed();
-        for (place, outcome) in places.into_iter().zip(applied) {
-            outcomes[place] = outcome;
-        }
+        // A claim that stayed would make the next attempt a duplicate, and the event would be lost.
+        inbox::release(tx, &ids)
+            .await
+            .context("release events that were not applied")?;
         Ok(outcomes)
     }
-}
-
-/// Reads all messages. Those that cannot be read have their outcome at once; the others come with
-/// their place in the batch, and count as duplicates until the inbox says otherwise.
-fn decode_all<I: Inbound>(messages: &[Message]) -> (Vec<Outcome>, Vec<(usize, Delivery<I>)>) {
-    let mut outcomes = Vec::with_capacity(messages.len());
-    let mut deliveries = Vec::with_capacity(messages.len());
-    for (place, message) in messages.iter().enumerate() {
-        match decode(message) {
-            Ok(delivery) => {
-                deliveries.push((place, delivery));
-                outcomes.push(Outcome::Duplicate);
-            }
-            Err(error) => outcomes.push(Outcome::Poison(error)),
-        }
-    }
-    (outcomes, deliveries)
 }
 
 fn decode<I: Inbound>(message: &Message) -> anyhow::Result<Delivery<I>> {
@@ -141,17 +151,17 @@ fn decode<I: Inbound>(message: &Message) -> anyhow::Result<Delivery<I>> {
         size <= MAX_EVENT_BYTES,
         "the event is oversized: {size} bytes, at most {MAX_EVENT_BYTES} are allowed"
     );
-    let envelope = Envelope::from_headers(message.headers.as_ref())?;
+    let envelope = headers::from_headers(message.headers.as_ref())?;
     ensure!(
         message.subject.as_str() == envelope.subject.as_str(),
-        "header ce-type says {}, but the event came on subject {}",
+        "header ce-type is {}, but the event arrived on subject {}",
         envelope.subject,
         message.subject
     );
     let event = I::from_event(Event::decode(envelope.subject, &message.payload)?)?;
     let (span, traceparent) = trace::handling(&envelope);
     let cause = Cause {
-        correlation_id: envelope.correlation_id,
+        correlation_id: envelope.cause.correlation_id,
         causation_id: envelope.event_id,
         traceparent,
     };
@@ -163,14 +173,11 @@ fn decode<I: Inbound>(message: &Message) -> anyhow::Result<Delivery<I>> {
     })
 }
 
-/// Tells the broker that the messages are still in hand, so that it does not deliver them again.
-async fn hold(messages: &[Message]) {
+/// Tells the broker that the messages are still being worked on, so that it does not redeliver them.
+async fn report_progress(messages: &[Message]) {
     for message in messages {
         if let Err(error) = message.ack_with(AckKind::Progress).await {
-            tracing::debug!(
-                error,
-                "could not report progress; the message may be delivered again"
-            );
+            tracing::debug!(error, "could not report progress; the broker may redeliver");
         }
     }
 }

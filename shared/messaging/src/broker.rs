@@ -1,12 +1,14 @@
-//! The connection to NATS. Reconnects by itself for ever; everything above must expect that it is
-//! away.
+//! The connection to NATS. Reconnects indefinitely; callers must expect it to be unavailable at any
+//! time.
 
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, jetstream};
+use backon::Retryable as _;
 
-/// The oldest server that keeps consumers honest after a power loss (nats-server #5412 and others
-/// are fixed there).
+use crate::backoff;
+
+/// The oldest version that does not skip events after a power loss (nats-server #5412 and others).
 const OLDEST_SERVER: (u32, u32) = (2, 12);
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -20,30 +22,43 @@ pub struct Broker {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// The address is wrong or the server refused us.
-    #[error("cannot connect to NATS at {url}: is it running there?")]
+    /// The address is wrong, or the server refuses the connection.
+    #[error("cannot connect to NATS at {url}: check the address and the credentials")]
     Connect {
-        /// Where we looked.
+        /// The address.
         url: String,
-        /// What the client library says.
+        /// The error of the client library.
         source: async_nats::ConnectError,
     },
-    /// The server lacks what we rely on.
+    /// The server is too old to rely on.
     #[error(
-        "nats-server at {url} is version {found}, but at least 2.12 is needed: older ones can skip events after a power loss"
+        "nats-server at {url} is version {found}, but at least 2.12 is needed: older ones can skip \
+         events after a power loss"
     )]
     TooOld {
-        /// Where we looked.
+        /// The address.
         url: String,
-        /// What runs there.
+        /// The server's version.
         found: String,
     },
 }
 
 impl Broker {
-    /// Connects as `name` and checks the server's version. Waits for a server that is not up yet.
+    /// Connects as `name` and checks the server's version. Waits for a server that is not up yet:
+    /// services and servers start in any order.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
     pub async fn connect(url: &str, name: &str) -> Result<Self, BrokerError> {
-        let client = connect_when_up(url, name).await?;
+        let connect = || async { options(name).connect(url).await };
+        let client = connect
+            .retry(backoff::exponential(Duration::from_millis(50), Duration::from_secs(2)))
+            .when(may_come_up)
+            .notify(|error, delay| {
+                tracing::info!(broker.url = url, %error, "NATS is unavailable; retrying in {delay:?}");
+            })
+            .await
+            .map_err(|source| BrokerError::Connect { url: url.to_owned(), source })?;
         let found = client.server_info().version;
         if version(&found).is_none_or(|version| version < OLDEST_SERVER) {
             return Err(BrokerError::TooOld {
@@ -51,46 +66,18 @@ impl Broker {
                 found,
             });
         }
-        let jetstream = jetstream::context::ContextBuilder::new()
-            .ack_timeout(ACK_TIMEOUT)
-            .build(client.clone());
+        let context = jetstream::context::ContextBuilder::new().ack_timeout(ACK_TIMEOUT);
+        let jetstream = context.build(client.clone());
         Ok(Self { client, jetstream })
-    }
-
-    /// Whether the connection stands now.
-    pub fn is_connected(&self) -> bool {
-        self.client.connection_state() == async_nats::connection::State::Connected
-    }
-
-    /// The plain client, for live feeds that may miss messages.
-    pub fn client(&self) -> &Client {
-        &self.client
     }
 }
 
-/// Tries until the server answers: at start, services and servers come up in any order.
-async fn connect_when_up(url: &str, name: &str) -> Result<Client, BrokerError> {
-    let mut wait = Duration::from_millis(50);
-    for attempt in 1_u32.. {
-        let options = ConnectOptions::new()
-            .name(name)
-            .ping_interval(Duration::from_secs(5))
-            .reconnect_delay_callback(|attempts| Duration::from_millis(50 << attempts.min(5)))
-            .event_callback(|event| async move { report(&event) });
-        match options.connect(url).await {
-            Ok(client) => return Ok(client),
-            Err(source) if !may_come_up(&source) => {
-                return Err(BrokerError::Connect {
-                    url: url.to_owned(),
-                    source,
-                });
-            }
-            Err(error) => tracing::info!(broker.url = url, attempt, %error, "waiting for NATS"),
-        }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(Duration::from_secs(2));
-    }
-    unreachable!("the loop above ends only by returning")
+fn options(name: &str) -> ConnectOptions {
+    ConnectOptions::new()
+        .name(name)
+        .ping_interval(Duration::from_secs(5))
+        .reconnect_delay_callback(|attempts| Duration::from_millis(50 << attempts.min(5)))
+        .event_callback(|event| async move { report(&event) })
 }
 
 fn may_come_up(error: &async_nats::ConnectError) -> bool {
@@ -104,9 +91,11 @@ fn may_come_up(error: &async_nats::ConnectError) -> bool {
 fn report(event: &Event) {
     match event {
         Event::Connected | Event::Draining | Event::Closed => {
-            tracing::debug!(%event, "NATS connection")
+            tracing::debug!(%event, "the connection to NATS has changed");
         }
-        _ => tracing::warn!(%event, "NATS connection"),
+        _ => {
+            tracing::warn!(%event, "the connection to NATS is disturbed; the client reconnects by itself")
+        }
     }
 }
 

@@ -1,52 +1,72 @@
-//! The consumer loop: one durable pull consumer per stream that a service listens to.
+//! The consumer loop: one durable pull consumer per stream that a service subscribes to.
 //!
-//! - A batch is whatever has arrived while the last batch was being committed, up to [`BATCH`]:
-//!   under load commits are shared by many events, without load an event does not wait for others.
-//! - Acknowledged only after the commit. A process that dies in between gets the events again; the
-//!   inbox drops them.
-//! - A loop that stands still while the broker has something for it is noticed and made anew.
+//! - A batch is whatever has arrived while the last batch was being committed, up to [`BATCH`]: under
+//!   load many events share a commit, without load an event does not wait for others.
+//! - Events are acknowledged only after the commit. A process that dies in between gets them again;
+//!   the inbox drops them.
+//! - A stalled loop (events pending, none arriving) is detected and restarted.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::jetstream::{
     AckKind, Message,
     consumer::{PullConsumer, pull},
 };
-use contracts::{choreography::Service, header};
+use backon::ExponentialBackoff;
+use contracts::{Service, header};
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Handler, Outcome, backoff::backoff, batch::Batches, dead_letter, topology};
+use crate::{
+    Handler, Outcome, Participant, backoff, batch::Batches, dead_letter, headers, topology,
+};
 
-/// Most events in one transaction.
+/// Most events in one transaction. Larger batches gain little and hold locks for longer.
 const BATCH: usize = 256;
+/// A pull request ends by itself after this time, so that one the broker has forgotten is renewed.
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
+/// How often the broker confirms that an idle pull request is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How long without an event before we ask the broker whether there is really nothing.
+/// How long without an event before the loop asks the broker whether there is really none.
 const WATCHDOG: Duration = Duration::from_secs(5);
 
-/// Consumes the events of `owner` for one service.
+/// Consumes the events of one publisher for one service.
 pub(crate) struct Consumer<H> {
-    pub(crate) batches: Batches<H>,
-    pub(crate) owner: Service,
-    /// Failed attempts by message, only of messages that have failed. In memory on purpose:
-    /// deliveries that were cut short by a restart or an absent database are no attempts.
-    pub(crate) attempts: HashMap<u64, u32>,
+    participant: Participant,
+    batches: Batches<H>,
+    /// The publisher whose stream is consumed.
+    owner: Service,
+    /// Failed attempts by stream sequence, only of events that have failed. Kept in memory on
+    /// purpose: the broker counts *deliveries*, and a delivery that a restart or a database outage cut
+    /// short says nothing about the event. Losing the map costs a few extra attempts.
+    attempts: HashMap<u64, u32>,
 }
 
 impl<H: Handler> Consumer<H> {
-    /// Consumes until `shutdown`; whatever fails with the broker is begun anew with back-off.
+    pub(crate) fn new(participant: Participant, handler: Arc<H>, owner: Service) -> Self {
+        Self {
+            batches: Batches {
+                participant: participant.clone(),
+                handler,
+            },
+            participant,
+            owner,
+            attempts: HashMap::new(),
+        }
+    }
+
+    /// Consumes until `shutdown`. Any failure of the broker restarts the loop after a back-off.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        let mut delays = backoff();
+        let mut delays = backoff::delays(backoff::MIN, backoff::MAX);
         loop {
             let error = match self.consume(&shutdown, &mut delays).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            let delay = delays.next().unwrap_or(WATCHDOG);
-            tracing::warn!(service = %self.batches.node.service, stream = self.owner.stream(), ?delay,
-                error = format!("{error:#}"), "consumption interrupted; beginning anew");
+            let delay = delays.next().unwrap_or(backoff::MAX);
+            tracing::warn!(service = %self.participant.service, stream = self.owner.stream(),
+                error = format!("{error:#}"), "the consumer was interrupted; it restarts in {delay:?}");
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = shutdown.cancelled() => return,
@@ -54,80 +74,82 @@ impl<H: Handler> Consumer<H> {
         }
     }
 
+    /// Consumes until `shutdown` or a failure. A first event resets `delays`: the broker works again.
     async fn consume(
         &mut self,
         shutdown: &CancellationToken,
-        delays: &mut impl Resettable,
+        delays: &mut ExponentialBackoff,
     ) -> anyhow::Result<()> {
-        let node = self.batches.node.clone();
         let part = format!("consumer of {}", self.owner.stream().unwrap_or_default());
-        topology::reconcile_streams(&node.broker).await?;
-        let consumer = topology::reconcile_consumer(&node.broker, node.service, self.owner).await?;
+        // Again at each restart: somebody may have deleted a stream or a consumer meanwhile.
+        topology::reconcile_streams(&self.participant.broker).await?;
+        let (broker, service) = (&self.participant.broker, self.participant.service);
+        let consumer = topology::reconcile_consumer(broker, service, self.owner).await?;
         let mut stream = open(&consumer).await?;
-        node.progress.touch(&part);
+        self.participant.progress.touch(&part);
         loop {
             let next = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => { give_back(&mut stream).await; return Ok(()) }
+                () = shutdown.cancelled() => {
+                    return_unstarted(&mut stream).await;
+                    return Ok(());
+                }
                 next = tokio::time::timeout(WATCHDOG, stream.next()) => next,
             };
             match next {
                 Ok(Some(first)) => {
-                    delays.reset();
                     let messages = gather(first.context("pull")?, &mut stream);
-                    self.work(&messages, shutdown).await;
+                    *delays = backoff::delays(backoff::MIN, backoff::MAX);
+                    self.process(&messages, shutdown).await;
                 }
                 Ok(None) => anyhow::bail!("the subscription ended"),
                 Err(_quiet) => check_quiet(&consumer).await?,
             }
-            node.progress.touch(&part);
+            self.participant.progress.touch(&part);
         }
     }
 
-    /// Applies one batch and tells the broker what became of each message.
-    async fn work(&mut self, messages: &[Message], shutdown: &CancellationToken) {
-        self.batches.node.metrics.batch(messages.len());
+    /// Applies one batch and tells the broker the outcome of each message.
+    async fn process(&mut self, messages: &[Message], shutdown: &CancellationToken) {
+        self.participant.metrics.batch(messages.len());
         let Some(outcomes) = self.batches.apply(messages, shutdown).await else {
             return;
         };
         for (message, outcome) in messages.iter().zip(outcomes) {
-            if let Err(error) = self.settle(message, outcome).await {
+            if let Err(error) = self.acknowledge(message, outcome).await {
                 tracing::warn!(
                     error = format!("{error:#}"),
                     event.id = event_id(message),
-                    "could not settle; the broker delivers the message again"
+                    "could not acknowledge an event; the broker redelivers it"
                 );
             }
         }
     }
 
-    async fn settle(&mut self, message: &Message, outcome: Outcome) -> anyhow::Result<()> {
-        let sequence = message
-            .info()
-            .map(|info| info.stream_sequence)
-            .unwrap_or_default();
-        let node = &self.batches.node;
+    async fn acknowledge(&mut self, message: &Message, outcome: Outcome) -> anyhow::Result<()> {
+        let sequence = message.info().map(|info| info.stream_sequence);
+        let sequence = sequence.unwrap_or_default();
+        let metrics = &self.participant.metrics;
         match outcome {
-            Outcome::Done => node.metrics.handled(1, "done"),
-            Outcome::Duplicate => node.metrics.handled(1, "duplicate"),
+            Outcome::Done => metrics.handled(1, "done"),
+            Outcome::Duplicate => metrics.handled(1, "duplicate"),
             Outcome::Ignored(reason) => {
-                node.metrics.handled(1, "ignored");
+                metrics.handled(1, "ignored");
                 tracing::debug!(
                     event.id = event_id(message),
                     order.id = order_id(message),
                     reason,
-                    "ignored"
+                    "an event changes nothing; it is acknowledged"
                 );
             }
             Outcome::Retry(error) => return self.retry(message, sequence, error).await,
-            Outcome::Poison(error) => return self.bury(message, sequence, error).await,
+            Outcome::Poison(error) => return self.give_up(message, sequence, error).await,
         }
-        if !self.attempts.is_empty() {
-            self.attempts.remove(&sequence);
-        }
+        self.attempts.remove(&sequence);
         message.ack().await.map_err(anyhow::Error::from_boxed)
     }
 
+    /// Counts an attempt and asks for redelivery after a back-off, or gives up.
     async fn retry(
         &mut self,
         message: &Message,
@@ -136,64 +158,44 @@ impl<H: Handler> Consumer<H> {
     ) -> anyhow::Result<()> {
         let attempt = self.attempts.get(&sequence).copied().unwrap_or(0) + 1;
         self.attempts.insert(sequence, attempt);
-        if attempt >= self.batches.node.max_attempts {
-            return self
-                .bury(
-                    message,
-                    sequence,
-                    error.context(format!("gave up after {attempt} attempts")),
-                )
-                .await;
+        if attempt >= self.participant.max_attempts {
+            let error = error.context(format!("gave up after {attempt} attempts"));
+            return self.give_up(message, sequence, error).await;
         }
-        let node = &self.batches.node;
-        node.metrics.handled(1, "retry");
-        let delay = backoff()
-            .nth(attempt as usize - 1)
-            .unwrap_or(topology::ACK_WAIT);
-        tracing::warn!(service = %node.service, event.id = event_id(message), order.id = order_id(message),
-            event.r#type = message.subject.as_str(), attempt, ?delay, error = format!("{error:#}"),
-            "an event could not be applied; trying again");
-        message
-            .ack_with(AckKind::Nak(Some(delay)))
-            .await
-            .map_err(anyhow::Error::from_boxed)
+        self.participant.metrics.handled(1, "retry");
+        let delay = backoff::delay_after(attempt, backoff::MIN, backoff::MAX);
+        tracing::warn!(service = %self.participant.service, event.id = event_id(message),
+            order.id = order_id(message), event.r#type = message.subject.as_str(), attempt,
+            error = format!("{error:#}"), "an event failed; it is retried in {delay:?}");
+        let negative = message.ack_with(AckKind::Nak(Some(delay))).await;
+        negative.map_err(anyhow::Error::from_boxed)
     }
 
-    async fn bury(
+    /// Publishes the event as a dead letter. An error leaves the event with the broker, which
+    /// redelivers it.
+    async fn give_up(
         &mut self,
         message: &Message,
         sequence: u64,
         error: anyhow::Error,
     ) -> anyhow::Result<()> {
-        let node = &self.batches.node;
         let attempts = self.attempts.get(&sequence).copied().unwrap_or(1);
-        dead_letter::bury(&node.broker, node.service, message, attempts, &error).await?;
-        node.metrics.handled(1, "dead_letter");
-        tracing::error!(service = %node.service, event.id = event_id(message), order.id = order_id(message),
-            event.r#type = message.subject.as_str(), attempts, error = dead_letter::one_line(&error),
-            "an event became a dead letter");
+        let (broker, service) = (&self.participant.broker, self.participant.service);
+        dead_letter::publish(broker, service, message, attempts, &error).await?;
+        self.participant.metrics.handled(1, "dead_letter");
+        tracing::error!(%service, event.id = event_id(message), order.id = order_id(message),
+            event.r#type = message.subject.as_str(), attempts,
+            error = dead_letter::one_line(&error),
+            "an event became a dead letter; it waits for an operator in stream {}",
+            topology::DEAD_LETTERS);
         self.attempts.remove(&sequence);
         Ok(())
     }
 }
 
-/// A sequence of delays that begins anew after a success.
-pub(crate) trait Resettable: Iterator<Item = Duration> {
-    fn reset(&mut self);
-}
-
-impl Resettable for backon::ExponentialBackoff {
-    fn reset(&mut self) {
-        *self = backoff();
-    }
-}
-
 async fn open(consumer: &PullConsumer) -> anyhow::Result<pull::Stream> {
-    let stream = consumer
-        .stream()
-        .max_messages_per_batch(BATCH)
-        .expires(PULL_EXPIRES)
-        .heartbeat(HEARTBEAT);
+    let stream = consumer.stream().max_messages_per_batch(BATCH);
+    let stream = stream.expires(PULL_EXPIRES).heartbeat(HEARTBEAT);
     stream.messages().await.context("open subscription")
 }
 
@@ -210,45 +212,36 @@ fn gather(first: Message, stream: &mut pull::Stream) -> Vec<Message> {
     messages
 }
 
-/// At shutdown: what has arrived but was not begun goes back at once instead of after the
-/// acknowledgement wait.
-async fn give_back(stream: &mut pull::Stream) {
+/// At shutdown: hands back what has arrived but was not started, so that another replica gets it at
+/// once instead of after [`topology::ACK_WAIT`].
+async fn return_unstarted(stream: &mut pull::Stream) {
     while let Some(Some(Ok(message))) = stream.next().now_or_never() {
         if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
             tracing::debug!(
                 error,
-                "could not give a message back; the broker waits for it to expire"
+                "could not hand a message back; the broker waits for it to expire"
             );
         }
     }
 }
 
-/// Fails when the broker has events for us that do not arrive.
+/// Fails when the broker has events for this consumer that do not arrive.
 async fn check_quiet(consumer: &PullConsumer) -> anyhow::Result<()> {
-    let info = consumer
-        .get_info()
-        .await
-        .context("ask for the consumer's state")?;
+    let info = consumer.get_info().await;
+    let pending = info
+        .context("ask for the state of the consumer")?
+        .num_pending;
     anyhow::ensure!(
-        info.num_pending == 0,
-        "{} events are waiting but none arrives",
-        info.num_pending
+        pending == 0,
+        "{pending} events are pending but none arrives"
     );
     Ok(())
 }
 
 fn event_id(message: &Message) -> &str {
-    header_text(message, header::ID)
+    headers::text(message.headers.as_ref(), header::ID).unwrap_or_default()
 }
 
 fn order_id(message: &Message) -> &str {
-    header_text(message, header::SUBJECT)
-}
-
-fn header_text<'a>(message: &'a Message, name: &str) -> &'a str {
-    message
-        .headers
-        .as_ref()
-        .and_then(|headers| headers.get(name))
-        .map_or("", |value| value.as_str())
+    headers::text(message.headers.as_ref(), header::SUBJECT).unwrap_or_default()
 }

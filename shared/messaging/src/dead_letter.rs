@@ -1,46 +1,45 @@
-//! Dead letters: what cannot be applied is kept with its reason, never dropped.
-//!
-//! The letter is published and acknowledged first; only then is the message terminated.
-//! `max_deliver` would not do: the broker then merely stops delivering.
+//! Dead letters: an event that cannot be applied is kept with its reason, never dropped.
+//! The dead letter is published and acknowledged first; only then is the event terminated. The
+//! broker's `max_deliver` would not do: it merely stops delivering.
 
 use anyhow::Context as _;
-use async_nats::{HeaderMap, jetstream};
-use contracts::{choreography::Service, header as event_header};
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
+use contracts::Service;
 
 use crate::Broker;
 
-/// Headers that a dead letter has besides those of the event.
+/// Headers that a dead letter has in addition to those of the event.
 pub mod header {
     /// The service that gave up.
     pub const SERVICE: &str = "dead-letter-service";
-    /// Why: the error with its causes.
+    /// The error with its causes.
     pub const REASON: &str = "dead-letter-reason";
-    /// How often the event was tried.
+    /// Failed attempts.
     pub const ATTEMPTS: &str = "dead-letter-attempts";
     /// The stream that the event came from.
     pub const STREAM: &str = "dead-letter-stream";
     /// Its sequence there.
     pub const SEQUENCE: &str = "dead-letter-sequence";
-    /// Set when the payload was too large to keep: its length in bytes; the event itself is still
-    /// in its stream.
+    /// Length of a payload that was too large to keep, in bytes. The event itself is still in its
+    /// stream.
     pub const TRUNCATED: &str = "dead-letter-truncated";
 }
 
-/// What is kept of an oversized payload; with what is kept of headers and subject, any letter fits
-/// into a message.
+/// Bytes kept of an oversized payload. Together with the limits below, so that the dead letter always
+/// fits into one NATS message.
 const KEPT_BYTES: usize = 256 * 1024;
-/// What is kept of all headers together, those of CloudEvents first. The broker takes 64 KB.
+/// Bytes kept of all headers together, CloudEvents attributes first. The broker accepts 64 KB.
 const KEPT_HEADER_BYTES: usize = 32 * 1024;
-/// What is kept of each header, and of the reason.
+/// Bytes kept of each header, and of the reason.
 const KEPT_VALUE_BYTES: usize = 1024;
-/// What is kept of the subject, which the broker limits together with the address for its answer.
+/// Bytes kept of the subject, which the broker limits together with the reply address.
 const KEPT_SUBJECT_BYTES: usize = 256;
 
-/// Keeps `message` as a dead letter of `service` and terminates it.
+/// Publishes `message` as a dead letter of `service`, then terminates it.
 ///
 /// # Errors
-/// When the broker does not acknowledge the letter; the message is then delivered again.
-pub(crate) async fn bury(
+/// When the broker does not acknowledge the dead letter; it then redelivers the message.
+pub(crate) async fn publish(
     broker: &Broker,
     service: Service,
     message: &jetstream::Message,
@@ -80,8 +79,9 @@ pub(crate) async fn bury(
         .map_err(anyhow::Error::from_boxed)
 }
 
-/// The event's own headers. Those for the broker (`Nats-Expected-Stream`, `Nats-Rollup`) were meant
-/// for the stream that the event came from; with them the letter could be refused.
+/// The event's own headers, cut to size. Headers that address the broker (`Nats-Expected-Stream`,
+/// `Nats-Rollup`) are left out: they belong to the stream that the event came from, and the broker
+/// could reject the dead letter because of them.
 fn keep(headers: Option<&HeaderMap>) -> HeaderMap {
     let mut all: Vec<_> = headers.into_iter().flat_map(HeaderMap::iter).collect();
     all.sort_by_key(|(name, _)| !AsRef::<str>::as_ref(name).starts_with("ce-"));
@@ -113,9 +113,9 @@ fn describe(
     attempts: u32,
     reason: &anyhow::Error,
 ) {
-    // One letter per service and message, however often we get here.
+    // The broker drops a repetition: one dead letter per service and message.
     let id = format!("dlq-{service}-{}-{}", info.stream, info.stream_sequence);
-    headers.insert(event_header::NATS_MSG_ID, id);
+    headers.insert(NATS_MESSAGE_ID, id);
     headers.insert(header::SERVICE, service.name());
     headers.insert(header::REASON, one_line(reason));
     headers.insert(header::ATTEMPTS, attempts.to_string());
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_for_the_broker_are_left_out_and_long_ones_are_cut() {
+    fn headers_that_address_the_broker_are_left_out_and_long_ones_are_cut() {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Stream", "ORDER");
         headers.insert("nats-rollup", "all");
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_cloudevents_are_kept_first() {
+    fn cloudevents_attributes_are_kept_first() {
         let mut headers: HeaderMap = (0..200)
             .map(|nth| {
                 (

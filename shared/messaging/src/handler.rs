@@ -1,25 +1,23 @@
 //! What a service writes: a [`Handler`] that applies a batch of events in one transaction.
 
-use contracts::{Envelope, EventId, Inbound, OrderId};
+use contracts::{Cause, Envelope, EventId, Inbound, OrderId};
 use sqlx::PgConnection;
 
-use crate::outbox::Cause;
-
-/// An event that was delivered, for the first time as far as this service's state is concerned.
+/// An event that this service has not applied before.
 #[derive(Debug)]
 pub struct Delivery<E> {
     /// Everything about the event but its payload.
     pub envelope: Envelope,
     /// What the service needs from it.
     pub event: E,
-    /// The span that handles it, a child of the publisher's.
+    /// The span of its handling, a child of the publisher's.
     pub span: tracing::Span,
     pub(crate) cause: Cause,
 }
 
 impl<E> Delivery<E> {
-    /// For events that this one causes: same correlation, this event as the cause, this span as the
-    /// trace's parent.
+    /// For events that follow from this one: same correlation, this event as the cause, this span as
+    /// the parent of the trace.
     pub fn cause(&self) -> &Cause {
         &self.cause
     }
@@ -35,46 +33,60 @@ impl<E> Delivery<E> {
     }
 }
 
-/// What became of one event. The worker acts on it after the batch's transaction has been
-/// committed.
+/// The result of one event. The consumer acts on it after the transaction has been committed.
 #[derive(Debug)]
 pub enum Outcome {
     /// Applied; acknowledged.
     Done,
-    /// Handled before; acknowledged. Only the worker says this: the inbox knows.
+    /// Applied before; acknowledged. Only the consumer returns this, from the inbox.
     Duplicate,
     /// It changes nothing, for example because the order was cancelled before; acknowledged.
     Ignored(&'static str),
-    /// Could not be applied now; delivered again with back-off, and a dead letter after
-    /// [`Node::max_attempts`](crate::Node::max_attempts).
-    /// The handler must not have written anything for this event.
+    /// Could not be applied now: redelivered with back-off, and a dead letter after
+    /// [`Participant::max_attempts`](crate::Participant::max_attempts). The handler must not have
+    /// written anything for this event.
     Retry(anyhow::Error),
-    /// Cannot be applied ever; a dead letter at once. The handler must not have written anything
-    /// for this event.
+    /// Can never be applied: a dead letter at once. The handler must not have written anything for
+    /// this event.
     Poison(anyhow::Error),
 }
 
-/// The reactions of one service, all inbound events together.
+impl Outcome {
+    /// The outcome of an event that was executed in a [`UnitOfWork`](crate::UnitOfWork). A rejection
+    /// is poison: the protocol between the services was violated, and no retry can help.
+    pub fn from_execution<E, R>(result: Result<Vec<E>, R>) -> Self
+    where
+        R: std::error::Error + Send + Sync + 'static,
+    {
+        match result {
+            Ok(events) if events.is_empty() => Self::Ignored("it changes nothing any more"),
+            Ok(_) => Self::Done,
+            Err(rejection) => Self::Poison(rejection.into()),
+        }
+    }
+}
+
+/// The reactions of one service to all its inbound events.
 pub trait Handler: Send + Sync + 'static {
-    /// The closed enum of events that the service listens to.
+    /// The closed enum of events that the service subscribes to.
     type Inbound: Inbound;
 
-    /// Applies a batch in the transaction `tx`: lock all aggregates with one query in key order,
-    /// decide each in memory, write all changes with one statement, append all outgoing events
-    /// with one. The worker has claimed the events in the inbox and commits. Returns one
-    /// outcome per delivery, in the same order.
+    /// Applies a batch in the transaction `tx`: locks all aggregates with one query in key order,
+    /// decides each in memory, writes all changes with one statement, appends all outgoing events with
+    /// one ([`UnitOfWork`](crate::UnitOfWork)). The consumer has claimed the events in the inbox and
+    /// commits. Returns one outcome per delivery, in the same order.
     ///
-    /// A batch may hold several events of one order, in any order; they must all be applied.
+    /// A batch may hold several events of one order, in any order; all of them must be applied.
     ///
     /// # Errors
-    /// An error sinks the whole batch: it is rolled back and tried again event by event. When the
-    /// database is away, the worker pauses and no attempt is counted.
+    /// An error fails the whole batch: it is rolled back and tried again event by event. While the
+    /// database is unavailable, the consumer pauses and counts no attempt.
     fn handle(
         &self,
         tx: &mut PgConnection,
         batch: &[Delivery<Self::Inbound>],
     ) -> impl Future<Output = anyhow::Result<Vec<Outcome>>> + Send;
 
-    /// Called after each commit, for services that have work of their own to wake.
+    /// Called after each commit, for services that wake work of their own.
     fn committed(&self) {}
 }

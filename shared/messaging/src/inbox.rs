@@ -1,7 +1,8 @@
-//! The inbox: event ids that this service has handled, written in the transaction of their effects.
+//! The inbox: ids of events that this service has handled, written in the transaction of their
+//! effects.
 //!
-//! Guarantee: an event's effects are committed at most once, however often it is delivered, to
-//! however many replicas.
+//! Guarantee: the effects of an event are committed at most once, however often it is delivered and
+//! to however many replicas.
 
 use std::collections::HashSet;
 
@@ -9,9 +10,12 @@ use contracts::EventId;
 use sqlx::PgConnection;
 
 /// Claims events for the caller's transaction and returns those that were not claimed before. Waits
-/// for another transaction that is just claiming the same event. Ids are claimed in sorted order,
-/// so that batches of several replicas cannot deadlock.
+/// for another transaction that is claiming the same event. Ids are claimed in sorted order, so that
+/// batches of several replicas cannot deadlock.
 pub async fn claim(tx: &mut PgConnection, events: &[EventId]) -> sqlx::Result<HashSet<EventId>> {
+    if events.is_empty() {
+        return Ok(HashSet::new());
+    }
     let mut ids: Vec<_> = events.iter().map(|event| event.0).collect();
     ids.sort_unstable();
     let fresh = sqlx::query_scalar!(
@@ -25,8 +29,11 @@ pub async fn claim(tx: &mut PgConnection, events: &[EventId]) -> sqlx::Result<Ha
     Ok(fresh.into_iter().map(EventId).collect())
 }
 
-/// Gives back claims of the caller's transaction, for events that were not handled after all.
+/// Releases claims of the caller's transaction, for events that were not applied after all.
 pub async fn release(tx: &mut PgConnection, events: &[EventId]) -> sqlx::Result<()> {
+    if events.is_empty() {
+        return Ok(());
+    }
     let ids: Vec<_> = events.iter().map(|event| event.0).collect();
     sqlx::query!(
         "-- inbox_release\nDELETE FROM inbox WHERE event_id = ANY($1)",

@@ -1,39 +1,44 @@
 //! Reliable events over PostgreSQL and NATS JetStream: the only crate that knows both.
 //!
-//! - Saying something: [`outbox::append`] in the transaction that changes the state. The relay
-//!   publishes later, at least once.
-//! - Hearing something: implement [`Handler`] and [`run`] it. Each event is applied exactly once,
-//!   because the inbox row is written in the transaction of its effects.
-//! - What fails is tried again with back-off, and then kept as a dead letter; nothing is dropped.
+//! - Publishing: [`outbox::append`] in the transaction that changes the state. The relay publishes
+//!   later, at least once.
+//! - Consuming: implement [`Handler`] and [`run`](run::run) it. The effects of an event are committed
+//!   at most once, because the inbox row is written in the same transaction.
+//! - Deciding: [`UnitOfWork`] executes commands on locked aggregates and writes them with their events.
+//! - An event that fails is retried with back-off and then kept as a dead letter; none is dropped.
 //!
-//! Reading order: [`outbox`], `relay`, [`inbox`], [`handler`], `batch`, `consumer`, `dead_letter`,
-//! [`topology`].
-#![warn(missing_docs)]
+//! Reading order: [`outbox`], `relay`, [`inbox`], [`handler`], [`unit_of_work`], `batch`, `consumer`,
+//! `dead_letter`, [`topology`], [`run`](mod@run).
+#![warn(missing_docs, unreachable_pub)]
 
-mod backoff;
+pub mod backoff;
 mod batch;
 mod broker;
 mod consumer;
 mod database;
 mod dead_letter;
-mod event_log;
 pub mod handler;
+pub mod headers;
 pub mod inbox;
 mod metrics;
-mod node;
 pub mod outbox;
+mod participant;
 mod progress;
 mod prune;
 mod relay;
+pub mod run;
 pub mod topology;
 mod trace;
+pub mod unit_of_work;
 
 pub use broker::{Broker, BrokerError};
+pub use database::is_unavailable;
 pub use dead_letter::header as dead_letter_header;
-pub use event_log::EventLog;
 pub use handler::{Delivery, Handler, Outcome};
-pub use node::{Node, run};
+pub use participant::Participant;
 pub use progress::Progress;
+pub use relay::FLUSH_TIMEOUT;
+pub use unit_of_work::{Aggregate, UnitOfWork};
 
 /// The migrations of outbox and inbox; run them before the service's own.
 pub fn migrator() -> sqlx::migrate::Migrator {

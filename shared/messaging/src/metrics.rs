@@ -1,13 +1,12 @@
-//! Names, units and meanings of this crate's metrics. They go out by whatever meter provider the
-//! process has set.
+//! Names, units and meanings of this crate's metrics, for the global meter provider of the process.
 
-use contracts::choreography::Service;
+use contracts::Service;
 use opentelemetry::{
     KeyValue, global,
     metrics::{Counter, Gauge, Histogram},
 };
 
-/// Instruments of one service; made once.
+/// The instruments of one service.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     service: &'static str,
@@ -29,7 +28,7 @@ impl Metrics {
                 .build(),
             batch: meter
                 .u64_histogram("messaging.batch.size")
-                .with_description("Events that were applied in one transaction")
+                .with_description("Events applied in one transaction")
                 .with_unit("{event}")
                 .with_boundaries(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0])
                 .build(),

@@ -1,45 +1,34 @@
-//! The transactional outbox: the only way to say something.
+//! The transactional outbox: the only way to publish an event.
 //!
-//! A row is committed together with the state that it speaks of, and published later by the relay.
-//! The row keeps the stream sequence it got, so that what the broker forgets can be found and
+//! A row is committed together with the state that it reports, and published later by the relay. The
+//! row keeps the stream sequence it got, so that an event that the broker loses can be found and
 //! published again.
 
 use std::sync::Arc;
 
-use contracts::{CorrelationId, Event, EventId, OrderId};
+use contracts::{Cause, CorrelationId, Event, EventId, OrderId};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
-/// Why an event came to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cause {
-    /// The customer's request that all this began with.
-    pub correlation_id: CorrelationId,
-    /// The event or command that caused it.
-    pub causation_id: EventId,
-    /// W3C trace context to continue.
-    pub traceparent: Option<String>,
-}
-
-/// An event that is about to be said.
+/// An event that is about to be appended.
 #[derive(Debug)]
-pub struct Outgoing<'a> {
-    /// Its id, UUIDv7.
+pub struct Outgoing {
+    /// The event, UUIDv7.
     pub event_id: EventId,
-    /// The order that it is about.
+    /// The order that the event is about.
     pub order_id: OrderId,
-    /// The fact.
+    /// The event with its payload.
     pub event: Event,
     /// When it happened; see [`now`].
     pub recorded_at: OffsetDateTime,
-    /// Why.
-    pub cause: &'a Cause,
+    /// What it follows from.
+    pub cause: Cause,
 }
 
-impl<'a> Outgoing<'a> {
-    /// An event with a new id that happened now.
-    pub fn new(order_id: OrderId, event: Event, cause: &'a Cause) -> Self {
+impl Outgoing {
+    /// An event with a new id that happens now.
+    pub fn new(order_id: OrderId, event: Event, cause: Cause) -> Self {
         Self {
             event_id: EventId::new(),
             order_id,
@@ -50,16 +39,15 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-/// The current time as PostgreSQL keeps it, in whole microseconds, so that what is read back is
-/// equal.
+/// The current time in whole microseconds, as PostgreSQL keeps it: what is read back is equal.
 pub fn now() -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
     now.replace_microsecond(now.microsecond()).unwrap_or(now)
 }
 
 /// Wakes the relay of this process after a commit, so that events leave at once. The relay also
-/// polls, therefore a forgotten or lost wake-up costs time only. (`NOTIFY` in the transaction would
-/// cost four fifths of the throughput.)
+/// polls, so a lost wake-up costs time only. (`NOTIFY` in the transaction would cost four fifths of
+/// the throughput.)
 #[derive(Clone, Debug, Default)]
 pub struct Wake(Arc<Notify>);
 
@@ -75,10 +63,11 @@ impl Wake {
 }
 
 /// Appends events in the caller's transaction, all with one statement, in the order given.
-pub async fn append(tx: &mut PgConnection, events: &[Outgoing<'_>]) -> sqlx::Result<()> {
+pub async fn append(tx: &mut PgConnection, events: &[Outgoing]) -> sqlx::Result<()> {
     if events.is_empty() {
         return Ok(());
     }
+    // One array per column: the statement is the same for any number of events.
     let ids: Vec<_> = events.iter().map(|outgoing| outgoing.event_id.0).collect();
     let subjects: Vec<_> = events
         .iter()
@@ -133,15 +122,15 @@ pub struct Recorded {
     pub event_id: EventId,
     /// Its subject.
     pub subject: String,
-    /// The order that it is about.
+    /// The order that the event is about.
     pub order_id: OrderId,
     /// The protobuf message.
     pub payload: Vec<u8>,
-    /// Why it came to be.
+    /// What it follows from.
     pub cause: Cause,
     /// When it was recorded.
     pub recorded_at: OffsetDateTime,
-    /// Where the stream put it; `None` while it has not been published.
+    /// Its sequence in the stream; `None` while it has not been published.
     pub stream_sequence: Option<i64>,
 }
 

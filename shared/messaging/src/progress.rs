@@ -1,34 +1,36 @@
-//! Readiness that sees progress rather than connectivity: a connection can stand while nothing
-//! moves.
+//! Readiness looks at progress rather than connectivity: a connection can be up while nothing is
+//! processed.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-/// When each part last got something done, or asked and heard that there was nothing to do.
+use parking_lot::Mutex;
+
+/// When each part last did something, or confirmed that there was nothing to do.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Mutex<BTreeMap<String, Instant>>>);
 
-/// A part that has not been heard of for so long is stalled.
+/// A part without progress for this long is stalled: three times the longest regular pause.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 impl Progress {
     pub(crate) fn touch(&self, part: &str) {
-        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parts = self.0.lock();
         match parts.get_mut(part) {
             Some(last) => *last = Instant::now(),
             None => drop(parts.insert(part.to_owned(), Instant::now())),
         }
     }
 
-    /// Ok while every part moves.
+    /// Ok while every part makes progress.
     ///
     /// # Errors
-    /// Names the stalled part and its age, or says that nothing has started yet.
+    /// Names the stalled part and for how long, or reports that nothing has started yet.
     pub fn check(&self) -> Result<(), String> {
-        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = self.0.lock();
         if parts.is_empty() {
             return Err("consumers have not started yet".to_owned());
         }
@@ -47,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_that_stands_still_is_named() {
+    fn a_stalled_part_is_named() {
         let progress = Progress::default();
         assert_eq!(
             progress.check().unwrap_err(),
@@ -59,7 +61,6 @@ mod tests {
         progress
             .0
             .lock()
-            .unwrap()
             .insert("consumer of PAYMENT".to_owned(), long_ago);
         assert_eq!(
             progress.check().unwrap_err(),

@@ -1,4 +1,5 @@
-//! Keeps outbox and inbox from growing for ever. Small steps, so that a prune never holds much.
+//! Keeps outbox and inbox from growing without end. Each step deletes a bounded number of rows, so that
+//! it never holds many locks.
 
 use std::time::Duration;
 
@@ -9,34 +10,37 @@ use crate::topology::STREAM_MAX_AGE;
 
 const EVERY: Duration = Duration::from_secs(60);
 const STEP: i64 = 10_000;
-/// Inboxes remember for a day longer than streams keep events: no delivery can come after its
-/// memory has gone.
-const INBOX_MEMORY: Duration = STREAM_MAX_AGE.saturating_add(Duration::from_secs(24 * 3600));
+/// Inboxes remember an event for a day longer than streams keep it: no redelivery can come later.
+const INBOX_RETENTION: Duration = STREAM_MAX_AGE.saturating_add(Duration::from_secs(24 * 3600));
 
-/// Prunes until `shutdown`. `keep_outbox` is how long published events stay; `None` keeps them for
-/// ever.
-pub(crate) async fn run(pool: PgPool, keep_outbox: Option<Duration>, shutdown: CancellationToken) {
+/// Prunes until `shutdown`. `outbox_retention` is how long published events stay; `None` keeps them
+/// without end.
+pub(crate) async fn run(
+    pool: PgPool,
+    outbox_retention: Option<Duration>,
+    shutdown: CancellationToken,
+) {
     let mut ticks = tokio::time::interval(EVERY);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        if let Err(error) = prune(&pool, keep_outbox).await {
-            tracing::warn!(%error, "could not prune; trying again in {EVERY:?}");
+        if let Err(error) = prune(&pool, outbox_retention).await {
+            tracing::warn!(%error, "could not prune outbox and inbox; the next attempt is in {EVERY:?}");
         }
     }
 }
 
-async fn prune(pool: &PgPool, keep_outbox: Option<Duration>) -> sqlx::Result<()> {
-    while forget_inbox(pool, INBOX_MEMORY).await? == STEP as u64 {}
-    if let Some(keep) = keep_outbox {
-        while forget_outbox(pool, keep).await? == STEP as u64 {}
+async fn prune(pool: &PgPool, outbox_retention: Option<Duration>) -> sqlx::Result<()> {
+    while prune_inbox(pool, INBOX_RETENTION).await? == STEP as u64 {}
+    if let Some(keep) = outbox_retention {
+        while prune_outbox(pool, keep).await? == STEP as u64 {}
     }
     Ok(())
 }
 
-async fn forget_inbox(pool: &PgPool, older_than: Duration) -> sqlx::Result<u64> {
+async fn prune_inbox(pool: &PgPool, older_than: Duration) -> sqlx::Result<u64> {
     let done = sqlx::query!(
         r#"-- inbox_prune
         DELETE FROM inbox WHERE event_id IN (
@@ -49,7 +53,7 @@ async fn forget_inbox(pool: &PgPool, older_than: Duration) -> sqlx::Result<u64> 
     Ok(done.rows_affected())
 }
 
-async fn forget_outbox(pool: &PgPool, older_than: Duration) -> sqlx::Result<u64> {
+async fn prune_outbox(pool: &PgPool, older_than: Duration) -> sqlx::Result<u64> {
     let done = sqlx::query!(
         r#"-- outbox_prune
         DELETE FROM outbox WHERE position IN (

@@ -1,40 +1,34 @@
-//! The relay: publishes what the outbox holds, at least once.
+//! The relay: publishes the outbox, at least once.
 //!
-//! - A row is marked sent only after the broker has acknowledged it; a relay that dies in between
-//!   publishes it again, and the broker (`Nats-Msg-Id`) or the consumer's inbox drops the
-//!   repetition.
-//! - Rows are claimed by state (`sent_at IS NULL`) with `FOR UPDATE SKIP LOCKED`, never by
-//!   position: a transaction that commits late is not skipped, and any number of replicas may relay
-//!   at once.
-//! - While the broker or the database is away, rows stay where they are and the relay backs off.
+//! - A row is marked as sent only after the broker has acknowledged it. A relay that dies in between
+//!   publishes it again, and the broker (`Nats-Msg-Id`) or the consumer's inbox drops the repetition.
+//! - Rows are claimed by state (`sent_at IS NULL`) with `FOR UPDATE SKIP LOCKED`, never by position: a
+//!   transaction that commits late is not skipped, and any number of replicas may relay at once.
+//! - While the broker or the database is unavailable, rows stay where they are and the relay backs off.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::context::PublishAckFuture;
-use contracts::{CorrelationId, Envelope, EventId, OrderId, choreography::Service};
+use contracts::{Cause, CorrelationId, Envelope, EventId, OrderId};
 use futures::future::join_all;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{Broker, Progress, backoff::backoff, metrics::Metrics, outbox::Wake};
+use crate::{Participant, backoff, headers};
 
-/// Rows per transaction and publishes in flight.
+/// Rows per transaction, and publishes in flight. Beyond this the broker's throughput no longer grows.
 const BATCH: i64 = 512;
-/// The safety net under the wake-up.
-const POLL: Duration = Duration::from_millis(200);
-/// How long shutdown waits for the outbox to drain; what is left is sent after the next start.
-const FLUSH: Duration = Duration::from_secs(5);
+/// Poll interval, in case a wake-up is lost: a process may die between its commit and the wake-up.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How long shutdown waits for the outbox to drain. Events that are left are published after the next
+/// start, or by another replica.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Relay {
-    pub(crate) service: Service,
-    pub(crate) pool: PgPool,
-    pub(crate) broker: Broker,
-    pub(crate) wake: Wake,
-    pub(crate) progress: Progress,
-    pub(crate) metrics: Metrics,
+    participant: Participant,
 }
 
 struct Row {
@@ -50,36 +44,41 @@ struct Row {
 }
 
 impl Relay {
+    pub(crate) fn new(participant: Participant) -> Self {
+        Self { participant }
+    }
+
     /// Relays until `shutdown`, then flushes.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let mut delays = backoff();
+        let service = self.participant.service;
+        let mut delays = backoff::delays(backoff::MIN, backoff::MAX);
         while !shutdown.is_cancelled() {
-            match self.drain().await {
-                Ok(()) => {
-                    self.progress.touch("relay");
-                    delays = backoff();
-                    tokio::select! {
-                        () = self.wake.woken() => {}
-                        () = tokio::time::sleep(POLL) => {}
-                        () = shutdown.cancelled() => {}
-                    }
+            let Err(error) = self.drain().await else {
+                self.participant.progress.touch("relay");
+                delays = backoff::delays(backoff::MIN, backoff::MAX);
+                tokio::select! {
+                    () = self.participant.wake.woken() => {}
+                    () = tokio::time::sleep(POLL_INTERVAL) => {}
+                    () = shutdown.cancelled() => {}
                 }
-                Err(error) => {
-                    let delay = delays.next().unwrap_or(POLL);
-                    tracing::warn!(service = %self.service, error = format!("{error:#}"), ?delay,
-                        "events wait in the outbox; the relay tries again");
-                    tokio::select! {
-                        () = tokio::time::sleep(delay) => {}
-                        () = shutdown.cancelled() => {}
-                    }
-                }
+                continue;
+            };
+            let delay = delays.next().unwrap_or(backoff::MAX);
+            tracing::warn!(%service, error = format!("{error:#}"),
+                "events could not be published; they stay in the outbox, the relay retries in {delay:?}");
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = shutdown.cancelled() => {}
             }
         }
-        if tokio::time::timeout(FLUSH, self.drain()).await.is_err() {
-            tracing::warn!(service = %self.service, "events are left in the outbox; they are sent after the next start");
+        let flushed = tokio::time::timeout(FLUSH_TIMEOUT, self.drain()).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!(%service,
+                "the outbox could not be flushed; its events are published after the next start");
         }
     }
 
+    /// Publishes until a batch is not full. An event that is appended later wakes the relay again.
     async fn drain(&self) -> anyhow::Result<()> {
         while self.relay_batch().await? == BATCH as usize {}
         Ok(())
@@ -87,27 +86,30 @@ impl Relay {
 
     /// Claims, publishes and marks one batch; returns how many rows it had.
     async fn relay_batch(&self) -> anyhow::Result<usize> {
-        let mut tx = self.pool.begin().await.context("begin")?;
+        let metrics = &self.participant.metrics;
+        // The claim holds its row locks while the broker answers: that keeps two relays from
+        // publishing the same row. Only relays lock rows of the outbox, so nothing else waits.
+        let mut tx = self.participant.pool.begin().await.context("begin")?;
         let rows = claim(&mut tx).await.context("claim outbox rows")?;
-        let age = rows.first().map_or(0.0, |oldest| {
-            (OffsetDateTime::now_utc() - oldest.recorded_at).as_seconds_f64()
-        });
-        self.metrics.outbox_age(age);
+        let age = |oldest: &Row| (OffsetDateTime::now_utc() - oldest.recorded_at).as_seconds_f64();
+        metrics.outbox_age(rows.first().map_or(0.0, age));
         if rows.is_empty() {
             return Ok(0);
         }
         let claimed = rows.len();
         let (sent, failure) = self.publish(rows).await;
+        // After a failure, too: rows that the broker has acknowledged need not be published again.
         mark_sent(&mut tx, &sent)
             .await
             .context("mark outbox rows as sent")?;
         tx.commit().await.context("commit")?;
-        self.metrics.published(sent.len());
+        metrics.published(sent.len());
         failure.map_or(Ok(claimed), Err)
     }
 
-    /// Publishes all rows pipelined, then waits for all acknowledgements. Returns (position, stream
-    /// sequence) of those that were acknowledged, and the first failure among the others.
+    /// Publishes all rows pipelined, then waits for all acknowledgements: one round trip per batch
+    /// instead of one per event. Returns (position, stream sequence) of the acknowledged rows, and the
+    /// first failure among the others.
     async fn publish(&self, rows: Vec<Row>) -> (Vec<(i64, i64)>, Option<anyhow::Error>) {
         let mut pending = Vec::with_capacity(rows.len());
         for row in rows {
@@ -130,31 +132,32 @@ impl Relay {
             subject: row.subject.parse()?,
             order_id: OrderId(row.order_id),
             time: row.recorded_at,
-            correlation_id: CorrelationId(row.correlation_id),
-            causation_id: EventId(row.causation_id),
-            traceparent: row.traceparent,
+            cause: Cause {
+                correlation_id: CorrelationId(row.correlation_id),
+                causation_id: EventId(row.causation_id),
+                traceparent: row.traceparent,
+            },
         };
-        let headers = envelope.to_headers(self.service);
+        let headers = headers::to_headers(&envelope, self.participant.service);
+        let jetstream = &self.participant.broker.jetstream;
         #[expect(
             clippy::disallowed_methods,
             reason = "the relay is the one place that publishes events"
         )]
-        let publish =
-            self.broker
-                .jetstream
-                .publish_with_headers(row.subject, headers, row.payload.into());
-        publish
-            .await
-            .with_context(|| format!("publish event {}", envelope.event_id))
+        let publish = jetstream.publish_with_headers(row.subject, headers, row.payload.into());
+        let published = publish.await;
+        published.with_context(|| format!("publish event {}", envelope.event_id))
     }
 }
 
-/// Waits for the broker's word on a publish: its row and where the stream has it.
+/// Waits for the broker's acknowledgement of a row; returns its position and its stream sequence.
 async fn acknowledged(
     (position, sent): (i64, anyhow::Result<PublishAckFuture>),
 ) -> anyhow::Result<(i64, i64)> {
-    let ack = sent?.await.context("no acknowledgement from the broker")?;
-    Ok((position, ack.sequence as i64))
+    let ack = sent?
+        .await
+        .context("the broker did not acknowledge an event")?;
+    Ok((position, i64::try_from(ack.sequence)?))
 }
 
 async fn claim(tx: &mut PgConnection) -> sqlx::Result<Vec<Row>> {

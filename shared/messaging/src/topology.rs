@@ -1,8 +1,7 @@
 //! Streams and durable consumers, declared in code and reconciled at start.
-//!
-//! One stream per publisher plus the dead letters. Every service declares all streams, so that it
-//! does not matter who starts first; streams keep what no consumer has seen yet, so a consumer that
-//! comes late misses nothing.
+//! One stream per publisher plus the dead letters. Every service declares all streams, so that
+//! services start in any order. Streams keep events that no consumer has seen yet, so a consumer that
+//! is created late misses nothing.
 
 use std::time::Duration;
 
@@ -10,23 +9,21 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
-use contracts::{
-    Subject,
-    choreography::{Service, listens_to},
-};
+use contracts::{Service, Subject, choreography::subscriptions};
 
 use crate::Broker;
 
 /// The stream of dead letters.
 pub const DEAD_LETTERS: &str = "DEAD_LETTER";
-/// How long streams keep events; inboxes remember for longer.
+/// How long streams keep events. Inboxes remember them for longer.
 pub const STREAM_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long a delivered event may stay unacknowledged before the broker delivers it again: short,
-/// so that what a killed process held is soon with another. Longer work reports progress.
+/// How long a delivered event may stay unacknowledged before the broker redelivers it. Short, so that
+/// another replica soon gets the events of a killed process; longer work reports progress.
 pub const ACK_WAIT: Duration = Duration::from_secs(10);
 /// How long the broker drops a repeated `Nats-Msg-Id` by itself. A convenience: correctness comes
 /// from the inbox.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// Events that a service may hold unacknowledged, all replicas together: sixteen full batches.
 const MAX_ACK_PENDING: i64 = 4096;
 
 /// Why streams or consumers could not be reconciled.
@@ -40,7 +37,7 @@ pub struct TopologyError {
 /// Declares all streams.
 ///
 /// # Errors
-/// [`TopologyError`] when the broker is away or refuses.
+/// [`TopologyError`] when the broker is unavailable or refuses.
 pub async fn reconcile_streams(broker: &Broker) -> Result<(), TopologyError> {
     for config in streams() {
         let what = format!("stream {}", config.name);
@@ -56,17 +53,17 @@ pub async fn reconcile_streams(broker: &Broker) -> Result<(), TopologyError> {
     Ok(())
 }
 
-/// Declares the durable consumers of `service`, one per stream that it listens to.
+/// Declares the durable consumers of `service`, one per stream that it subscribes to.
 ///
 /// # Errors
-/// [`TopologyError`] when the broker is away or refuses.
+/// [`TopologyError`] when the broker is unavailable or refuses.
 pub async fn reconcile_consumers(
     broker: &Broker,
     service: Service,
 ) -> Result<Vec<PullConsumer>, TopologyError> {
     let mut consumers = Vec::new();
     for owner in Service::ALL {
-        if !listens_to(service, owner).is_empty() {
+        if !subscriptions(service, owner).is_empty() {
             consumers.push(reconcile_consumer(broker, service, owner).await?);
         }
     }
@@ -80,7 +77,7 @@ pub(crate) async fn reconcile_consumer(
     owner: Service,
 ) -> Result<PullConsumer, TopologyError> {
     let stream = owner.stream().unwrap_or_default();
-    let config = consumer(service, &listens_to(service, owner));
+    let config = consumer(service, &subscriptions(service, owner));
     broker
         .jetstream
         .create_consumer_on_stream(config, stream)
@@ -136,12 +133,11 @@ fn base(name: &str) -> Config {
 fn consumer(service: Service, subjects: &[Subject]) -> pull::Config {
     pull::Config {
         durable_name: Some(service.name().to_owned()),
-        description: Some(format!("what the {service} service listens to")),
+        description: Some(format!("subscriptions of the {service} service")),
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
-        // The worker counts attempts itself: deliveries while its own database is away must not
-        // count.
+        // The consumer counts attempts itself: a delivery during a database outage must not count.
         max_deliver: -1,
         max_ack_pending: MAX_ACK_PENDING,
         filter_subjects: subjects
@@ -152,8 +148,8 @@ fn consumer(service: Service, subjects: &[Subject]) -> pull::Config {
     }
 }
 
-/// All major versions of a fact: one that we do not know must become a dead letter, not be passed
-/// over in silence.
+/// All major versions of a fact: an unknown version must become a dead letter. A narrower filter would
+/// skip it silently.
 fn subject_filter(subject: Subject) -> String {
     let fact = subject
         .as_str()
@@ -186,7 +182,7 @@ mod tests {
     fn filters_come_from_the_choreography_and_cover_later_versions() {
         let config = consumer(
             Service::Inventory,
-            &listens_to(Service::Inventory, Service::Order),
+            &subscriptions(Service::Inventory, Service::Order),
         );
         assert_eq!(config.filter_subjects, ["order.cancelled.*"]);
     }

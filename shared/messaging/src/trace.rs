@@ -3,16 +3,15 @@
 
 use std::collections::HashMap;
 
-use contracts::{Envelope, header};
+use contracts::{Envelope, header, trace_id};
 use opentelemetry::{global, trace::TraceContextExt};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// A span for handling one event, child of the span that recorded the event, and the trace context
-/// to hand on. Without OpenTelemetry the publisher's context is handed on unchanged: still the same
-/// trace id.
+/// A span for handling one event, child of the span that recorded it, and the trace context for events
+/// that follow. Without OpenTelemetry that is the publisher's context: still the same trace id.
 pub(crate) fn handling(envelope: &Envelope) -> (Span, Option<String>) {
-    let traceparent = envelope.traceparent.clone();
+    let traceparent = envelope.cause.traceparent.clone();
     let span = tracing::info_span!(
         "handle",
         otel.name = %envelope.subject,
@@ -20,8 +19,8 @@ pub(crate) fn handling(envelope: &Envelope) -> (Span, Option<String>) {
         order.id = %envelope.order_id,
         event.id = %envelope.event_id,
         event.r#type = envelope.subject.as_str(),
-        correlation.id = %envelope.correlation_id,
-        trace.id = trace_id(traceparent.as_deref()),
+        correlation.id = %envelope.cause.correlation_id,
+        trace.id = trace_id(traceparent.as_deref().unwrap_or_default()),
     );
     let Some(parent) = &traceparent else {
         return (span, traceparent);
@@ -31,19 +30,12 @@ pub(crate) fn handling(envelope: &Envelope) -> (Span, Option<String>) {
     if span.set_parent(context).is_err() {
         return (span, traceparent);
     }
-    let mut handed_on = HashMap::new();
+    let mut propagated = HashMap::new();
     let context = span.context();
     if context.span().span_context().is_valid() {
         global::get_text_map_propagator(|propagator| {
-            propagator.inject_context(&context, &mut handed_on)
+            propagator.inject_context(&context, &mut propagated)
         });
     }
-    (span, handed_on.remove(header::TRACEPARENT).or(traceparent))
-}
-
-/// The trace id of a `traceparent` (W3C Trace Context, section 3.2): its second part.
-pub(crate) fn trace_id(traceparent: Option<&str>) -> &str {
-    traceparent
-        .and_then(|text| text.split('-').nth(1))
-        .unwrap_or_default()
+    (span, propagated.remove(header::TRACEPARENT).or(traceparent))
 }

@@ -1,31 +1,31 @@
-//! What the README promises, shown on a real PostgreSQL and a real nats-server.
+//! The guarantees of the README, on a real PostgreSQL and a real nats-server.
 
-mod rig;
+mod fixture;
 
 use std::time::Duration;
 
-use contracts::{OrderId, choreography::Service};
+use contracts::{OrderId, Service};
 use devstack::{Durability, Logs, Postgres, Reaper, TemporaryDirectory, free_port, test};
+use fixture::{Fixture, eventually};
 use messaging::{Broker, outbox};
-use rig::{Rig, eventually};
 
 #[tokio::test]
-async fn an_event_is_said_when_its_state_is_committed_and_only_then() {
-    let rig = Rig::new().await;
+async fn an_event_is_published_if_and_only_if_its_state_is_committed() {
+    let fixture = Fixture::new().await;
     let (committed, rolled_back) = (OrderId::new(), OrderId::new());
-    let mut tx = rig.publisher.pool.begin().await.unwrap();
-    rig.append(&mut tx, rolled_back).await;
+    let mut tx = fixture.publisher.pool.begin().await.unwrap();
+    fixture.append(&mut tx, rolled_back).await;
     tx.rollback().await.unwrap();
-    rig.say(committed).await;
-    let running = rig.run_publisher();
+    fixture.publish(committed).await;
+    let running = fixture.run_publisher();
     eventually("the committed event is in the stream", async || {
-        rig.stream("ORDER").await.len() == 1
+        fixture.stream("ORDER").await.len() == 1
     })
     .await;
-    assert_eq!(rig.stream("ORDER").await, [committed]);
-    // The row knows where the stream has it, once the broker's acknowledgement has come.
-    eventually("the outbox is empty", async || rig.unsent().await == 0).await;
-    let history = outbox::history(&rig.publisher.pool, committed)
+    assert_eq!(fixture.stream("ORDER").await, [committed]);
+    // The row gets its stream sequence with the broker's acknowledgement.
+    eventually("the outbox is empty", async || fixture.unsent().await == 0).await;
+    let history = outbox::history(&fixture.publisher.pool, committed)
         .await
         .unwrap();
     assert_eq!(
@@ -39,110 +39,116 @@ async fn an_event_is_said_when_its_state_is_committed_and_only_then() {
 }
 
 #[tokio::test]
-async fn what_is_in_the_outbox_when_the_process_starts_is_said() {
-    let rig = Rig::new().await;
+async fn an_outbox_is_published_after_a_restart() {
+    let fixture = Fixture::new().await;
     for _ in 0..600 {
-        rig.say(OrderId::new()).await;
+        fixture.publish(OrderId::new()).await;
     }
-    let running = rig.run_publisher();
+    let running = fixture.run_publisher();
     eventually("all events are in the stream", async || {
-        rig.stream("ORDER").await.len() == 600
+        fixture.stream("ORDER").await.len() == 600
     })
     .await;
     running.stop().await;
 }
 
 #[tokio::test]
-async fn two_relays_share_an_outbox_and_say_everything_once() {
-    let rig = Rig::new().await;
-    let relays = [rig.run_publisher(), rig.run_publisher()];
+async fn two_relays_publish_every_event_once() {
+    let fixture = Fixture::new().await;
+    let relays = [fixture.run_publisher(), fixture.run_publisher()];
     for _ in 0..300 {
-        rig.say(OrderId::new()).await;
+        fixture.publish(OrderId::new()).await;
     }
-    eventually("the outbox is empty", async || rig.unsent().await == 0).await;
-    assert_eq!(rig.stream("ORDER").await.len(), 300);
+    eventually("the outbox is empty", async || fixture.unsent().await == 0).await;
+    assert_eq!(fixture.stream("ORDER").await.len(), 300);
     for relay in relays {
         relay.stop().await;
     }
 }
 
 #[tokio::test]
-async fn events_wait_for_a_broker_that_is_away() {
-    let mut rig = Rig::new().await;
-    let running = rig.run_publisher();
-    rig.say(OrderId::new()).await;
-    eventually("the first event is said", async || rig.unsent().await == 0).await;
+async fn events_wait_for_an_unavailable_broker() {
+    let mut fixture = Fixture::new().await;
+    let running = fixture.run_publisher();
+    fixture.publish(OrderId::new()).await;
+    eventually("the first event is published", async || {
+        fixture.unsent().await == 0
+    })
+    .await;
     let (logs, reaper) = test::broker_environment().await.unwrap();
-    let server = rig.server.take().unwrap();
+    let server = fixture.server.take().unwrap();
     for _ in 0..20 {
-        rig.say(OrderId::new()).await;
+        fixture.publish(OrderId::new()).await;
     }
-    rig.server = Some(server.crash_and_restart(&logs, &reaper).await.unwrap());
-    eventually("all events are said", async || rig.unsent().await == 0).await;
-    assert_eq!(rig.stream("ORDER").await.len(), 21);
+    fixture.server = Some(server.crash_and_restart(&logs, &reaper).await.unwrap());
+    eventually("all events are published", async || {
+        fixture.unsent().await == 0
+    })
+    .await;
+    assert_eq!(fixture.stream("ORDER").await.len(), 21);
     running.stop().await;
 }
 
 #[tokio::test]
 async fn an_event_that_is_delivered_twice_is_applied_once() {
-    let rig = Rig::new().await;
+    let fixture = Fixture::new().await;
     let order = OrderId::new();
-    rig.say(order).await;
-    let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
+    fixture.publish(order).await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
     eventually("the event is applied", async || {
-        rig.applied().await == [order]
+        fixture.applied().await == [order]
     })
     .await;
-    // The broker forgets what it has delivered, and delivers everything again.
+    // A new consumer knows no position: the broker delivers everything again.
     consumer.stop().await;
-    rig.forget_consumer("ORDER").await;
+    fixture.delete_consumer("ORDER").await;
     let after = OrderId::new();
-    rig.say(after).await;
-    let consumer = rig.run_consumer();
+    fixture.publish(after).await;
+    let consumer = fixture.run_consumer();
     eventually("the next event is applied", async || {
-        rig.applied().await.contains(&after)
+        fixture.applied().await.contains(&after)
     })
     .await;
-    assert_eq!(rig.applied().await, [order, after]);
+    assert_eq!(fixture.applied().await, [order, after]);
     publisher.stop().await;
     consumer.stop().await;
 }
 
 #[tokio::test]
 async fn copies_within_one_batch_are_applied_once() {
-    let rig = Rig::new().await;
+    let fixture = Fixture::new().await;
     let order = OrderId::new();
-    rig.declare().await;
+    fixture.declare().await;
     for _ in 0..5 {
-        rig.publish_copy_of(order).await;
+        fixture.publish_copy_of(order).await;
     }
-    let consumer = rig.run_consumer();
+    let consumer = fixture.run_consumer();
     eventually("everything is acknowledged", async || {
-        rig.is_idle("ORDER").await
+        fixture.is_idle("ORDER").await
     })
     .await;
-    assert_eq!(rig.applied().await, [order]);
+    assert_eq!(fixture.applied().await, [order]);
     consumer.stop().await;
 }
 
 #[tokio::test]
 async fn a_poison_event_becomes_a_dead_letter_and_its_neighbours_are_applied() {
-    let rig = Rig::new().await;
+    let fixture = Fixture::new().await;
     let orders = [OrderId::new(), OrderId::new(), OrderId::new()];
-    rig.handler.poison(orders[1]);
+    fixture.handler.poison(orders[1]);
     for order in orders {
-        rig.say(order).await;
+        fixture.publish(order).await;
     }
-    let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
-    eventually("the letter is written", async || {
-        rig.dead_letters().await.len() == 1
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    eventually("the dead letter is published", async || {
+        fixture.dead_letters().await.len() == 1
     })
     .await;
     eventually("the others are applied", async || {
-        rig.applied().await == [orders[0], orders[2]]
+        fixture.applied().await == [orders[0], orders[2]]
     })
     .await;
-    let letter = rig.dead_letters().await.remove(0);
+    let letter = fixture.dead_letters().await.remove(0);
     let text = |name| {
         letter
             .headers
@@ -155,7 +161,7 @@ async fn a_poison_event_becomes_a_dead_letter_and_its_neighbours_are_applied() {
         letter.subject.as_str(),
         "dlq.notification.order.confirmed.v1"
     );
-    assert_eq!(text(header::REASON).as_deref(), Some("poisoned"));
+    assert_eq!(text(header::REASON).as_deref(), Some("injected poison"));
     assert_eq!(text(header::ATTEMPTS).as_deref(), Some("1"));
     assert_eq!(
         (
@@ -173,45 +179,48 @@ async fn a_poison_event_becomes_a_dead_letter_and_its_neighbours_are_applied() {
 }
 
 #[tokio::test]
-async fn an_event_that_fails_is_tried_again_and_sinks_nobody_else() {
-    let rig = Rig::new().await;
+async fn a_failing_event_is_retried_and_does_not_fail_its_batch() {
+    let fixture = Fixture::new().await;
     let orders = [OrderId::new(), OrderId::new(), OrderId::new()];
-    rig.handler.fail(orders[0], 2);
+    fixture.handler.fail(orders[0], 2);
     for order in orders {
-        rig.say(order).await;
+        fixture.publish(order).await;
     }
-    let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
-    eventually("all are applied", async || rig.applied().await.len() == 3).await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    eventually("all are applied", async || {
+        fixture.applied().await.len() == 3
+    })
+    .await;
     assert_eq!(
-        rig.applied().await,
+        fixture.applied().await,
         [orders[1], orders[2], orders[0]],
         "the failed one comes last"
     );
-    assert!(rig.dead_letters().await.is_empty());
+    assert!(fixture.dead_letters().await.is_empty());
     publisher.stop().await;
     consumer.stop().await;
 }
 
 #[tokio::test]
 async fn an_event_that_never_succeeds_becomes_a_dead_letter_after_its_attempts() {
-    let mut rig = Rig::new().await;
-    rig.consumer.max_attempts = 3;
+    let mut fixture = Fixture::new().await;
+    fixture.consumer.max_attempts = 3;
     let (failing, after) = (OrderId::new(), OrderId::new());
-    rig.handler.fail(failing, u32::MAX);
-    rig.say(failing).await;
-    rig.say(after).await;
-    let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
-    eventually("the letter is written", async || {
-        rig.dead_letters().await.len() == 1
+    fixture.handler.fail(failing, u32::MAX);
+    fixture.publish(failing).await;
+    fixture.publish(after).await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    eventually("the dead letter is published", async || {
+        fixture.dead_letters().await.len() == 1
     })
     .await;
     eventually("its neighbour is applied", async || {
-        rig.applied().await == [after]
+        fixture.applied().await == [after]
     })
     .await;
-    let letter = format!("{:?}", rig.dead_letters().await);
+    let letter = format!("{:?}", fixture.dead_letters().await);
     assert!(
-        letter.contains("gave up after 3 attempts: asked to fail"),
+        letter.contains("gave up after 3 attempts: injected failure"),
         "{letter}"
     );
     publisher.stop().await;
@@ -219,10 +228,10 @@ async fn an_event_that_never_succeeds_becomes_a_dead_letter_after_its_attempts()
 }
 
 #[tokio::test]
-async fn consumption_pauses_while_the_own_database_is_away_and_no_attempt_is_counted() {
+async fn consumption_pauses_while_the_database_is_unavailable_and_no_attempt_is_counted() {
     let reaper = Reaper::new().unwrap();
     let directory = TemporaryDirectory::new(&reaper).unwrap();
-    let logs = Logs::Directory(devstack::tools::target_directory().join("test-logs/away"));
+    let logs = Logs::Directory(devstack::tools::target_directory().join("test-logs/unavailable"));
     let port = free_port().unwrap();
     let place = directory.path().join("postgres");
     let start = async || {
@@ -231,30 +240,32 @@ async fn consumption_pauses_while_the_own_database_is_away_and_no_attempt_is_cou
             .unwrap()
     };
     let server = start().await;
-    let mut rig = Rig::new().await;
-    rig.consume_from(&server.url("postgres", "postgres")).await;
-    rig.consumer.max_attempts = 1;
-    let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
+    let mut fixture = Fixture::new().await;
+    fixture
+        .consume_from(&server.url("postgres", "postgres"))
+        .await;
+    fixture.consumer.max_attempts = 1;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
     let first = OrderId::new();
-    rig.say(first).await;
+    fixture.publish(first).await;
     eventually("the first event is applied", async || {
-        rig.applied().await == [first]
+        fixture.applied().await == [first]
     })
     .await;
     server.stop().await.unwrap();
     let while_away = OrderId::new();
-    rig.say(while_away).await;
+    fixture.publish(while_away).await;
     eventually("the event waits at the consumer", async || {
-        rig.is_waiting("ORDER").await
+        fixture.is_waiting("ORDER").await
     })
     .await;
     let server = start().await;
-    eventually("it is applied after all", async || {
-        rig.applied().await == [first, while_away]
+    eventually("it is applied", async || {
+        fixture.applied().await == [first, while_away]
     })
     .await;
     assert!(
-        rig.dead_letters().await.is_empty(),
+        fixture.dead_letters().await.is_empty(),
         "one failed attempt would have been too many"
     );
     publisher.stop().await;
@@ -263,54 +274,54 @@ async fn consumption_pauses_while_the_own_database_is_away_and_no_attempt_is_cou
 }
 
 #[tokio::test]
-async fn what_is_committed_before_shutdown_is_said_before_the_process_ends() {
-    let rig = Rig::new().await;
-    let running = rig.run_publisher();
+async fn the_outbox_is_flushed_at_shutdown() {
+    let fixture = Fixture::new().await;
+    let running = fixture.run_publisher();
     eventually("streams are there", async || {
-        rig.stream_exists("ORDER").await
+        fixture.stream_exists("ORDER").await
     })
     .await;
     for _ in 0..200 {
-        rig.append_quietly(OrderId::new()).await;
+        fixture.append_quietly(OrderId::new()).await;
     }
     running.stop().await;
-    assert_eq!(rig.unsent().await, 0);
-    assert_eq!(rig.stream("ORDER").await.len(), 200);
+    assert_eq!(fixture.unsent().await, 0);
+    assert_eq!(fixture.stream("ORDER").await.len(), 200);
 }
 
 #[tokio::test]
-async fn cause_correlation_and_trace_reach_the_handler_and_what_it_says() {
-    let rig = Rig::new().await;
+async fn cause_correlation_and_trace_reach_the_handler_and_its_events() {
+    let fixture = Fixture::new().await;
     let order = OrderId::new();
-    let said = rig.say(order).await;
-    let (publisher, consumer) = (rig.run_publisher(), rig.run_consumer());
+    let published = fixture.publish(order).await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
     eventually("the event is applied", async || {
-        rig.applied().await == [order]
+        fixture.applied().await == [order]
     })
     .await;
-    let heard = rig.handler.causes();
+    let causes = fixture.handler.causes();
     assert_eq!(
-        heard[0].causation_id, said.event_id,
-        "what follows is caused by the event"
+        causes[0].causation_id, published.event_id,
+        "events that follow name this event as their cause"
     );
-    assert_eq!(heard[0].correlation_id, said.cause.correlation_id);
-    assert_eq!(heard[0].traceparent, said.cause.traceparent);
+    assert_eq!(causes[0].correlation_id, published.cause.correlation_id);
+    assert_eq!(causes[0].traceparent, published.cause.traceparent);
     publisher.stop().await;
     consumer.stop().await;
 }
 
 #[tokio::test]
-async fn streams_and_consumers_are_declared_again_without_harm() {
-    let rig = Rig::new().await;
-    rig.declare().await;
-    rig.publish_copy_of(OrderId::new()).await;
-    rig.declare().await;
-    assert_eq!(rig.stream("ORDER").await.len(), 1);
+async fn streams_and_consumers_can_be_declared_again() {
+    let fixture = Fixture::new().await;
+    fixture.declare().await;
+    fixture.publish_copy_of(OrderId::new()).await;
+    fixture.declare().await;
+    assert_eq!(fixture.stream("ORDER").await.len(), 1);
     for service in Service::ALL {
-        messaging::topology::reconcile_consumers(&rig.consumer.broker, service)
+        messaging::topology::reconcile_consumers(&fixture.consumer.broker, service)
             .await
             .unwrap();
-        messaging::topology::reconcile_consumers(&rig.consumer.broker, service)
+        messaging::topology::reconcile_consumers(&fixture.consumer.broker, service)
             .await
             .unwrap();
     }
@@ -328,7 +339,7 @@ async fn several_replicas_may_migrate_at_once() {
 }
 
 #[tokio::test]
-async fn a_broker_that_does_not_exist_is_named() {
+async fn an_invalid_broker_address_fails_at_once_and_is_named() {
     let refused = tokio::time::timeout(
         Duration::from_secs(5),
         Broker::connect("nats://user@", "test"),
@@ -337,20 +348,22 @@ async fn a_broker_that_does_not_exist_is_named() {
     let message = format!(
         "{:?}",
         refused
-            .expect("an address that is none is no reason to wait")
+            .expect("an invalid address must fail at once")
             .unwrap_err()
     );
     assert!(message.contains("nats://user@"), "{message}");
 }
 
 #[tokio::test]
-async fn the_history_of_an_order_is_what_was_said_about_it_in_order() {
-    let rig = Rig::new().await;
+async fn the_history_of_an_order_is_its_events_in_order() {
+    let fixture = Fixture::new().await;
     let order = OrderId::new();
-    rig.say(order).await;
-    rig.say(OrderId::new()).await;
-    rig.say(order).await;
-    let history = outbox::history(&rig.publisher.pool, order).await.unwrap();
+    fixture.publish(order).await;
+    fixture.publish(OrderId::new()).await;
+    fixture.publish(order).await;
+    let history = outbox::history(&fixture.publisher.pool, order)
+        .await
+        .unwrap();
     assert_eq!(history.len(), 2);
     assert!(
         history

@@ -1,55 +1,56 @@
-//! An independent auditor: checks the invariants over databases, streams and provider. It knows the
-//! contracts and the tables, but uses no code of the services, so that it cannot share their
-//! mistakes.
+//! An independent auditor: checks the system's invariants over databases, streams and provider. It
+//! knows the contracts and the tables, but uses no code of the services, so that it cannot share
+//! their mistakes.
 
 mod facts;
 mod quiescence;
 mod rules;
+mod sources;
 
 use std::{fmt::Write as _, time::Duration};
 
 use devstack::Endpoints;
+use facts::Facts;
+use futures::future::{BoxFuture, FutureExt as _};
 use serde::Serialize;
+use sources::Sources;
 
-/// What the auditor is told before it begins.
+/// What an audit waits for and accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expectations {
-    /// How long orders, events and refunds in flight may take to settle.
-    pub settle: Duration,
-    /// How many dead letters there should be.
+    /// How long orders, events and refunds may still be in flight.
+    pub patience: Duration,
+    /// How many dead letters there must be.
     pub dead_letters: usize,
-    /// How often each event should be in its stream; more than once only where a test has put it
-    /// there again.
+    /// How often each event must be in its stream: more than once only where a test has published
+    /// copies.
     pub copies: usize,
 }
 
 impl Default for Expectations {
     fn default() -> Self {
         Self {
-            settle: Duration::from_secs(60),
+            patience: Duration::from_secs(60),
             dead_letters: 0,
             copies: 1,
         }
     }
 }
 
-/// What was checked.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// One per invariant.
     pub invariants: Vec<Invariant>,
 }
 
-/// One invariant.
+/// One invariant and what was found.
 #[derive(Debug, Serialize)]
 pub struct Invariant {
-    /// Its name.
     pub name: &'static str,
     /// What must hold.
     pub rule: &'static str,
-    /// How many things were looked at.
+    /// How many rows, events or orders were checked.
     pub checked: usize,
-    /// Every thing for which it does not hold.
+    /// One text for each of them that breaks the rule.
     pub breaches: Vec<String>,
 }
 
@@ -61,20 +62,19 @@ impl Report {
             .all(|invariant| invariant.breaches.is_empty())
     }
 
-    /// A table, with up to five breaches of each invariant.
+    /// The report as text, with up to five breaches of each invariant.
     pub fn table(&self) -> String {
         let mut table = String::new();
-        for Invariant {
-            name,
-            rule,
-            checked,
-            breaches,
-        } in &self.invariants
-        {
-            let verdict = if breaches.is_empty() {
-                "ok".to_owned()
-            } else {
-                format!("{} BROKEN", breaches.len())
+        for invariant in &self.invariants {
+            let Invariant {
+                name,
+                rule,
+                checked,
+                breaches,
+            } = invariant;
+            let verdict = match breaches.len() {
+                0 => "ok".to_owned(),
+                count => format!("{count} BROKEN"),
             };
             // Writing to a string cannot fail.
             let _ = writeln!(
@@ -90,19 +90,45 @@ impl Report {
 }
 
 /// Waits until nothing is in flight, then checks every invariant.
-pub async fn audit(endpoints: &Endpoints, expectations: Expectations) -> anyhow::Result<Report> {
-    let sources = facts::Sources::open(endpoints).await?;
-    let unsettled = quiescence::wait(&sources, expectations.settle).await?;
-    let facts = sources.read().await?;
-    let mut invariants = rules::check(&facts, &expectations);
-    invariants.insert(
-        0,
-        Invariant {
+///
+/// The future is boxed, so that its machine code is generated here and not in every crate that
+/// awaits it.
+pub fn audit(
+    endpoints: &Endpoints,
+    expectations: Expectations,
+) -> BoxFuture<'_, anyhow::Result<Report>> {
+    async move {
+        let mut sources = Sources::connect(endpoints).await?;
+        let in_flight =
+            quiescence::wait_until_quiescent(&mut sources, expectations.patience).await?;
+        let facts = Facts::read(&mut sources).await?;
+        let mut invariants = vec![Invariant {
             name: "settled",
             rule: "nothing is in flight any more",
             checked: 1,
-            breaches: unsettled,
-        },
-    );
-    Ok(Report { invariants })
+            breaches: in_flight,
+        }];
+        invariants.extend(rules::check(&facts, &expectations));
+        Ok(Report { invariants })
+    }
+    .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use contracts::Service;
+
+    #[test]
+    fn the_table_of_processes_and_the_choreography_know_the_same_services() {
+        let from_table: BTreeSet<_> = devstack::with_database()
+            .map(|member| (member.name, member.publishes))
+            .collect();
+        let from_choreography: BTreeSet<_> = Service::ALL
+            .into_iter()
+            .map(|service| (service.name(), service.stream().is_some()))
+            .collect();
+        assert_eq!(from_table, from_choreography);
+    }
 }

@@ -1,8 +1,112 @@
-//! The `sagacity` command as a library, so that e2e uses the same client and the same auditor.
+//! The `sagacity` command. It is a library with a `main`, so that its machine code, which includes
+//! that of everything it awaits, is generated once and not again for each target.
 
-pub mod load;
-pub mod measure;
-pub mod order;
-pub mod sqlx;
-pub mod timeline;
-pub mod up;
+mod load;
+mod measure;
+mod order;
+mod sqlx;
+mod timeline;
+mod up;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use audit::Expectations;
+use clap::{Args, Parser, Subcommand};
+use devstack::Endpoints;
+
+/// Runs Sagacity on this machine: start it, place orders, put it under load, audit it
+#[derive(Parser, Debug)]
+#[command(name = "sagacity", bin_name = "cargo sagacity", version)]
+struct Sagacity {
+    /// Directory in which `up` keeps data and addresses [default: .sagacity in the project]
+    #[arg(long, env = "SAGACITY_STATE", global = true)]
+    state: Option<PathBuf>,
+    /// Gateway of a system that `up` did not start, for example http://localhost:8080. Commands
+    /// that need more than the gateway expect the ports of docker-compose.e2e.yml
+    #[arg(long, env = "SAGACITY_TARGET", global = true, value_name = "URL")]
+    target: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Start the whole system; Ctrl-C stops it
+    Up(up::Up),
+    /// Place one order and print its events until it ends
+    Order(order::Order),
+    /// Place many orders, measure latency and throughput, then check the invariants
+    Load(load::Load),
+    /// Check every invariant over databases, streams and provider; exit code 1 on any breach
+    Verify(Verify),
+    /// Print the events of an order with cause, time offset and trace id
+    Timeline(timeline::Timeline),
+    /// For developers: regenerate (or --check) sqlx's offline query metadata
+    Sqlx(sqlx::Sqlx),
+}
+
+#[derive(Args, Debug)]
+struct Verify {
+    /// Seconds to wait until no order, event or refund is in flight
+    #[arg(long, default_value_t = 60)]
+    wait: u64,
+    /// Number of dead letters to expect
+    #[arg(long, default_value_t = 0)]
+    dead_letters: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses the command line and runs the command. Exit code 1 for errors and broken invariants, 2
+/// for a wrong command line.
+pub fn main() -> ExitCode {
+    let sagacity = Sagacity::parse();
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime");
+    match runtime.and_then(|runtime| runtime.block_on(run(sagacity))) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns false when an invariant is broken.
+async fn run(sagacity: Sagacity) -> anyhow::Result<bool> {
+    let state = match sagacity.state {
+        Some(state) => std::path::absolute(state)?,
+        None => devstack::workspace().join(".sagacity"),
+    };
+    let endpoints = || match &sagacity.target {
+        Some(target) => Endpoints::for_target(target),
+        None => Endpoints::read(&state),
+    };
+    match sagacity.command {
+        Command::Up(up) => up.run(&state).await?,
+        Command::Order(order) => order.run(&endpoints()?).await?,
+        Command::Load(load) => return load.run(&endpoints()?).await,
+        Command::Verify(verify) => return verify.run(&endpoints()?).await,
+        Command::Timeline(timeline) => timeline.run(&endpoints()?).await?,
+        Command::Sqlx(sqlx) => sqlx.run().await?,
+    }
+    Ok(true)
+}
+
+impl Verify {
+    async fn run(&self, endpoints: &Endpoints) -> anyhow::Result<bool> {
+        let expectations = Expectations {
+            patience: Duration::from_secs(self.wait),
+            dead_letters: self.dead_letters,
+            ..Expectations::default()
+        };
+        let report = audit::audit(endpoints, expectations).await?;
+        match self.json {
+            true => println!("{}", serde_json::to_string_pretty(&report)?),
+            false => print!("{}", report.table()),
+        }
+        Ok(report.holds())
+    }
+}

@@ -1,158 +1,148 @@
-//! `sagacity sqlx`: writes what sqlx must know of the databases to check queries without one, or
-//! checks that it is up to date. The data lies in `.sqlx` of each crate.
+//! `sagacity sqlx`: regenerates or checks sqlx's offline query metadata, with which the crates are
+//! compiled without a database. It is in the `.sqlx` directory of each crate.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, path::Path, process::Stdio, time::SystemTime};
 
-use ::sqlx::{AssertSqlSafe, Executor as _};
+use ::sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use devstack::test;
+use devstack::{programs, test, tools, with_database};
 
-/// Write or check.
 #[derive(Args, Clone, Debug)]
-pub struct Sqlx {
-    /// Only compare; exit code 1 when something is stale
+pub(crate) struct Sqlx {
+    /// Only compare; exit code 1 when the metadata is stale
     #[arg(long)]
-    pub check: bool,
+    check: bool,
 }
 
-/// Crates with queries, and the directories whose migrations their databases have.
-const CRATES: [(&str, &str, &[&str]); 5] = [
-    ("messaging", "shared/messaging", &["shared/messaging"]),
-    (
-        "order",
-        "services/order",
-        &["shared/messaging", "services/order"],
-    ),
-    (
-        "payment",
-        "services/payment",
-        &["shared/messaging", "services/payment"],
-    ),
-    (
-        "inventory",
-        "services/inventory",
-        &["shared/messaging", "services/inventory"],
-    ),
-    (
-        "notification",
-        "services/notification",
-        &["shared/messaging", "services/notification"],
-    ),
-];
+/// A crate with queries.
+struct Queries {
+    package: &'static str,
+    /// Relative to the workspace.
+    directory: String,
+    /// Directories whose migrations its database has, in this order.
+    migrations: Vec<String>,
+}
+
+const MESSAGING: &str = "shared/messaging";
+
+fn crates() -> Vec<Queries> {
+    let messaging = Queries {
+        package: "messaging",
+        directory: MESSAGING.to_owned(),
+        migrations: vec![MESSAGING.to_owned()],
+    };
+    let services = with_database().map(|member| {
+        let directory = format!("services/{}", member.name);
+        Queries {
+            package: member.name,
+            migrations: vec![MESSAGING.to_owned(), directory.clone()],
+            directory,
+        }
+    });
+    [messaging].into_iter().chain(services).collect()
+}
 
 impl Sqlx {
-    /// Writes or checks.
-    pub async fn run(&self) -> anyhow::Result<()> {
-        let root = devstack::workspace();
+    pub(crate) async fn run(&self) -> anyhow::Result<()> {
         let mut stale = Vec::new();
-        for (name, directory, migrations) in CRATES {
-            let (kept, fresh) = (
-                root.join(directory).join(".sqlx"),
-                target().join("sqlx").join(name),
-            );
-            let _absent = std::fs::remove_dir_all(&fresh);
-            std::fs::create_dir_all(&fresh)?;
-            ask(root, name, directory, migrations, &fresh).await?;
-            let (before, after) = (files(&kept)?, files(&fresh)?);
-            ensure!(
-                !after.is_empty(),
-                "{name} has no queries: was it checked at all?"
-            );
-            if before == after {
-                continue;
-            }
-            stale.push(name);
-            if !self.check {
-                let _absent = std::fs::remove_dir_all(&kept);
-                std::fs::create_dir_all(&kept)?;
-                for (file, text) in after {
-                    std::fs::write(kept.join(file), text)?;
-                }
+        for queries in crates() {
+            if !self.is_current(&queries).await? {
+                stale.push(queries.package);
             }
         }
-        match (self.check, stale.is_empty()) {
-            (_, true) => println!("query data is up to date"),
-            (false, false) => println!("wrote query data of {}", stale.join(", ")),
-            (true, false) => bail!(
-                "query data of {} is stale: run `cargo sagacity sqlx`",
-                stale.join(", ")
-            ),
+        let names = stale.join(", ");
+        match (stale.is_empty(), self.check) {
+            (true, _) => println!("the query metadata is up to date"),
+            (false, false) => println!("regenerated the query metadata of {names}"),
+            (false, true) => {
+                bail!("the query metadata of {names} is stale: run `cargo sagacity sqlx`")
+            }
         }
         Ok(())
     }
+
+    /// Generates the metadata of one crate and compares it. Replaces what is stale unless this is
+    /// only a check.
+    async fn is_current(&self, queries: &Queries) -> anyhow::Result<bool> {
+        let name = queries.package;
+        let kept = devstack::workspace().join(&queries.directory).join(".sqlx");
+        let fresh = tools::target_directory().join("sqlx").join(name);
+        recreate(&fresh)?;
+        generate(queries, &fresh).await?;
+        let (before, after) = (files(&kept)?, files(&fresh)?);
+        ensure!(!after.is_empty(), "no queries were found in {name}");
+        let is_current = before == after;
+        if !is_current && !self.check {
+            recreate(&kept)?;
+            for (file, text) in after {
+                std::fs::write(kept.join(file), text)?;
+            }
+        }
+        Ok(is_current)
+    }
 }
 
-/// Lets the macros of one crate ask a migrated database and write down the answers.
-async fn ask(
-    root: &Path,
-    name: &str,
-    directory: &str,
-    migrations: &[&str],
-    answers: &Path,
-) -> anyhow::Result<()> {
-    let (pool, url) = test::database(&[]).await?;
-    for migrated in migrations {
-        for text in files(&root.join(migrated).join("migrations"))?.into_values() {
-            pool.execute(AssertSqlSafe(text))
+/// Compiles one crate against a migrated database; sqlx's macros write the metadata to `output`.
+async fn generate(queries: &Queries, output: &Path) -> anyhow::Result<()> {
+    let url = test::empty_database().await?;
+    let mut database = PgConnection::connect(&url).await?;
+    let root = devstack::workspace();
+    for directory in &queries.migrations {
+        for text in files(&root.join(directory).join("migrations"))?.into_values() {
+            database
+                .execute(AssertSqlSafe(text))
                 .await
-                .with_context(|| format!("migrations of {migrated}"))?;
+                .with_context(|| format!("migrations of {directory}"))?;
         }
     }
-    // What it depends on first: those queries belong to other crates and must not be asked with it.
-    check(name, &[]).await?;
-    // The macros run only when the crate is compiled.
+    // Dependencies first and offline: their queries belong to other databases.
+    check(queries.package, &[]).await?;
+    // The macros run only when cargo compiles the crate again.
     let source = std::fs::File::options()
         .append(true)
-        .open(root.join(directory).join("src/lib.rs"))?;
+        .open(root.join(&queries.directory).join("src/lib.rs"))?;
     source.set_modified(SystemTime::now())?;
-    let answers = answers.to_string_lossy();
-    check(
-        name,
-        &[
-            ("SQLX_OFFLINE", "false"),
-            ("DATABASE_URL", &url),
-            ("SQLX_OFFLINE_DIR", &answers),
-        ],
-    )
-    .await
+    let environment = [
+        ("SQLX_OFFLINE", "false"),
+        ("DATABASE_URL", &url),
+        ("SQLX_OFFLINE_DIR", &output.to_string_lossy()),
+    ];
+    check(queries.package, &environment).await
 }
 
-async fn check(name: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
-    let mut cargo = devstack::programs::cargo();
-    cargo.args(["check", "--quiet", "--locked", "--package", name]);
+async fn check(package: &str, environment: &[(&str, &str)]) -> anyhow::Result<()> {
+    let mut cargo = programs::cargo();
     cargo
+        .args(["check", "--quiet", "--locked", "--package", package])
         .env("SQLX_OFFLINE", "true")
         .envs(environment.iter().copied());
-    // Without its data the crate itself may not compile yet; only the second run counts.
-    if environment.is_empty() {
+    // Offline the crate itself may not compile yet, because its metadata is stale. Only the run
+    // against the database counts.
+    let offline = environment.is_empty();
+    if offline {
         cargo.stderr(Stdio::null());
     }
     let checked = cargo.status().await.context("run cargo check")?;
     ensure!(
-        checked.success() || environment.is_empty(),
-        "{name} does not compile against its database"
+        checked.success() || offline,
+        "{package} does not compile against its database; cargo has printed the reason above"
     );
     Ok(())
 }
 
+/// Names and contents of the files in a directory, in the order of their names.
 fn files(directory: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let entries = std::fs::read_dir(directory).into_iter().flatten();
     let file = |entry: std::io::Result<std::fs::DirEntry>| {
         let entry = entry?;
-        Ok((
-            entry.file_name().to_string_lossy().into_owned(),
-            std::fs::read_to_string(entry.path())?,
-        ))
+        let name = entry.file_name().to_string_lossy().into_owned();
+        Ok((name, std::fs::read_to_string(entry.path())?))
     };
     entries.map(file).collect()
 }
 
-fn target() -> PathBuf {
-    devstack::tools::target_directory()
+fn recreate(directory: &Path) -> anyhow::Result<()> {
+    let _absent = std::fs::remove_dir_all(directory);
+    std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))
 }

@@ -1,119 +1,99 @@
-//! `sagacity up`: the whole system on this machine, until Ctrl-C.
+//! `sagacity up`: starts the whole system on this machine and stops it at Ctrl-C.
 
 use std::{
     io::{IsTerminal as _, Write as _},
     path::Path,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use devstack::{
-    Durability, Endpoints, Logs, Options, Ports, Reaper, SERVICES, Stack, programs, wipe,
+    Durability, Endpoints, Logs, Options, Ports, Reaper, Stack, programs, services, wipe,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
-/// How to start the system.
 #[derive(Args, Clone, Debug)]
-pub struct Up {
-    /// Start empty: removes what an earlier run has kept
+pub(crate) struct Up {
+    /// Start empty: remove the data of earlier runs
     #[arg(long)]
-    pub fresh: bool,
-    /// Use this PostgreSQL server instead of a private one: an administrator's address
+    fresh: bool,
+    /// Administrator's URL of a PostgreSQL server to use instead of a private one
     #[arg(
         long,
         env = "DATABASE",
         value_name = "postgres://USER:PASSWORD@HOST:PORT/postgres"
     )]
-    pub database: Option<String>,
-    /// Use this NATS server instead of a private one
+    database: Option<String>,
+    /// URL of a NATS server to use instead of a private one
     #[arg(long, env = "NATS", value_name = "nats://HOST:PORT")]
-    pub nats: Option<String>,
+    nats: Option<String>,
     /// Listen on free ports instead of the documented ones
     #[arg(long)]
-    pub free_ports: bool,
-    /// A setting for one service, for example order:ORDER_DEADLINE_SECONDS=5; may be given several
-    /// times
+    free_ports: bool,
+    /// A setting of one service, for example order:ORDER_DEADLINE_SECONDS=5; may be repeated
     #[arg(long = "set", value_name = "SERVICE:NAME=VALUE", value_parser = setting)]
-    pub settings: Vec<(String, String, String)>,
+    settings: Vec<Setting>,
 }
 
-fn setting(text: &str) -> Result<(String, String, String), String> {
-    let expected = || {
-        format!(
-            "expected SERVICE:NAME=VALUE with one of the services {}",
-            SERVICES.join(", ")
-        )
+/// (service, name, value)
+type Setting = (String, String, String);
+
+fn setting(text: &str) -> Result<Setting, String> {
+    let parse = || {
+        let (service, rest) = text.split_once(':')?;
+        let (name, value) = rest.split_once('=')?;
+        let known = services().any(|known| known == service);
+        known.then(|| (service.to_owned(), name.to_owned(), value.to_owned()))
     };
-    let (service, rest) = text.split_once(':').ok_or_else(expected)?;
-    let (name, value) = rest.split_once('=').ok_or_else(expected)?;
-    if !SERVICES.contains(&service) {
-        return Err(expected());
-    }
-    Ok((service.to_owned(), name.to_owned(), value.to_owned()))
+    parse().ok_or_else(|| {
+        let names: Vec<&str> = services().collect();
+        let names = names.join(", ");
+        format!("expected SERVICE:NAME=VALUE with one of the services {names}")
+    })
 }
 
 impl Up {
     /// Runs until Ctrl-C, SIGTERM or the end of a service.
-    pub async fn run(self, state: &Path) -> anyhow::Result<()> {
-        // From here on a signal ends this in good order.
-        let (mut int, mut term) = (
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-        );
-        let mut interrupted =
-            async || tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} };
-        let programs = std::env::current_exe()?
-            .parent()
-            .context("a program lies in a directory")?
-            .to_owned();
+    pub(crate) async fn run(self, state: &Path) -> anyhow::Result<()> {
+        // From here on a signal no longer ends the process by itself, but by an orderly stop.
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut stop_requested =
+            async || tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} };
+        let programs = std::env::current_exe()?;
+        let programs = programs.parent().context("a program is in a directory")?;
         tokio::select! {
-            built = programs::build(&programs, &[]) => built?,
-            () = interrupted() => return Ok(()),
+            built = programs::build(programs, &[]) => built?,
+            () = stop_requested() => return Ok(()),
         }
         if self.fresh {
             wipe(state)?;
         }
-        std::fs::create_dir_all(state).with_context(|| format!("make {}", state.display()))?;
-        let (lines, mut printed) = mpsc::unbounded_channel::<(String, String)>();
-        let options = Options {
-            state: state.to_owned(),
-            programs,
-            ports: if self.free_ports {
-                Ports::free()?
-            } else {
-                Ports::default()
-            },
-            durability: Durability::Durable,
-            database: self.database,
-            database_prefix: String::new(),
-            nats: self.nats,
-            settings: with_log_format(self.settings),
-            logs: Logs::Lines(lines),
-            server_logs: Logs::Directory(state.join("logs")),
-        };
+        std::fs::create_dir_all(state).with_context(|| format!("create {}", state.display()))?;
+        let (lines, mut received) = mpsc::unbounded_channel::<(String, String)>();
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let printer = tokio::spawn(async move {
-            while let Some((name, line)) = printed.recv().await {
+            while let Some((name, line)) = received.recv().await {
                 print(&name, &line, colours);
             }
         });
+        let options = self.options(state, programs, Logs::Lines(lines))?;
         let began = Instant::now();
-        let starting = Stack::start(options, Reaper::new()?);
         let mut stack = tokio::select! {
-            started = starting => started?,
-            // Dropping what has been started kills it.
-            () = interrupted() => return Ok(()),
+            started = Stack::start(options, Reaper::new()?) => started?,
+            // Dropping the future kills what it has started.
+            () = stop_requested() => return Ok(()),
         };
         stack.endpoints().write(state)?;
         welcome(&stack, state, began);
-        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(500));
-        let died = loop {
+        let mut ticks = tokio::time::interval(Duration::from_millis(500));
+        let ended = loop {
             tokio::select! {
-                () = interrupted() => break None,
+                () = stop_requested() => break None,
                 _ = ticks.tick() => if let Some(ended) = stack.ended() { break Some(ended) },
             }
         };
@@ -121,50 +101,50 @@ impl Up {
         println!("stopping ...");
         let stopped = stack.stop().await;
         printer.abort();
-        ensure!(
-            died.is_none(),
-            "{}; its last lines are above",
-            died.unwrap_or_default()
-        );
+        if let Some(ended) = ended {
+            bail!("{ended}; its last lines are above");
+        }
         stopped?;
-        println!("stopped; state is kept in {}", state.display());
+        println!("stopped; the data is kept in {}", state.display());
         Ok(())
+    }
+
+    fn options(self, state: &Path, programs: &Path, logs: Logs) -> anyhow::Result<Options> {
+        Ok(Options {
+            state: state.to_owned(),
+            programs: programs.to_owned(),
+            ports: match self.free_ports {
+                true => Ports::free()?,
+                false => Ports::default(),
+            },
+            durability: Durability::Durable,
+            database: self.database,
+            database_prefix: String::new(),
+            nats: self.nats,
+            settings: with_log_format(self.settings),
+            logs,
+            server_logs: Logs::Directory(state.join("logs")),
+        })
     }
 }
 
-/// On a terminal the services' lines should look as they do there.
-fn with_log_format(mut settings: Vec<(String, String, String)>) -> Vec<(String, String, String)> {
-    if std::io::stdout().is_terminal() {
-        for service in SERVICES {
-            settings.insert(
-                0,
-                (
-                    service.to_owned(),
-                    "LOG_FORMAT".to_owned(),
-                    "pretty".to_owned(),
-                ),
-            );
-            settings.insert(
-                0,
-                (
-                    service.to_owned(),
-                    "CLICOLOR_FORCE".to_owned(),
-                    "1".to_owned(),
-                ),
-            );
-        }
-    }
-    settings
+/// On a terminal the services log as if they wrote to it themselves. What the user sets comes
+/// last and wins.
+fn with_log_format(settings: Vec<Setting>) -> Vec<Setting> {
+    let is_terminal = std::io::stdout().is_terminal();
+    let formats = services().filter(|_| is_terminal).flat_map(|service| {
+        [("LOG_FORMAT", "pretty"), ("CLICOLOR_FORCE", "1")]
+            .map(|(name, value)| (service.to_owned(), name.to_owned(), value.to_owned()))
+    });
+    formats.chain(settings).collect()
 }
 
 fn print(name: &str, line: &str, colours: bool) {
+    let position = services().position(|service| service == name);
+    // The first of the six colours of a terminal, red, is 31.
+    let colour = 31 + position.unwrap_or_default() % 6;
     let mut out = std::io::stdout().lock();
-    let colour = SERVICES
-        .iter()
-        .position(|service| *service == name)
-        .unwrap_or_default()
-        + 31;
-    // Nobody reads any more; the services go on.
+    // A closed terminal or pipe must not end the services.
     let _closed = match colours {
         true => writeln!(out, "\x1b[{colour}m{name:>12} |\x1b[0m {line}"),
         false => writeln!(out, "{name:>12} | {line}"),
@@ -172,32 +152,42 @@ fn print(name: &str, line: &str, colours: bool) {
 }
 
 fn welcome(stack: &Stack, state: &Path, began: Instant) {
-    let endpoints = stack.endpoints();
+    let Endpoints {
+        gateway,
+        provider,
+        nats,
+        databases,
+        admin,
+        ..
+    } = stack.endpoints();
     println!("\nready after {:.1} s\n", began.elapsed().as_secs_f64());
-    println!(
-        "  {:<14} {}  (documentation at {}/docs)",
-        "gateway", endpoints.gateway, endpoints.gateway
+    let row = |name: &str, text: &str| println!("  {name:<17} {text}");
+    row(
+        "gateway",
+        &format!("{gateway}  (documentation: {gateway}/docs)"),
     );
-    println!("  {:<14} {}", "psp-sandbox", endpoints.provider);
-    println!("  {:<14} {}", "nats", endpoints.nats);
-    for (service, url) in &endpoints.databases {
-        println!("  {:<14} {url}", format!("{service} (db)"));
+    row("psp-sandbox", provider);
+    row("nats", nats);
+    for (service, url) in databases {
+        row(&format!("{service} (db)"), url);
     }
     for (service, after) in stack.ready_after() {
-        let url = endpoints.admin.get(*service).map_or("", String::as_str);
-        println!(
-            "  {service:<14} {url}/readyz  {url}/metrics  (ready {} ms after its start)",
-            after.as_millis()
+        let url = admin.get(*service).map_or("", String::as_str);
+        let after = after.as_millis();
+        row(
+            service,
+            &format!("{url}/readyz  {url}/metrics  (ready after {after} ms)"),
         );
     }
-    println!("  {:<14} {}", "state", state.display());
-    let (gateway, customer) = (&endpoints.gateway, "01890000-0000-7000-8000-000000000001");
+    row("state", &state.display().to_string());
+    let customer = "-H 'X-Customer-Id: 01890000-0000-7000-8000-000000000001'";
+    let order = r#"{"items":[{"sku":"SKU-0001","quantity":2}],"payment_method":"tok_visa"}"#;
     println!("\ntry:");
     println!("  curl '{gateway}/api/v1/products?limit=3'");
     println!(
-        "  curl -H 'X-Customer-Id: {customer}' -H \"Idempotency-Key: $(date +%s%N)\" -H 'Content-Type: application/json' \
-         -d '{{\"items\":[{{\"sku\":\"SKU-0001\",\"quantity\":2}}],\"payment_method\":\"tok_visa\"}}' {gateway}/api/v1/orders"
+        "  curl {customer} -H \"Idempotency-Key: $(date +%s%N)\" \
+         -H 'Content-Type: application/json' -d '{order}' {gateway}/api/v1/orders"
     );
-    println!("  curl -H 'X-Customer-Id: {customer}' '{gateway}/api/v1/orders?limit=3'");
+    println!("  curl {customer} '{gateway}/api/v1/orders?limit=3'");
     println!("or, in another terminal: cargo sagacity order\n\nCtrl-C stops everything.\n");
 }

@@ -1,48 +1,57 @@
-//! A client of the HTTP API, for the commands and for e2e.
+//! A client of the HTTP API, for the command line and for e2e.
+//!
+//! The functions that send requests return a `BoxFuture`. The machine code of an `async fn` is
+//! generated in every crate that awaits it; that of a boxed future only here.
 
-use std::time::Duration;
+mod stream;
 
-use anyhow::{Context as _, bail};
+use std::{sync::Once, time::Duration};
+
+use anyhow::{Context as _, bail, ensure};
 use contracts::CustomerId;
-use futures::{Stream, TryStreamExt as _, stream};
+use futures::{
+    future::{BoxFuture, FutureExt as _},
+    stream::BoxStream,
+};
 use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use uuid::Uuid;
+
+pub use stream::StreamEvent;
+
+/// Longer than the gateway itself waits for a service, so that its problem document arrives.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long [`Customer::place`] retries.
+const PLACE_FOR: Duration = Duration::from_secs(60);
 
 /// A customer at the gateway; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Customer {
     client: reqwest::Client,
     gateway: String,
-    /// Who it is.
     pub id: CustomerId,
 }
 
-/// An event of a live stream.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Told {
-    /// What it is called: the event's type, or `end`.
-    pub event: String,
-    /// Its data.
-    pub data: Value,
-}
-
-/// Lines of an order.
+/// Lines of an order: SKU and quantity.
 pub type Lines<'a> = &'a [(&'a str, u32)];
 
-/// An HTTP client that talks to local addresses.
+/// An HTTP client for local addresses.
 pub fn http_client() -> anyhow::Result<reqwest::Client> {
-    // Once per process; whoever was first is fine.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
-    Ok(reqwest::Client::builder()
+    // reqwest needs a TLS provider in the process, even where only plain HTTP is spoken.
+    static TLS_PROVIDER: Once = Once::new();
+    TLS_PROVIDER.call_once(|| {
+        let _installed_by_the_caller = rustls::crypto::ring::default_provider().install_default();
+    });
+    let client = reqwest::Client::builder()
         .no_proxy()
         .tcp_nodelay(true)
-        .pool_max_idle_per_host(256)
-        .build()?)
+        .pool_max_idle_per_host(256);
+    Ok(client.build()?)
 }
 
 impl Customer {
-    /// A customer who has not been seen before.
+    /// A new customer.
     pub fn new(client: reqwest::Client, gateway: &str) -> Self {
         Self {
             client,
@@ -51,7 +60,7 @@ impl Customer {
         }
     }
 
-    /// Another customer with the same connections.
+    /// Another customer who shares the connections of this one.
     pub fn another(&self, id: CustomerId) -> Self {
         Self { id, ..self.clone() }
     }
@@ -64,72 +73,73 @@ impl Customer {
             .header("x-customer-id", self.id.to_string())
     }
 
-    /// Sends an order with a key and returns the answer, whatever it is.
-    pub async fn try_place(
+    /// Sends one request for an order, and returns the response whatever its status.
+    pub fn try_place(
         &self,
         lines: Lines<'_>,
-        method: &str,
+        payment_method: &str,
         key: &str,
-    ) -> anyhow::Result<Response> {
+    ) -> BoxFuture<'static, anyhow::Result<Response>> {
         let items: Vec<Value> = lines
             .iter()
             .map(|(sku, quantity)| json!({ "sku": sku, "quantity": quantity }))
             .collect();
-        let body = json!({ "items": items, "payment_method": method });
         let request = self
             .request("POST", "/api/v1/orders")
             .header("idempotency-key", key)
-            .json(&body);
-        request
-            .timeout(Duration::from_secs(20))
-            .send()
-            .await
-            .context("no answer from the gateway")
+            .json(&json!({ "items": items, "payment_method": payment_method }))
+            .timeout(TIMEOUT)
+            .send();
+        async { request.await.context("no response from the gateway") }.boxed()
     }
 
-    /// Places an order and returns its id. Sends it again with the same key when the answer says
-    /// that this is safe or does not come.
-    pub async fn place(&self, lines: Lines<'_>, method: &str) -> anyhow::Result<String> {
-        let key = Uuid::now_v7().to_string();
-        let until = tokio::time::Instant::now() + Duration::from_secs(60);
-        loop {
-            let failure = match self.try_place(lines, method, &key).await {
-                Ok(answer) if answer.status() == StatusCode::CREATED => {
-                    let order: Value = answer.json().await?;
-                    return Ok(order["id"]
-                        .as_str()
-                        .context("the order has no id")?
-                        .to_owned());
-                }
-                Ok(answer) => {
-                    let (status, problem) = (
-                        answer.status(),
-                        answer.json::<Value>().await.unwrap_or_default(),
-                    );
-                    if problem["retry_safe"] != json!(true) {
-                        bail!("the order was refused: {status} {problem}");
+    /// Places an order and returns its id. Retries with the same key while the response says that
+    /// a retry is safe, or does not come.
+    pub fn place<'a>(
+        &'a self,
+        lines: Lines<'a>,
+        payment_method: &'a str,
+    ) -> BoxFuture<'a, anyhow::Result<String>> {
+        async move {
+            let key = Uuid::now_v7().to_string();
+            let deadline = Instant::now() + PLACE_FOR;
+            loop {
+                let failure = match self.try_place(lines, payment_method, &key).await {
+                    Ok(response) if response.status() == StatusCode::CREATED => {
+                        let order: Value = response.json().await?;
+                        let id = order["id"].as_str().context("the order has no id")?;
+                        return Ok(id.to_owned());
                     }
-                    format!("{status} {problem}")
-                }
-                Err(error) => format!("{error:#}"),
-            };
-            if tokio::time::Instant::now() > until {
-                bail!("the order could not be placed within 60 s; last: {failure}");
+                    Ok(response) => {
+                        let status = response.status();
+                        let problem: Value = response.json().await.unwrap_or_default();
+                        if problem["retry_safe"] != json!(true) {
+                            bail!("the gateway rejected the order: {status} {problem}");
+                        }
+                        format!("{status} {problem}")
+                    }
+                    Err(error) => format!("{error:#}"),
+                };
+                ensure!(
+                    Instant::now() < deadline,
+                    "the order was not accepted within {PLACE_FOR:?}; last failure: {failure}"
+                );
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        .boxed()
     }
 
-    /// Reads something as JSON.
-    pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let answer = self
-            .request("GET", path)
-            .timeout(Duration::from_secs(20))
-            .send()
-            .await?;
-        let (status, body) = (answer.status(), answer.text().await?);
-        anyhow::ensure!(status.is_success(), "GET {path}: {status} {body}");
-        Ok(serde_json::from_str(&body)?)
+    /// The JSON document at `path`.
+    pub fn get<'a>(&'a self, path: &'a str) -> BoxFuture<'a, anyhow::Result<Value>> {
+        async move {
+            let request = self.request("GET", path).timeout(TIMEOUT);
+            let response = request.send().await?;
+            let (status, body) = (response.status(), response.text().await?);
+            ensure!(status.is_success(), "GET {path}: {status} {body}");
+            Ok(serde_json::from_str(&body)?)
+        }
+        .boxed()
     }
 
     /// The composed order.
@@ -137,74 +147,19 @@ impl Customer {
         self.get(&format!("/api/v1/orders/{id}")).await
     }
 
-    /// Cancels an order and returns the answer, whatever it is.
+    /// Sends one request to cancel an order, and returns the response whatever its status.
     pub async fn cancel(&self, id: &str) -> anyhow::Result<Response> {
-        Ok(self
-            .request("POST", &format!("/api/v1/orders/{id}/cancel"))
-            .send()
-            .await?)
+        let request = self.request("POST", &format!("/api/v1/orders/{id}/cancel"));
+        Ok(request.send().await?)
     }
 
-    /// The live stream of an order.
+    /// The live stream of an order: server-sent events, until the gateway ends it.
     pub async fn watch(
         &self,
         id: &str,
-    ) -> anyhow::Result<impl Stream<Item = anyhow::Result<Told>> + use<>> {
-        let answer = self
-            .request("GET", &format!("/api/v1/orders/{id}/events"))
-            .send()
-            .await?;
-        let answer = answer.error_for_status()?;
-        let pieces = Box::pin(answer.bytes_stream());
-        Ok(stream::try_unfold(
-            (pieces, String::new()),
-            async |(mut pieces, mut text)| {
-                loop {
-                    if let Some((block, rest)) = text.split_once("\n\n") {
-                        let (told, rest) = (read(block), rest.to_owned());
-                        text = rest;
-                        match told {
-                            Some(told) => return Ok(Some((told, (pieces, text)))),
-                            // A comment that keeps the connection open.
-                            None => continue,
-                        }
-                    }
-                    match pieces.try_next().await? {
-                        Some(piece) => text.push_str(std::str::from_utf8(&piece)?),
-                        None => return Ok(None),
-                    }
-                }
-            },
-        ))
-    }
-}
-
-fn read(block: &str) -> Option<Told> {
-    let field = |name: &str| {
-        block
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-    };
-    Some(Told {
-        event: field("event")?.to_owned(),
-        data: serde_json::from_str(field("data")?).ok()?,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_of_a_stream_are_read_and_comments_passed_over() {
-        assert_eq!(read(": keep-alive"), None);
-        let told = Told {
-            event: "end".to_owned(),
-            data: json!({ "status": "confirmed" }),
-        };
-        assert_eq!(
-            read("event: end\ndata: {\"status\":\"confirmed\"}"),
-            Some(told)
-        );
+    ) -> anyhow::Result<BoxStream<'static, anyhow::Result<StreamEvent>>> {
+        let request = self.request("GET", &format!("/api/v1/orders/{id}/events"));
+        let response = request.send().await?.error_for_status()?;
+        Ok(stream::events(response))
     }
 }

@@ -5,19 +5,9 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::{Ports, postgres};
+use crate::{Ports, members, postgres};
 
-/// The processes of the system, in the order in which they start.
-pub const SERVICES: [&str; 6] = [
-    "psp-sandbox",
-    "inventory",
-    "payment",
-    "notification",
-    "order",
-    "gateway",
-];
-
-/// Addresses of a running system; `up` writes them to a file for the other commands.
+/// Addresses of a running system. `up` writes them to a file that the other commands read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Endpoints {
     /// `http://host:port` of the gateway.
@@ -26,69 +16,68 @@ pub struct Endpoints {
     pub provider: String,
     /// `nats://host:port`.
     pub nats: String,
-    /// Database address by service: order, payment, inventory, notification.
+    /// Database URLs, by process.
     pub databases: BTreeMap<String, String>,
-    /// `http://host:port` of the admin listeners, by process.
+    /// `http://host:port` of the admin listeners, by process; empty where they are not reachable.
     pub admin: BTreeMap<String, String>,
-    /// Process ids, by process, when they run on this machine.
+    /// Process ids, by process; empty where they do not run on this machine.
     pub pids: BTreeMap<String, u32>,
 }
 
 impl Endpoints {
     const FILE: &str = "stack.json";
 
-    /// Of a system that somebody else started, whose gateway is at `target`: databases, broker and
-    /// provider are expected on this machine at the default ports, as `docker-compose.e2e.yml`
-    /// publishes them. Passwords come from the environment under the names that `.env.example`
-    /// gives.
-    pub fn of_target(target: &str) -> Self {
+    /// The system whose gateway is at `target` and that `up` did not start. Databases, broker and
+    /// provider are expected on this machine at the default ports, where `docker-compose.e2e.yml`
+    /// publishes them. Passwords come from the environment, under the names in `.env.example`.
+    pub fn for_target(target: &str) -> anyhow::Result<Self> {
         let ports = Ports::default();
-        let database = |role: &str| {
-            let password = std::env::var(format!("{}_DB_PASSWORD", role.to_uppercase()));
-            let password = password.unwrap_or_else(|_| postgres::PASSWORD.to_owned());
-            (
-                role.to_owned(),
-                format!(
-                    "postgres://{role}:{password}@127.0.0.1:{}/{role}",
-                    ports.postgres
-                ),
-            )
-        };
-        Self {
+        let databases = members::with_database().map(|member| {
+            let role = member.name;
+            let password = std::env::var(format!("{}_DB_PASSWORD", role.to_uppercase()))
+                .unwrap_or_else(|_| postgres::PASSWORD.to_owned());
+            let server = format!("127.0.0.1:{}", ports.postgres);
+            let url = format!("postgres://{role}:{password}@{server}/{role}");
+            (role.to_owned(), url)
+        });
+        Ok(Self {
             gateway: target.trim_end_matches('/').to_owned(),
-            provider: format!("http://127.0.0.1:{}", ports.psp_sandbox),
+            provider: local_url(ports.get("psp-sandbox")?.api),
             nats: format!("nats://127.0.0.1:{}", ports.nats),
-            databases: ["order", "payment", "inventory", "notification"]
-                .map(database)
-                .into(),
+            databases: databases.collect(),
             admin: BTreeMap::new(),
             pids: BTreeMap::new(),
-        }
+        })
     }
 
-    /// Writes them into the state directory.
+    /// Writes the addresses into the state directory, in one step: a reader sees a whole file.
     pub fn write(&self, state: &Path) -> anyhow::Result<()> {
         let path = state.join(Self::FILE);
-        let half = state.join(format!("{}.new", Self::FILE));
-        std::fs::write(&half, serde_json::to_vec_pretty(self)?)
-            .with_context(|| format!("write {}", half.display()))?;
-        std::fs::rename(&half, &path).with_context(|| format!("write {}", path.display()))
+        let incomplete = state.join(format!("{}.new", Self::FILE));
+        std::fs::write(&incomplete, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("write {}", incomplete.display()))?;
+        std::fs::rename(&incomplete, &path).with_context(|| format!("write {}", path.display()))
     }
 
-    /// Reads what the last `up` wrote.
+    /// Reads what `up` has written.
     pub fn read(state: &Path) -> anyhow::Result<Self> {
         let path = state.join(Self::FILE);
         let text = std::fs::read(&path).with_context(|| {
             format!(
-                "nothing runs here ({} is not there): start it with `cargo sagacity up`",
+                "no running system: {} does not exist; start one with `cargo sagacity up`",
                 path.display()
             )
         })?;
         serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))
     }
 
-    /// Says that nothing runs any more.
+    /// Removes the file, because the system has stopped.
     pub fn remove(state: &Path) {
-        let _gone = std::fs::remove_file(state.join(Self::FILE));
+        let _already_removed = std::fs::remove_file(state.join(Self::FILE));
     }
+}
+
+/// An HTTP address on this machine.
+pub(crate) fn local_url(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
 }

@@ -1,30 +1,38 @@
-//! Servers and services as processes on this machine: for `cargo sagacity up`, for tests and for
-//! e2e.
+//! Servers and services as processes on this machine, for `cargo sagacity up`, tests and e2e.
 //!
-//! - [`tools`]: finds or fetches PostgreSQL and nats-server.
+//! - [`MEMBERS`]: the table of processes.
+//! - [`tools`]: finds PostgreSQL and nats-server, or fetches them.
 //! - [`Postgres`], [`NatsServer`]: private servers in a directory of their own.
-//! - [`Stack`]: the whole system, one process per service, to be killed and restarted one by one.
+//! - [`jetstream`]: connects to a broker and reads streams.
+//! - [`Stack`]: the whole system, one process per service; each can be killed and restarted.
 //! - [`programs`]: builds the workspace's programs.
-//! - [`test`](mod@test): servers that all tests of one test binary share.
+//! - [`test`](mod@test): fixtures for tests.
 //!
-//! Whatever happens to the process that started them, the [`Reaper`] ends them all.
+//! The [`Reaper`] ends all of them with the process that started them, even after `kill -9`.
+//!
+//! The large functions that other crates await return a `BoxFuture`. The machine code of an
+//! `async fn` is generated in every crate that awaits it; that of a boxed future only here.
 
 mod directory;
 mod endpoints;
+pub mod jetstream;
+mod members;
 mod nats;
 mod ports;
 mod postgres;
 mod process;
 pub mod programs;
+mod readiness;
 mod reaper;
 mod stack;
 pub mod test;
 pub mod tools;
 
 pub use directory::TemporaryDirectory;
-pub use endpoints::{Endpoints, SERVICES};
+pub use endpoints::Endpoints;
+pub use members::{MEMBERS, Member, services, with_database};
 pub use nats::NatsServer;
-pub use ports::{Ports, free_port};
+pub use ports::{MemberPorts, Ports, free_port};
 pub use postgres::{Durability, Postgres};
 pub use process::{Logs, Process};
 pub use reaper::Reaper;

@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
 use crate::{Logs, Process, Reaper, ports, process::Spec, tools};
 
-/// The server.
+/// A running nats-server.
 #[derive(Debug)]
 pub struct NatsServer {
     process: Process,
@@ -42,63 +42,44 @@ impl NatsServer {
             last_signal: "TERM",
             ..Spec::default()
         };
-        ensure!(
-            ports::is_free(port),
-            "port {port}, wanted for NATS, is taken by another process"
-        );
+        ports::ensure_free(port, "NATS")?;
         Self::spawn(spec, port, logs, reaper).await
     }
 
     async fn spawn(spec: Spec, port: u16, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
-        let process = Process::start(&spec, logs, reaper)?;
-        let mut server = Self {
-            process,
-            port,
-            spec,
-        };
+        let mut process = Process::start(&spec, logs, reaper)?;
         for _ in 0..600 {
-            if let Some(status) = server.process.ended() {
-                bail!("nats-server ended with {status}; its log says why");
+            if let Some(status) = process.exit_status() {
+                bail!("nats-server ended with {status}; its log has the reason");
             }
-            if TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-                .await
-                .is_ok()
-            {
-                return Ok(server);
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            if TcpStream::connect(address).await.is_ok() {
+                return Ok(Self {
+                    process,
+                    port,
+                    spec,
+                });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        bail!("nats-server did not answer within 12 s; its log says why")
+        bail!("nats-server did not answer within 12 s; its log may have the reason")
     }
 
-    /// Its address.
+    /// `nats://host:port`.
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Kills the server with SIGKILL; start it again with [`NatsServer::start`] in the same
-    /// directory.
-    pub async fn kill(self) -> anyhow::Result<()> {
-        self.process.kill().await
-    }
-
-    /// Kills the server with SIGKILL and starts it again.
+    /// Kills the server with SIGKILL and starts it with the same directory and port.
     pub async fn crash_and_restart(self, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
-        let Self {
-            process,
-            port,
-            spec,
-        } = self;
-        process.kill().await?;
-        Self::spawn(spec, port, logs, reaper).await
+        self.process.kill().await?;
+        Self::spawn(self.spec, self.port, logs, reaper).await
     }
 
-    /// Stops the server.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.process.stop(Signal::TERM).await
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }

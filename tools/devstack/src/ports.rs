@@ -1,6 +1,7 @@
-//! Ports: the default ones, free ones, and who is in the way.
+//! The ports of a system: the documented ones or free ones.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{
         LazyLock,
@@ -8,106 +9,92 @@ use std::{
     },
 };
 
-use anyhow::ensure;
-use serde::{Deserialize, Serialize};
+use anyhow::{Context as _, ensure};
+use uuid::Uuid;
 
-/// The ports of a stack; each process also has an admin port.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+use crate::MEMBERS;
+
+/// Who listens where.
+#[derive(Clone, Debug)]
 pub struct Ports {
     pub postgres: u16,
     pub nats: u16,
-    pub gateway: u16,
-    pub gateway_admin: u16,
-    pub order: u16,
-    pub order_admin: u16,
-    pub payment: u16,
-    pub payment_admin: u16,
-    pub inventory: u16,
-    pub inventory_admin: u16,
-    pub notification: u16,
-    pub notification_admin: u16,
-    pub psp_sandbox: u16,
-    pub psp_sandbox_admin: u16,
+    members: BTreeMap<&'static str, MemberPorts>,
+}
+
+/// The ports of one process.
+#[derive(Clone, Copy, Debug)]
+pub struct MemberPorts {
+    pub api: u16,
+    pub admin: u16,
 }
 
 impl Default for Ports {
-    /// The documented ones; PostgreSQL and NATS beside their usual ports, which may be in use.
+    /// The documented ports. Those of PostgreSQL and NATS differ from their usual ones, which may
+    /// be in use.
     fn default() -> Self {
+        let members = MEMBERS.iter().map(|member| {
+            let (api, admin) = (member.port, member.admin_port);
+            (member.name, MemberPorts { api, admin })
+        });
         Self {
             postgres: 15432,
             nats: 14222,
-            gateway: 8080,
-            gateway_admin: 9080,
-            order: 50051,
-            order_admin: 9081,
-            payment: 50052,
-            payment_admin: 9082,
-            inventory: 50053,
-            inventory_admin: 9083,
-            notification: 50054,
-            notification_admin: 9084,
-            psp_sandbox: 12111,
-            psp_sandbox_admin: 9085,
+            members: members.collect(),
         }
     }
 }
 
 impl Ports {
-    /// All free now.
+    /// Ports that are not in use now.
     pub fn free() -> anyhow::Result<Self> {
+        let members = MEMBERS.iter().map(|member| {
+            let (api, admin) = (free_port()?, free_port()?);
+            anyhow::Ok((member.name, MemberPorts { api, admin }))
+        });
         Ok(Self {
             postgres: free_port()?,
             nats: free_port()?,
-            gateway: free_port()?,
-            gateway_admin: free_port()?,
-            order: free_port()?,
-            order_admin: free_port()?,
-            payment: free_port()?,
-            payment_admin: free_port()?,
-            inventory: free_port()?,
-            inventory_admin: free_port()?,
-            notification: free_port()?,
-            notification_admin: free_port()?,
-            psp_sandbox: free_port()?,
-            psp_sandbox_admin: free_port()?,
+            members: members.collect::<anyhow::Result<_>>()?,
         })
     }
 
-    /// Listening port and admin port of a service or of `psp-sandbox`.
-    pub fn of(&self, service: &str) -> Option<(u16, u16)> {
-        match service {
-            "gateway" => Some((self.gateway, self.gateway_admin)),
-            "order" => Some((self.order, self.order_admin)),
-            "payment" => Some((self.payment, self.payment_admin)),
-            "inventory" => Some((self.inventory, self.inventory_admin)),
-            "notification" => Some((self.notification, self.notification_admin)),
-            "psp-sandbox" => Some((self.psp_sandbox, self.psp_sandbox_admin)),
-            _ => None,
-        }
+    /// The ports of a process.
+    pub fn get(&self, name: &str) -> anyhow::Result<MemberPorts> {
+        let ports = self.members.get(name).copied();
+        ports.with_context(|| format!("there is no process {name}"))
     }
 }
 
-/// A port that nobody listens on and that was not handed out before: two stacks of one test binary
-/// never share one, not even while a service is down. Below the range that the system hands out by
-/// itself.
+/// A port that is not in use and was not handed out before, so that two systems of one test binary
+/// never share one, even while a service is down. It lies below the range from which the operating
+/// system chooses ports for outgoing connections.
 pub fn free_port() -> anyhow::Result<u16> {
-    const RANGE: std::ops::Range<u16> = 20_000..32_000;
-    static FIRST: LazyLock<u16> = LazyLock::new(|| rand::random_range(0..RANGE.len() as u16));
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 12_000;
+    // Test binaries run at the same time: each begins elsewhere.
+    static START: LazyLock<u16> = LazyLock::new(|| Uuid::new_v4().as_fields().1 % COUNT);
     static HANDED_OUT: AtomicU16 = AtomicU16::new(0);
     loop {
         let nth = HANDED_OUT.fetch_add(1, Ordering::Relaxed);
-        ensure!(
-            nth < RANGE.len() as u16,
-            "no free port between 20000 and 32000"
-        );
-        let port = RANGE.start + (*FIRST + nth) % RANGE.len() as u16;
+        ensure!(nth < COUNT, "no port between 20000 and 32000 is free");
+        let port = FIRST + (*START + nth) % COUNT;
         if is_free(port) {
             return Ok(port);
         }
     }
 }
 
-/// Whether nobody listens on a port of this machine.
-pub(crate) fn is_free(port: u16) -> bool {
+/// Fails when a process of this machine already listens on `port`, which `owner` needs.
+pub(crate) fn ensure_free(port: u16, owner: &str) -> anyhow::Result<()> {
+    ensure!(
+        is_free(port),
+        "port {port} of {owner} is in use: end the process that listens there, \
+         or use other ports (`cargo sagacity up --free-ports`)"
+    );
+    Ok(())
+}
+
+fn is_free(port: u16) -> bool {
     TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_ok()
 }

@@ -5,35 +5,33 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use crate::{Logs, Process, Reaper, ports, process::Spec, tools};
 
-/// What a commit means.
+/// What a commit guarantees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// It is on disk: `fsync` and `synchronous_commit` are on. Passwords are asked for.
+    /// Survives a power failure: `fsync` and `synchronous_commit` are on. Roles need passwords.
     Durable,
-    /// It survives processes, not machines: for tests. Everybody on this machine is trusted.
+    /// Survives the end of a process, not of the machine: for tests. Roles need no password.
     Ephemeral,
 }
 
-/// The server.
+/// A running PostgreSQL server.
 #[derive(Debug)]
 pub struct Postgres {
     process: Process,
     port: u16,
-    spec: Spec,
 }
 
-/// The password of all roles in development; production refuses it.
+/// The password of all roles in development; services refuse it in production.
 pub(crate) const PASSWORD: &str = "sagacity";
 
 impl Postgres {
-    /// Starts the cluster in `directory`, which is made if it is not there, and waits until it
-    /// answers.
+    /// Starts the cluster in `directory`, creating it if needed, and waits until it answers.
     pub async fn start(
         directory: &Path,
         port: u16,
@@ -44,8 +42,8 @@ impl Postgres {
         let owner = tools::postgres_user()?;
         let mut bin = tools::postgres()?;
         std::fs::create_dir_all(directory)
-            .with_context(|| format!("make {}", directory.display()))?;
-        tools::give(directory, owner)?;
+            .with_context(|| format!("create {}", directory.display()))?;
+        tools::change_owner(directory, owner)?;
         if owner.is_some() && !tools::is_open_to_all(&bin) {
             bin = tools::copy_postgres(&bin, &directory.join("software"))?;
         }
@@ -64,21 +62,14 @@ impl Postgres {
             user: owner,
             last_signal: "QUIT",
         };
-        ensure!(
-            ports::is_free(port),
-            "port {port}, wanted for PostgreSQL, is taken by another process"
-        );
+        ports::ensure_free(port, "PostgreSQL")?;
         let process = Process::start(&spec, logs, reaper)?;
-        let mut server = Self {
-            process,
-            port,
-            spec,
-        };
-        server.wait().await?;
+        let mut server = Self { process, port };
+        server.wait_until_it_answers().await?;
         Ok(server)
     }
 
-    /// The address of a database, for a role.
+    /// The URL of a database for a role.
     pub fn url(&self, role: &str, database: &str) -> String {
         format!(
             "postgres://{role}:{PASSWORD}@127.0.0.1:{}/{database}",
@@ -86,52 +77,31 @@ impl Postgres {
         )
     }
 
-    /// The address for administration.
+    /// The URL of the administrator.
     pub fn admin_url(&self) -> String {
         self.url("postgres", "postgres")
     }
 
-    /// Kills the server and everything it has not yet written, then starts it again.
-    pub async fn crash_and_restart(self, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
-        let Self {
-            process,
-            port,
-            spec,
-        } = self;
-        // Immediate shutdown: no checkpoint, recovery at the next start; unlike SIGKILL it ends the
-        // backends, too.
-        let _expected_to_fail = process.stop(Signal::QUIT).await;
-        let process = Process::start(&spec, logs, reaper)?;
-        let mut server = Self {
-            process,
-            port,
-            spec,
-        };
-        server.wait().await?;
-        Ok(server)
-    }
-
-    /// Stops the server; connections are closed.
+    /// Stops the server and closes its connections.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.process.stop(Signal::INT).await
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    async fn wait(&mut self) -> anyhow::Result<()> {
+    async fn wait_until_it_answers(&mut self) -> anyhow::Result<()> {
         for _ in 0..600 {
-            if let Some(status) = self.process.ended() {
-                anyhow::bail!("PostgreSQL ended with {status}; its log says why");
+            if let Some(status) = self.process.exit_status() {
+                bail!("PostgreSQL ended with {status}; its log has the reason");
             }
             if PgConnection::connect(&self.admin_url()).await.is_ok() {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        anyhow::bail!("PostgreSQL did not answer within 30 s; its log says why")
+        bail!("PostgreSQL did not answer within 30 s; its log may have the reason")
     }
 }
 
@@ -144,7 +114,7 @@ async fn initialize(
 ) -> anyhow::Result<()> {
     let password = directory.join("password");
     std::fs::write(&password, PASSWORD)?;
-    tools::give(&password, owner)?;
+    tools::change_owner(&password, owner)?;
     let mut command = tokio::process::Command::new(bin.join("initdb"));
     command
         .arg("-D")
@@ -185,8 +155,8 @@ fn arguments(data: &Path, port: u16, durability: Durability) -> Vec<String> {
         Durability::Durable => {
             set("shared_buffers=256MB");
             set("max_wal_size=4GB");
-            // Many small transactions from many connections: a full-page image per page and
-            // checkpoint is the largest part of the log, and compresses well.
+            // With many small transactions most of the write-ahead log is images of whole pages,
+            // one per page and checkpoint. They compress well.
             set("wal_compression=on");
         }
         Durability::Ephemeral => {
@@ -199,12 +169,15 @@ fn arguments(data: &Path, port: u16, durability: Durability) -> Vec<String> {
     arguments
 }
 
-/// Makes a role and a database that belongs to it and that others cannot enter, unless they are
-/// there.
-pub(crate) async fn provide(admin_url: &str, role: &str, database: &str) -> anyhow::Result<()> {
+/// Creates a role and a database that only this role can enter, unless they exist.
+pub(crate) async fn create_database(
+    admin_url: &str,
+    role: &str,
+    database: &str,
+) -> anyhow::Result<()> {
     let mut admin = PgConnection::connect(admin_url)
         .await
-        .context("connect for administration")?;
+        .context("connect as administrator")?;
     let exists: bool =
         sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)")
             .bind(role)
@@ -212,7 +185,7 @@ pub(crate) async fn provide(admin_url: &str, role: &str, database: &str) -> anyh
             .await?;
     if !exists {
         let create = format!("CREATE ROLE \"{role}\" LOGIN PASSWORD '{PASSWORD}'");
-        // Another test process may be quicker.
+        // Another test process may have created the role since: unique violation or duplicate.
         if let Err(error) = admin.execute(AssertSqlSafe(create)).await {
             let code = error
                 .as_database_error()
@@ -243,7 +216,7 @@ pub(crate) async fn provide(admin_url: &str, role: &str, database: &str) -> anyh
     Ok(())
 }
 
-/// The address of `database` for `role` on the server of `admin_url`.
+/// The URL of `database` for `role` on the server of `admin_url`.
 pub(crate) fn url_for(admin_url: &str, role: &str, database: &str) -> anyhow::Result<String> {
     let (_, rest) = admin_url
         .split_once("://")
@@ -253,9 +226,9 @@ pub(crate) fn url_for(admin_url: &str, role: &str, database: &str) -> anyhow::Re
     Ok(format!("postgres://{role}:{PASSWORD}@{server}/{database}"))
 }
 
-/// Where a private cluster can live for a state directory: PostgreSQL may run as a user who cannot
-/// enter our home.
-pub(crate) fn reachable(state: &Path) -> anyhow::Result<PathBuf> {
+/// Where the private cluster of a state directory is. Started by root, PostgreSQL runs as another
+/// user, who may not be able to enter the state directory.
+pub(crate) fn cluster_directory(state: &Path) -> anyhow::Result<PathBuf> {
     if tools::postgres_user()?.is_none() || tools::is_open_to_all(state) {
         return Ok(state.join("postgres"));
     }

@@ -1,4 +1,4 @@
-//! One process of ours: started with its log going somewhere, stopped, killed, paused.
+//! One child process: started with its output going somewhere, watched, stopped, killed.
 
 use std::{
     ffi::OsString,
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
@@ -15,20 +15,23 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::Reaper;
+use crate::{Reaper, readiness};
 
+/// How long a process may take until it is ready. Migrations run in this time.
 const READY: Duration = Duration::from_secs(60);
+/// How long a process may take to stop; services finish within 12 seconds by themselves.
+const STOP: Duration = Duration::from_secs(20);
 
 /// Where the output of processes goes.
 #[derive(Clone, Debug)]
 pub enum Logs {
-    /// To a file per process in this directory.
+    /// To one file per process in this directory.
     Directory(PathBuf),
-    /// To whoever reads this: name of the process and line.
+    /// To this channel, as name of the process and line.
     Lines(mpsc::UnboundedSender<(String, String)>),
 }
 
-/// A running process.
+/// A running process. Dropping it kills it.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -47,7 +50,7 @@ pub(crate) struct Spec {
     pub(crate) environment: Vec<(String, String)>,
     /// User and group to run as.
     pub(crate) user: Option<(u32, u32)>,
-    /// What ends it well when we cannot do so ourselves.
+    /// The signal with which the reaper ends it when this process dies first.
     pub(crate) last_signal: &'static str,
 }
 
@@ -58,7 +61,8 @@ impl Process {
             .args(&spec.arguments)
             .envs(spec.environment.iter().cloned())
             .stdin(Stdio::null())
-            // Ctrl-C at our terminal is for us; we then stop them in order.
+            // A group of its own: Ctrl-C at the terminal reaches `up` only, which then stops the
+            // processes in order.
             .process_group(0)
             .kill_on_drop(true);
         if let Some((user, group)) = spec.user {
@@ -77,19 +81,15 @@ impl Process {
         let mut child = command
             .spawn()
             .with_context(|| format!("start {}", spec.program.display()))?;
-        let id = child.id().context("the process ended at once")?;
+        let id = child.id().context("the process has ended already")?;
         reaper.add(id, spec.last_signal);
         if let Logs::Lines(lines) = logs {
-            child
-                .stdout
-                .take()
-                .into_iter()
-                .for_each(|output| forward(spec.name.clone(), output, lines.clone()));
-            child
-                .stderr
-                .take()
-                .into_iter()
-                .for_each(|output| forward(spec.name.clone(), output, lines.clone()));
+            if let Some(output) = child.stdout.take() {
+                forward(spec.name.clone(), output, lines.clone());
+            }
+            if let Some(output) = child.stderr.take() {
+                forward(spec.name.clone(), output, lines.clone());
+            }
         }
         let pid = Pid::from_raw(i32::try_from(id)?).context("a process id is positive")?;
         Ok(Self {
@@ -101,63 +101,68 @@ impl Process {
         })
     }
 
-    /// Its id.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    /// The exit status, once the process has ended.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Waits until it says at `admin`/readyz that it is ready; returns how long it took from its
-    /// start.
-    pub(crate) async fn until_ready(&mut self, admin: &str) -> anyhow::Result<Duration> {
-        // Once per process; whoever was first is fine.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
-            .timeout(Duration::from_secs(2))
-            .build()?;
-        let until = Instant::now() + READY;
-        let mut last = "nothing".to_owned();
-        while Instant::now() < until {
-            if let Some(status) = self.ended() {
-                bail!("{} ended with {status}; its log says why", self.name);
+    /// Waits until `/readyz` of the admin listener answers 200. Returns the time since the start
+    /// of the process.
+    pub(crate) async fn wait_until_ready(&mut self, admin: &str) -> anyhow::Result<Duration> {
+        let deadline = Instant::now() + READY;
+        loop {
+            if let Some(status) = self.exit_status() {
+                bail!("{} ended with {status}; its log has the reason", self.name);
             }
-            match client.get(format!("{admin}/readyz")).send().await {
-                Ok(answer) if answer.status().is_success() => return Ok(self.started.elapsed()),
-                Ok(answer) => last = answer.text().await.unwrap_or_default(),
-                Err(error) => last = error.to_string(),
+            let reason = match readiness::check(admin).await {
+                Ok(()) => return Ok(self.started.elapsed()),
+                Err(reason) => reason,
+            };
+            if Instant::now() > deadline {
+                return Err(reason)
+                    .with_context(|| format!("{} was not ready within {READY:?}", self.name));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        bail!(
-            "{} was not ready within {READY:?}; last it said {last}",
-            self.name
-        )
     }
 
-    /// Asks it to end with `signal` and waits; kills it after 20 seconds.
-    pub(crate) async fn stop(mut self, signal: Signal) -> anyhow::Result<()> {
-        if self.ended().is_none() {
-            // It may end in between, and that is what we want.
-            let _ended = kill_process(self.pid, signal);
+    /// Sends a signal without waiting for its effect.
+    pub(crate) fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
+        // A process that has ended has no id any more; the id may belong to another one.
+        if self.exit_status().is_none() {
+            kill_process(self.pid, signal)
+                .with_context(|| format!("send a signal to {}", self.name))?;
         }
-        let ended = tokio::time::timeout(Duration::from_secs(20), self.child.wait()).await;
+        Ok(())
+    }
+
+    /// Waits until the process has ended; kills it when that takes too long.
+    pub(crate) async fn wait(&mut self) -> anyhow::Result<ExitStatus> {
+        let ended = tokio::time::timeout(STOP, self.child.wait()).await;
         self.reaper.forget(self.pid());
         match ended {
-            Ok(status) if status.as_ref().is_ok_and(ExitStatus::success) => Ok(()),
-            Ok(status) => bail!("{} ended with {}", self.name, status?),
-            Err(_late) => {
+            Ok(status) => Ok(status?),
+            Err(_elapsed) => {
                 self.child.kill().await?;
-                bail!("{} did not end within 20 s and was killed", self.name)
+                bail!("{} did not end within {STOP:?} and was killed", self.name)
             }
         }
     }
 
-    /// Kills it with SIGKILL and waits until it is gone.
-    pub async fn kill(mut self) -> anyhow::Result<()> {
+    /// Ends the process with `signal`. Fails when its exit code is not 0.
+    pub(crate) async fn stop(mut self, signal: Signal) -> anyhow::Result<()> {
+        self.signal(signal)?;
+        let status = self.wait().await?;
+        ensure!(status.success(), "{} ended with {status}", self.name);
+        Ok(())
+    }
+
+    /// Kills the process with SIGKILL and waits until it is gone.
+    pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
         self.child
             .kill()
             .await
@@ -169,15 +174,17 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // `kill_on_drop` kills it; once it is gone its id may be another's.
-        if self.ended().is_some() {
+        // A live process stays with the reaper: `kill_on_drop` does not wait for its end. An ended
+        // one must not stay, because its id may be given to another process.
+        if self.exit_status().is_some() {
             self.reaper.forget(self.pid());
         }
     }
 }
 
 fn log_file(directory: &Path, name: &str) -> anyhow::Result<std::fs::File> {
-    std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("create {}", directory.display()))?;
     let path = directory.join(format!("{name}.log"));
     let file = std::fs::OpenOptions::new()
         .create(true)

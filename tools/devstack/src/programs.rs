@@ -1,13 +1,13 @@
-//! The programs of this workspace, built by the cargo that built the one that asks.
+//! Builds the programs of this workspace with the cargo that built the running program.
 
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use tokio::process::Command;
 
-/// Cargo as the user calls it: without what the cargo that runs this program has said about its
-/// package. Build scripts that look at those variables would run again, and all that depends on
-/// them would be compiled again.
+/// Cargo with the environment of the user's shell. `cargo run` and `cargo test` set variables
+/// about the package that they run. Build scripts that read those would run again, and everything
+/// that depends on them would be compiled a second time.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {
@@ -31,7 +31,7 @@ pub async fn build(directory: &Path, arguments: &[&str]) -> anyhow::Result<()> {
     if directory.ends_with("release") {
         cargo.arg("--release");
     }
-    // Whoever gives up waiting does not leave a compiler behind.
+    // Ctrl-C during the build must end the compilers, too.
     let built = cargo
         .kill_on_drop(true)
         .status()
@@ -39,7 +39,7 @@ pub async fn build(directory: &Path, arguments: &[&str]) -> anyhow::Result<()> {
         .context("run cargo build")?;
     ensure!(
         built.success(),
-        "the programs do not build: cargo says why above"
+        "the programs could not be built; cargo has printed the reason above"
     );
     Ok(())
 }

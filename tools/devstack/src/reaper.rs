@@ -1,21 +1,23 @@
-//! Ends processes and removes directories when we end, however we end: a shell waits for the end of
-//! a pipe that only we hold open. A panic, `kill -9` or a lost terminal closes it as well.
+//! Ends child processes and removes directories when this process ends, however it ends. A shell
+//! reads from a pipe that only this process holds open. The pipe closes after a normal exit, a
+//! panic, `kill -9` or a lost terminal; then the shell cleans up.
 
 use std::{
     io::Write as _,
     os::unix::process::CommandExt as _,
     path::Path,
     process::{ChildStdin, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use anyhow::Context as _;
+use parking_lot::Mutex;
 
-/// Remembers what must end with us; cheap to clone.
+/// Handle of the cleaning shell. Dropping the last clone starts the cleanup.
 #[derive(Clone, Debug)]
 pub struct Reaper(Arc<Mutex<ChildStdin>>);
 
-/// Reads `add PID SIGNAL`, `del PID` and `dir PATH`; at the end of the pipe sends the signals,
+/// Reads `add PID SIGNAL`, `del PID` and `dir PATH`. At the end of the pipe it sends the signals,
 /// waits for up to three seconds, kills what is left and removes the directories.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
@@ -39,14 +41,13 @@ for each in "$@"; do rm -rf -- "$each"; done
 "#;
 
 impl Reaper {
-    /// Starts the shell.
     pub fn new() -> anyhow::Result<Self> {
         let mut shell = Command::new("/bin/sh")
             .args(["-c", SCRIPT, "reaper"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Ctrl-C at our terminal must not reach it.
+            // A group of its own: Ctrl-C at the terminal must not end it.
             .process_group(0)
             .spawn()
             .context("start /bin/sh as the reaper")?;
@@ -55,21 +56,24 @@ impl Reaper {
     }
 
     pub(crate) fn add(&self, pid: u32, signal: &str) {
-        self.tell(&format!("add {pid} {signal}"));
+        self.send(&format!("add {pid} {signal}"));
     }
 
     pub(crate) fn forget(&self, pid: u32) {
-        self.tell(&format!("del {pid}"));
+        self.send(&format!("del {pid}"));
     }
 
     pub(crate) fn remove_at_end(&self, directory: &Path) {
-        self.tell(&format!("dir {}", directory.display()));
+        self.send(&format!("dir {}", directory.display()));
     }
 
-    fn tell(&self, line: &str) {
-        let mut pipe = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = writeln!(pipe, "{line}") {
-            tracing::warn!(%error, line, "the reaper is gone; processes may be left behind");
+    fn send(&self, line: &str) {
+        if let Err(error) = writeln!(self.0.lock(), "{line}") {
+            tracing::warn!(
+                %error,
+                line,
+                "the reaper has ended; processes and directories may be left behind"
+            );
         }
     }
 }

@@ -6,41 +6,39 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
-use futures::future::try_join_all;
+use anyhow::{Context as _, ensure};
+use futures::future::{BoxFuture, FutureExt as _, try_join_all};
 use rustix::process::Signal;
 
 use crate::{
-    Durability, Endpoints, Logs, NatsServer, Ports, Postgres, Process, Reaper, SERVICES, ports,
-    postgres, process::Spec,
+    Durability, Endpoints, Logs, MEMBERS, NatsServer, Ports, Postgres, Process, Reaper,
+    endpoints::local_url, members, ports, postgres, process::Spec, services,
 };
 
 /// What to start, and where.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where data is kept.
+    /// Directory of all data.
     pub state: PathBuf,
-    /// Where the services' programs are.
+    /// Directory of the services' programs.
     pub programs: PathBuf,
-    /// Who listens where.
     pub ports: Ports,
-    /// What a commit means, when the server is ours.
+    /// What a commit guarantees in the private PostgreSQL server.
     pub durability: Durability,
-    /// A PostgreSQL server to use instead of a private one: an administrator's address.
+    /// Administrator's URL of a PostgreSQL server to use instead of a private one.
     pub database: Option<String>,
-    /// Put before the names of databases, so that several systems can share a server.
+    /// Prefix of the names of the databases, so that several systems can share a server.
     pub database_prefix: String,
-    /// A NATS server to use instead of a private one.
+    /// URL of a NATS server to use instead of a private one.
     pub nats: Option<String>,
-    /// More settings for single services: (service, name, value).
+    /// More settings of single services: (service, name, value).
     pub settings: Vec<(String, String, String)>,
-    /// Where the services' logs go.
     pub logs: Logs,
-    /// Where the logs of PostgreSQL and nats-server go.
+    /// Logs of PostgreSQL and nats-server.
     pub server_logs: Logs,
 }
 
-/// The running system.
+/// The running system. Dropping it kills every process.
 #[derive(Debug)]
 pub struct Stack {
     options: Options,
@@ -54,78 +52,15 @@ pub struct Stack {
 
 impl Stack {
     /// Starts everything and waits until it is ready.
-    pub async fn start(options: Options, reaper: Reaper) -> anyhow::Result<Self> {
-        for service in SERVICES {
-            let (port, admin) = options
-                .ports
-                .of(service)
-                .context("every service has a port")?;
-            for port in [port, admin] {
-                ensure!(
-                    ports::is_free(port),
-                    "port {port}, wanted for {service}, is taken by another process"
-                );
-            }
-        }
-        std::fs::create_dir_all(&options.state)
-            .with_context(|| format!("make {}", options.state.display()))?;
-        let postgres = match &options.database {
-            Some(_) => None,
-            None => {
-                let directory = postgres::reachable(&options.state)?;
-                let (port, durability) = (options.ports.postgres, options.durability);
-                Some(
-                    Postgres::start(&directory, port, durability, &options.server_logs, &reaper)
-                        .await?,
-                )
-            }
-        };
-        let nats = match &options.nats {
-            Some(_) => None,
-            None => {
-                let directory = options.state.join("nats");
-                Some(
-                    NatsServer::start(
-                        &directory,
-                        options.ports.nats,
-                        &options.server_logs,
-                        &reaper,
-                    )
-                    .await?,
-                )
-            }
-        };
-        let endpoints = endpoints(&options, postgres.as_ref(), nats.as_ref()).await?;
-        let mut stack = Self {
-            options,
-            reaper,
-            postgres,
-            nats,
-            running: BTreeMap::new(),
-            ready_after: BTreeMap::new(),
-            endpoints,
-        };
-        for service in SERVICES {
-            stack.start_service(service)?;
-        }
-        let ready = stack.running.iter_mut().map(async |(service, process)| {
-            let admin = stack
-                .endpoints
-                .admin
-                .get(*service)
-                .context("every service has an admin address")?;
-            anyhow::Ok((*service, process.until_ready(admin).await?))
-        });
-        stack.ready_after = try_join_all(ready).await?.into_iter().collect();
-        Ok(stack)
+    pub fn start(options: Options, reaper: Reaper) -> BoxFuture<'static, anyhow::Result<Self>> {
+        start(options, reaper).boxed()
     }
 
-    /// Where everything is.
     pub fn endpoints(&self) -> &Endpoints {
         &self.endpoints
     }
 
-    /// How long each service took from its start until it was ready.
+    /// The time from the start of each service until it was ready.
     pub fn ready_after(&self) -> &BTreeMap<&'static str, Duration> {
         &self.ready_after
     }
@@ -135,178 +70,200 @@ impl Stack {
         &self.options.logs
     }
 
-    /// Starts one service without waiting for it.
+    /// Starts one service without waiting until it is ready.
     pub fn start_service(&mut self, service: &'static str) -> anyhow::Result<()> {
         let process = Process::start(&self.spec(service)?, &self.options.logs, &self.reaper)?;
-        self.endpoints
-            .pids
-            .insert(service.to_owned(), process.pid());
+        let pid = process.pid();
+        self.endpoints.pids.insert(service.to_owned(), pid);
         self.running.insert(service, process);
         Ok(())
     }
 
-    /// Waits until a service says that it is ready.
+    /// Waits until a service reports that it is ready.
     pub async fn wait_until_ready(&mut self, service: &str) -> anyhow::Result<()> {
-        let admin = self
-            .endpoints
-            .admin
-            .get(service)
-            .context("no such service")?;
-        self.running
-            .get_mut(service)
-            .with_context(|| format!("{service} does not run"))?
-            .until_ready(admin)
-            .await?;
-        Ok(())
+        let admin = self.endpoints.admin.get(service);
+        let admin = admin.with_context(|| format!("there is no service {service}"))?;
+        let process = self.running.get_mut(service);
+        let process = process.with_context(|| format!("{service} is not running"))?;
+        process.wait_until_ready(admin).await.map(drop)
     }
 
     /// Kills a service with SIGKILL.
     pub async fn kill(&mut self, service: &str) -> anyhow::Result<()> {
-        self.running
-            .remove(service)
-            .with_context(|| format!("{service} does not run"))?
-            .kill()
-            .await
+        self.take(service)?.kill().await
     }
 
-    /// Asks a service to end and waits until it has.
+    /// Stops a service with SIGTERM.
     pub async fn stop_service(&mut self, service: &str) -> anyhow::Result<()> {
-        self.running
-            .remove(service)
-            .with_context(|| format!("{service} does not run"))?
-            .stop(Signal::TERM)
-            .await
+        self.take(service)?.stop(Signal::TERM).await
+    }
+
+    fn take(&mut self, service: &str) -> anyhow::Result<Process> {
+        let process = self.running.remove(service);
+        process.with_context(|| format!("{service} is not running"))
     }
 
     /// Kills the private broker with SIGKILL and starts it again.
     pub async fn restart_broker(&mut self) -> anyhow::Result<()> {
-        let nats = self.nats.take().context("the broker is not ours")?;
-        self.nats = Some(
-            nats.crash_and_restart(&self.options.server_logs, &self.reaper)
-                .await?,
-        );
+        let nats = self.nats.take();
+        let nats = nats.context("a broker that `up` did not start cannot be restarted")?;
+        let restarted = nats.crash_and_restart(&self.options.server_logs, &self.reaper);
+        self.nats = Some(restarted.await?);
         Ok(())
     }
 
-    /// The first service that has ended by itself, with how.
+    /// The first service that has ended by itself, with its exit status.
     pub fn ended(&mut self) -> Option<String> {
-        self.running
-            .iter_mut()
-            .find_map(|(name, process)| Some(format!("{name} ended with {}", process.ended()?)))
+        self.running.iter_mut().find_map(|(name, process)| {
+            let status = process.exit_status()?;
+            Some(format!("{name} ended with {status}"))
+        })
     }
 
-    /// Stops everything, the edge first and the servers last.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
-        let mut failures = Vec::new();
-        for service in SERVICES.iter().rev() {
-            if let Some(process) = self.running.remove(service) {
-                failures.extend(process.stop(Signal::TERM).await.err());
-            }
-        }
-        if let Some(nats) = self.nats.take() {
-            failures.extend(nats.stop().await.err());
-        }
-        if let Some(postgres) = self.postgres.take() {
-            failures.extend(postgres.stop().await.err());
-        }
-        let failures: Vec<String> = failures
-            .into_iter()
-            .map(|error| format!("{error:#}"))
-            .collect();
-        ensure!(failures.is_empty(), "{}", failures.join("; "));
-        Ok(())
+    /// Stops everything: services in the reverse order of their start, then the servers.
+    pub fn stop(self) -> BoxFuture<'static, anyhow::Result<()>> {
+        stop(self).boxed()
     }
 
     fn spec(&self, service: &'static str) -> anyhow::Result<Spec> {
-        let (port, admin) = self
-            .options
-            .ports
-            .of(service)
-            .context("every service has a port")?;
-        let url = |service| {
-            let (port, _) = self.options.ports.of(service)?;
-            Some(format!("http://127.0.0.1:{port}"))
-        };
-        let mut environment = vec![
-            ("LISTEN".to_owned(), format!("127.0.0.1:{port}")),
-            ("ADMIN_LISTEN".to_owned(), format!("127.0.0.1:{admin}")),
+        let ports = self.options.ports.get(service)?;
+        let data = self.options.state.join(service);
+        let mut environment = BTreeMap::from([
+            ("LISTEN".to_owned(), format!("127.0.0.1:{}", ports.api)),
+            (
+                "ADMIN_LISTEN".to_owned(),
+                format!("127.0.0.1:{}", ports.admin),
+            ),
             ("NATS_URL".to_owned(), self.endpoints.nats.clone()),
             ("PROVIDER_URL".to_owned(), self.endpoints.provider.clone()),
             ("PROVIDER_API_KEY".to_owned(), "sk_test_sagacity".to_owned()),
-            (
-                "DATA_DIR".to_owned(),
-                self.options.state.join("psp-sandbox").display().to_string(),
-            ),
-        ];
-        for other in ["order", "payment", "inventory", "notification"] {
-            environment
-                .extend(url(other).map(|url| (format!("{}_URL", other.to_uppercase()), url)));
+            ("DATA_DIR".to_owned(), data.display().to_string()),
+        ]);
+        for other in MEMBERS {
+            let url = local_url(self.options.ports.get(other.name)?.api);
+            environment.insert(other.url_setting(), url);
         }
-        environment.extend(
-            self.endpoints
-                .databases
-                .get(service)
-                .map(|url| ("DATABASE_URL".to_owned(), url.clone())),
-        );
-        for (of, name, value) in &self.options.settings {
-            if of == service {
-                environment.push((name.clone(), value.clone()));
+        if let Some(url) = self.endpoints.databases.get(service) {
+            environment.insert("DATABASE_URL".to_owned(), url.clone());
+        }
+        for (owner, name, value) in &self.options.settings {
+            if owner == service {
+                environment.insert(name.clone(), value.clone());
             }
         }
         Ok(Spec {
             name: service.to_owned(),
             program: self.options.programs.join(service),
-            environment,
+            environment: environment.into_iter().collect(),
             last_signal: "TERM",
             ..Spec::default()
         })
     }
 }
 
-async fn endpoints(
-    options: &Options,
-    postgres: Option<&Postgres>,
-    nats: Option<&NatsServer>,
-) -> anyhow::Result<Endpoints> {
-    let admin = match (postgres, &options.database) {
-        (Some(postgres), _) => postgres.admin_url(),
-        (None, Some(database)) => database.clone(),
-        (None, None) => bail!("neither a private PostgreSQL server nor DATABASE"),
-    };
-    let mut databases = BTreeMap::new();
-    for role in ["order", "payment", "inventory", "notification"] {
-        let name = format!("{}{role}", options.database_prefix);
-        postgres::provide(&admin, role, &name)
-            .await
-            .with_context(|| format!("provide the database {name}"))?;
-        databases.insert(role.to_owned(), postgres::url_for(&admin, role, &name)?);
+async fn start(options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
+    for service in services() {
+        let ports = options.ports.get(service)?;
+        ports::ensure_free(ports.api, service)?;
+        ports::ensure_free(ports.admin, service)?;
     }
-    let local = |port: u16| format!("http://127.0.0.1:{port}");
-    let port_of = |service: &&str| {
-        options
-            .ports
-            .of(service)
-            .map(|(_, admin)| ((*service).to_owned(), local(admin)))
-    };
+    std::fs::create_dir_all(&options.state)
+        .with_context(|| format!("create {}", options.state.display()))?;
+    let logs = &options.server_logs;
     let mut pids = BTreeMap::new();
-    pids.extend(postgres.map(|postgres| ("postgres".to_owned(), postgres.pid())));
-    pids.extend(nats.map(|nats| ("nats".to_owned(), nats.pid())));
-    Ok(Endpoints {
-        gateway: local(options.ports.gateway),
-        provider: local(options.ports.psp_sandbox),
-        nats: nats
-            .map(NatsServer::url)
-            .or_else(|| options.nats.clone())
-            .context("neither a private broker nor NATS")?,
-        databases,
-        admin: SERVICES.iter().filter_map(port_of).collect(),
+    let (postgres, admin_url) = match &options.database {
+        Some(url) => (None, url.clone()),
+        None => {
+            let directory = postgres::cluster_directory(&options.state)?;
+            let (port, durability) = (options.ports.postgres, options.durability);
+            let server = Postgres::start(&directory, port, durability, logs, &reaper).await?;
+            pids.insert("postgres".to_owned(), server.pid());
+            let url = server.admin_url();
+            (Some(server), url)
+        }
+    };
+    let (nats, nats_url) = match &options.nats {
+        Some(url) => (None, url.clone()),
+        None => {
+            let directory = options.state.join("nats");
+            let server = NatsServer::start(&directory, options.ports.nats, logs, &reaper).await?;
+            pids.insert("nats".to_owned(), server.pid());
+            let url = server.url();
+            (Some(server), url)
+        }
+    };
+    let endpoints = Endpoints {
+        gateway: local_url(options.ports.get("gateway")?.api),
+        provider: local_url(options.ports.get("psp-sandbox")?.api),
+        nats: nats_url,
+        databases: create_databases(&admin_url, &options.database_prefix).await?,
+        admin: admin_urls(&options.ports)?,
         pids,
-    })
+    };
+    let mut stack = Stack {
+        options,
+        reaper,
+        postgres,
+        nats,
+        running: BTreeMap::new(),
+        ready_after: BTreeMap::new(),
+        endpoints,
+    };
+    // All at once: each waits by itself for those that it needs.
+    for service in services() {
+        stack.start_service(service)?;
+    }
+    let admin = &stack.endpoints.admin;
+    let ready = stack.running.iter_mut().map(async |(service, process)| {
+        let ready_after = process.wait_until_ready(&admin[*service]).await?;
+        anyhow::Ok((*service, ready_after))
+    });
+    stack.ready_after = try_join_all(ready).await?.into_iter().collect();
+    Ok(stack)
 }
 
-/// Removes everything that a private system keeps in `state`.
+async fn create_databases(
+    admin_url: &str,
+    prefix: &str,
+) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut databases = BTreeMap::new();
+    for member in members::with_database() {
+        let (role, name) = (member.name, format!("{prefix}{}", member.name));
+        postgres::create_database(admin_url, role, &name)
+            .await
+            .with_context(|| format!("create the database {name}"))?;
+        databases.insert(role.to_owned(), postgres::url_for(admin_url, role, &name)?);
+    }
+    Ok(databases)
+}
+
+fn admin_urls(ports: &Ports) -> anyhow::Result<BTreeMap<String, String>> {
+    let url = |name: &str| Ok((name.to_owned(), local_url(ports.get(name)?.admin)));
+    services().map(url).collect()
+}
+
+async fn stop(mut stack: Stack) -> anyhow::Result<()> {
+    // A failure to stop one process must not leave the others running.
+    let mut failures = Vec::new();
+    for service in services().rev() {
+        if let Some(process) = stack.running.remove(service) {
+            failures.extend(process.stop(Signal::TERM).await.err());
+        }
+    }
+    if let Some(nats) = stack.nats.take() {
+        failures.extend(nats.stop().await.err());
+    }
+    if let Some(postgres) = stack.postgres.take() {
+        failures.extend(postgres.stop().await.err());
+    }
+    let failures: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
+    Ok(())
+}
+
+/// Removes everything that a private system keeps for `state`.
 pub fn wipe(state: &Path) -> anyhow::Result<()> {
-    for directory in [state.to_owned(), postgres::reachable(state)?] {
+    for directory in [state.to_owned(), postgres::cluster_directory(state)?] {
         match std::fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("remove {}", directory.display()));

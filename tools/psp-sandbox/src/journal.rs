@@ -1,5 +1,5 @@
-//! The sandbox's durable memory: redb, with group commit. Requests that come while one transaction
-//! is being synced share the next; nobody is answered before what concerns him is on disk.
+//! The ledger on disk: redb with group commit. Requests that arrive while a transaction is being
+//! synced share the next one. No response is sent before its records are on disk.
 
 use std::{path::Path, thread};
 
@@ -15,25 +15,27 @@ type Table = TableDefinition<'static, &'static str, &'static [u8]>;
 const INTENTS: Table = TableDefinition::new("intents");
 const REFUNDS: Table = TableDefinition::new("refunds");
 const KEYS: Table = TableDefinition::new("idempotency_keys");
+/// How many requests share a transaction at most.
 const BATCH: usize = 256;
-/// Pages that redb keeps in memory; the ledger itself is in memory, too.
+/// Small, because reads are served from the ledger in memory and not from redb.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
+/// Records of one request, and where to report that they are durable.
 type Entry = (Vec<Record>, oneshot::Sender<()>);
 
-/// The way to the journal's thread.
+/// Handle of the thread that writes; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Journal(mpsc::Sender<Entry>);
 
 impl Journal {
-    /// Returns when `records` are durable; false when they could not be made so.
+    /// Waits until `records` are durable. Returns false when they could not be written.
     pub(crate) async fn write(&self, records: Vec<Record>) -> bool {
         let (done, durable) = oneshot::channel();
         self.0.send((records, done)).await.is_ok() && durable.await.is_ok()
     }
 }
 
-/// Opens the memory in `directory` and reads what is there.
+/// Opens the database in `directory`, reads the ledger, and starts the thread that writes.
 pub(crate) fn open(directory: &Path) -> anyhow::Result<(Journal, Ledger)> {
     std::fs::create_dir_all(directory)?;
     let database = Database::builder()
@@ -61,8 +63,8 @@ fn read(database: &Database) -> anyhow::Result<Ledger> {
     each(&transaction.open_table(REFUNDS)?, |_, refund| {
         ledger.apply(Record::Refund(refund))
     })?;
-    each(&transaction.open_table(KEYS)?, |key, keyed| {
-        ledger.apply(Record::Key(key.to_owned(), keyed))
+    each(&transaction.open_table(KEYS)?, |key, request| {
+        ledger.apply(Record::Request(key.to_owned(), request))
     })?;
     Ok(ledger)
 }
@@ -86,13 +88,16 @@ fn serve(database: &Database, mut entries: mpsc::Receiver<Entry>) {
     while entries.blocking_recv_many(&mut batch, BATCH) > 0 {
         let written = write(database, batch.iter().flat_map(|(records, _)| records));
         if let Err(error) = written {
-            // Dropping the senders tells the waiting requests.
-            tracing::error!(error = format!("{error:#}"), "the memory cannot be written");
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the ledger cannot be written; the requests fail"
+            );
+            // Dropping the senders makes `Journal::write` return false.
             batch.clear();
         }
         for (_, done) in batch.drain(..) {
-            // The client may have gone; what it asked for stands.
-            let _gone = done.send(());
+            // Without a receiver the request was aborted; its records stay.
+            let _aborted = done.send(());
         }
     }
 }
@@ -111,7 +116,9 @@ fn write<'a>(database: &Database, records: impl Iterator<Item = &'a Record>) -> 
                 Record::Refund(refund) => {
                     refunds.insert(refund.id.as_str(), bytes(refund)?.as_slice())?
                 }
-                Record::Key(key, keyed) => keys.insert(key.as_str(), bytes(keyed)?.as_slice())?,
+                Record::Request(key, request) => {
+                    keys.insert(key.as_str(), bytes(request)?.as_slice())?
+                }
             };
         }
     }

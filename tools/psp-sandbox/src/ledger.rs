@@ -1,11 +1,13 @@
-//! What the provider knows: intents, refunds, and the answers it has given, by idempotency key.
-//! Pure: every change is returned as records, which the journal makes durable before anybody is
-//! answered.
+//! What the provider knows: intents, refunds, and its responses by idempotency key. Pure: changes
+//! are records, which the journal makes durable before a response is sent.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+/// The parameters of a request, from its form.
+pub(crate) type Parameters = BTreeMap<String, String>;
 
 /// A charge, captured or declined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,19 +31,19 @@ pub(crate) struct Refund {
     pub(crate) created: i64,
 }
 
-/// An answer, kept so that a repeated request gets the same.
+/// A response as it is kept, so that a retry with the same key gets it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Answer {
+pub(crate) struct StoredResponse {
     pub(crate) status: u16,
     pub(crate) body: Value,
 }
 
-/// A stored answer and the parameters that it answers.
+/// A request with an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Keyed {
-    pub(crate) parameters: BTreeMap<String, String>,
-    /// `None` while the first request is being worked on.
-    pub(crate) answer: Option<Answer>,
+pub(crate) struct KeyedRequest {
+    pub(crate) parameters: Parameters,
+    /// `None` while the request is in flight.
+    pub(crate) response: Option<StoredResponse>,
 }
 
 /// A change to be made durable.
@@ -49,36 +51,35 @@ pub(crate) struct Keyed {
 pub(crate) enum Record {
     Intent(Intent),
     Refund(Refund),
-    Key(String, Keyed),
+    /// A request under its idempotency key.
+    Request(String, KeyedRequest),
 }
 
 /// Money of one order in one currency, for audits.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Balance {
-    /// The order's id, from the intent's metadata.
-    pub order_id: String,
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Balance {
+    order_id: String,
     /// ISO 4217, upper case.
-    pub currency: String,
-    /// Captured, in minor units.
-    pub captured: i64,
-    /// Given back, in minor units.
-    pub refunded: i64,
-    /// How many captures; more than one is a breach.
-    pub captures: u32,
+    currency: String,
+    /// In minor units.
+    captured: i64,
+    /// In minor units.
+    refunded: i64,
+    /// Number of captures; more than one is a double charge.
+    captures: u32,
 }
 
-/// The provider's memory.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) intents: HashMap<String, Intent>,
     pub(crate) refunds: HashMap<String, Refund>,
-    pub(crate) keys: HashMap<String, Keyed>,
+    requests: HashMap<String, KeyedRequest>,
 }
 
 /// What to do with a request that has an idempotency key.
 pub(crate) enum Admission {
     New,
-    Replay(Answer),
+    Replay(StoredResponse),
     InFlight,
     OtherParameters,
 }
@@ -88,38 +89,35 @@ impl Ledger {
         match record {
             Record::Intent(intent) => drop(self.intents.insert(intent.id.clone(), intent)),
             Record::Refund(refund) => drop(self.refunds.insert(refund.id.clone(), refund)),
-            Record::Key(key, keyed) => drop(self.keys.insert(key, keyed)),
+            Record::Request(key, request) => drop(self.requests.insert(key, request)),
         }
     }
 
-    /// Checks an idempotency key and, when it is new, marks it as being worked on.
-    pub(crate) fn admit(&mut self, key: &str, parameters: &BTreeMap<String, String>) -> Admission {
-        match self.keys.get(key) {
-            Some(keyed) if keyed.parameters != *parameters => Admission::OtherParameters,
-            Some(Keyed {
-                answer: Some(answer),
-                ..
-            }) => Admission::Replay(answer.clone()),
-            Some(Keyed { answer: None, .. }) => Admission::InFlight,
+    /// Looks up an idempotency key. A new key is in flight afterwards.
+    pub(crate) fn admit(&mut self, key: &str, parameters: &Parameters) -> Admission {
+        match self.requests.get(key) {
+            Some(request) if request.parameters != *parameters => Admission::OtherParameters,
+            Some(request) => match &request.response {
+                Some(response) => Admission::Replay(response.clone()),
+                None => Admission::InFlight,
+            },
             None => {
-                let keyed = Keyed {
+                let request = KeyedRequest {
                     parameters: parameters.clone(),
-                    answer: None,
+                    response: None,
                 };
-                self.keys.insert(key.to_owned(), keyed);
+                self.requests.insert(key.to_owned(), request);
                 Admission::New
             }
         }
     }
 
-    /// Forgets a key whose request came to nothing.
+    /// Forgets a key whose request failed before it had a response.
     pub(crate) fn abandon(&mut self, key: &str) {
-        if self
-            .keys
-            .get(key)
-            .is_some_and(|keyed| keyed.answer.is_none())
+        if let Some(request) = self.requests.get(key)
+            && request.response.is_none()
         {
-            self.keys.remove(key);
+            self.requests.remove(key);
         }
     }
 
@@ -143,26 +141,38 @@ impl Ledger {
 }
 
 impl Intent {
+    /// As Stripe shows it: <https://docs.stripe.com/api/payment_intents/object>.
     pub(crate) fn body(&self) -> Value {
-        let status = if self.captured {
-            "succeeded"
-        } else {
-            "requires_payment_method"
+        let (status, received) = match self.captured {
+            true => ("succeeded", self.amount),
+            false => ("requires_payment_method", 0),
         };
         json!({
-            "id": self.id, "object": "payment_intent", "amount": self.amount, "currency": self.currency,
-            "amount_received": if self.captured { self.amount } else { 0 }, "status": status, "livemode": false,
+            "id": self.id,
+            "object": "payment_intent",
+            "amount": self.amount,
+            "amount_received": received,
+            "currency": self.currency,
+            "status": status,
+            "livemode": false,
             "latest_charge": format!("ch_{}", self.id.trim_start_matches("pi_")),
-            "metadata": { "order_id": self.order_id }, "created": self.created,
+            "metadata": { "order_id": self.order_id },
+            "created": self.created,
         })
     }
 }
 
 impl Refund {
+    /// As Stripe shows it: <https://docs.stripe.com/api/refunds/object>.
     pub(crate) fn body(&self, currency: &str) -> Value {
         json!({
-            "id": self.id, "object": "refund", "amount": self.amount, "currency": currency, "status": "succeeded",
-            "payment_intent": self.intent, "created": self.created,
+            "id": self.id,
+            "object": "refund",
+            "amount": self.amount,
+            "currency": currency,
+            "status": "succeeded",
+            "payment_intent": self.intent,
+            "created": self.created,
         })
     }
 }

@@ -1,7 +1,5 @@
-//! The payment service provider's stand-in as a process.
+//! The sandbox provider as a process.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    bootstrap::process::main("psp-sandbox", psp_sandbox::run)
+fn main() -> std::process::ExitCode {
+    psp_sandbox::main()
 }

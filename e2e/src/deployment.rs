@@ -1,0 +1,109 @@
+//! Where a system runs: in processes of its own, or in the containers behind `SAGACITY_TARGET`.
+
+use anyhow::{Context as _, bail};
+use devstack::{Endpoints, Logs, Stack};
+
+use crate::Compose;
+
+/// The parts of a system, to be killed and restarted one by one.
+#[derive(Debug)]
+pub enum Deployment {
+    /// One process per service, and servers of its own.
+    Processes(Box<Stack>),
+    /// `docker compose`.
+    Containers(Compose),
+}
+
+impl Deployment {
+    /// The addresses of all parts.
+    pub fn endpoints(&self) -> &Endpoints {
+        match self {
+            Self::Processes(stack) => stack.endpoints(),
+            Self::Containers(compose) => compose.endpoints(),
+        }
+    }
+
+    pub fn containers(&mut self) -> anyhow::Result<&mut Compose> {
+        match self {
+            Self::Processes(_) => bail!("only for containers: set SAGACITY_TARGET"),
+            Self::Containers(compose) => Ok(compose),
+        }
+    }
+
+    /// Starts a service without waiting for it.
+    pub async fn start_service(&mut self, service: &'static str) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.start_service(service),
+            Self::Containers(compose) => compose.start(service).await,
+        }
+    }
+
+    /// Waits until a service is ready.
+    pub async fn wait_until_ready(&mut self, service: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.wait_until_ready(service).await,
+            Self::Containers(compose) => compose.wait_until_ready(service).await,
+        }
+    }
+
+    /// Kills a service with SIGKILL.
+    pub async fn kill(&mut self, service: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.kill(service).await,
+            Self::Containers(compose) => compose.kill(service).await,
+        }
+    }
+
+    /// Stops a service with SIGTERM and waits for its end.
+    pub async fn stop_service(&mut self, service: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.stop_service(service).await,
+            Self::Containers(compose) => compose.stop(&[service]).await,
+        }
+    }
+
+    /// Kills the broker with SIGKILL and restarts it.
+    pub async fn restart_broker(&mut self) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.restart_broker().await,
+            Self::Containers(compose) => {
+                compose.kill("nats").await?;
+                compose.start("nats").await
+            }
+        }
+    }
+
+    /// What a service has logged.
+    pub async fn log(&self, service: &str) -> anyhow::Result<String> {
+        match self {
+            Self::Containers(compose) => compose.logs(service).await,
+            Self::Processes(stack) => match stack.logs() {
+                Logs::Directory(directory) => {
+                    let path = directory.join(format!("{service}.log"));
+                    std::fs::read_to_string(&path)
+                        .with_context(|| format!("read {}", path.display()))
+                }
+                Logs::Lines(_) => bail!("the log of {service} was not kept"),
+            },
+        }
+    }
+
+    /// Stops the processes; containers keep running for the next scenario.
+    pub async fn close(self) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.stop().await,
+            Self::Containers(compose) => {
+                compose.leave_clean();
+                Ok(())
+            }
+        }
+    }
+
+    /// Stops the processes; the next scenario replaces the containers.
+    pub async fn abandon(self) -> anyhow::Result<()> {
+        match self {
+            Self::Processes(stack) => stack.stop().await,
+            Self::Containers(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `/openapi.json`: what all operations have in common, added to what the handlers declare.
+
+use utoipa::{
+    OpenApi,
+    openapi::{
+        Content, Header, KnownFormat, ObjectBuilder, Ref, RefOr, Response, SchemaFormat,
+        link::Link,
+        path::Operation,
+        schema::{Schema, Type},
+    },
+};
+
+use crate::problem::Problem;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Sagacity",
+        description = "Orders, followed through payment and stock to their end.\n\n\
+            Errors are RFC 9457 problem documents: `field` names the part of the request that is \
+            wrong, `retry_safe` says whether the same request may be sent again. Methods that a \
+            path does not support are answered with 405 and `Allow`.\n\n\
+            Every response carries `x-correlation-id`. A request may send its own: a UUID."
+    ),
+    components(schemas(Problem)),
+    tags((name = "orders"), (name = "products")),
+)]
+struct Document;
+
+/// What can happen to every request.
+const COMMON_PROBLEMS: [(&str, &str); 4] = [
+    ("400", "The request is invalid; `field` names the part"),
+    ("500", "An unexpected error"),
+    ("503", "A service behind the API is unavailable"),
+    ("504", "A service behind the API did not respond in time"),
+];
+
+/// What a client can do with an order that it has created.
+const LINKS_FROM_CREATE_ORDER: [&str; 4] =
+    ["get_order", "get_timeline", "watch_order", "cancel_order"];
+
+/// The document without paths; the router adds them.
+pub fn base() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
+/// The document with what the handlers need not repeat.
+pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+    for item in document.paths.paths.values_mut() {
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            add_responses(operation);
+        }
+    }
+    document
+}
+
+fn add_responses(operation: &mut Operation) {
+    let responses = &mut operation.responses.responses;
+    for (status, description) in COMMON_PROBLEMS {
+        let response = || Response::new(description).into();
+        responses.entry(status.to_owned()).or_insert_with(response);
+    }
+    for (status, response) in responses {
+        let RefOr::T(response) = response else {
+            continue;
+        };
+        let uuid = string().format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid)));
+        add_header(
+            response,
+            "x-correlation-id",
+            "Finds the request in logs",
+            uuid,
+        );
+        if status.as_str() >= "400" {
+            let problem = Content::new(Some(Ref::from_schema_name("Problem")));
+            let content = &mut response.content;
+            content.insert("application/problem+json".to_owned(), problem.into());
+        }
+        match status.as_str() {
+            "201" => describe_created(response),
+            "503" => {
+                let seconds = ObjectBuilder::new().schema_type(Type::Integer);
+                add_header(response, "Retry-After", "Seconds", seconds);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn describe_created(response: &mut Response) {
+    let path = string().format(Some(SchemaFormat::Custom("uri-reference".to_owned())));
+    add_header(response, "Location", "The path of the order", path);
+    let replayed = string().enum_values(Some(["true"]));
+    let description = "There if the order was created by an earlier request";
+    add_header(response, "Idempotent-Replayed", description, replayed);
+    for operation in LINKS_FROM_CREATE_ORDER {
+        let link = Link::builder()
+            .operation_id(operation)
+            .parameter("path.id", "$response.body#/id")
+            .parameter("header.X-Customer-Id", "$request.header.X-Customer-Id")
+            .build();
+        response.links.insert(operation.to_owned(), link.into());
+    }
+}
+
+fn add_header(response: &mut Response, name: &str, description: &str, schema: ObjectBuilder) {
+    let mut header = Header::new(Schema::from(schema));
+    header.description = Some(description.to_owned());
+    response.headers.insert(name.to_owned(), header.into());
+}
+
+fn string() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String)
+}

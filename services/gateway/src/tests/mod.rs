@@ -1,0 +1,105 @@
+//! The router against stub services: real HTTP semantics and real gRPC, no other process.
+
+mod invalid_requests;
+mod responses;
+mod stub;
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    http::{HeaderMap, Request, StatusCode, request},
+};
+use bootstrap::grpc::channel;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::ServiceExt as _;
+
+use crate::{backends::Backends, live::Live, router};
+use stub::Stub;
+
+const CUSTOMER: &str = "01890000-0000-7000-8000-000000000001";
+const ORDER: &str = "01890000-0000-7000-8000-000000000002";
+const VALID_ORDER: &str =
+    r#"{"items":[{"sku":"SKU-0001","quantity":1}],"payment_method":"tok_visa"}"#;
+
+/// The router in front of a stub, which ends with it.
+struct Api {
+    router: Router,
+    _stop: DropGuard,
+}
+
+struct Response {
+    status: StatusCode,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Api {
+    async fn new(stub: Stub) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        tokio::spawn(bootstrap::grpc::serve(
+            listener,
+            stub.routes(),
+            stop.clone(),
+        ));
+        let channel = channel(&url).unwrap();
+        Self {
+            router: router(Backends::new(|_| channel.clone(), Live::default())),
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Response {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        Response::read(response).await
+    }
+
+    async fn get(&self, path: &str) -> Response {
+        self.send(get(path).body(Body::empty()).unwrap()).await
+    }
+
+    async fn create_order(&self) -> Response {
+        self.send(create_order().body(VALID_ORDER.into()).unwrap())
+            .await
+    }
+}
+
+impl Response {
+    async fn read(response: axum::response::Response) -> Self {
+        let (parts, body) = response.into_parts();
+        let bytes = to_bytes(body, usize::MAX).await.unwrap();
+        Self {
+            status: parts.status,
+            headers: parts.headers,
+            text: String::from_utf8(bytes.into()).unwrap(),
+        }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {}", self.text))
+    }
+
+    /// The body, after checking that it is a problem document for this response.
+    fn problem(&self) -> Value {
+        let problem = self.json();
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        assert_eq!(problem["status"], self.status.as_u16(), "{problem}");
+        assert!(self.headers.contains_key("x-correlation-id"), "{problem}");
+        problem
+    }
+}
+
+fn get(path: &str) -> request::Builder {
+    Request::get(path).header("x-customer-id", CUSTOMER)
+}
+
+/// A valid request, but for the body.
+fn create_order() -> request::Builder {
+    Request::post("/api/v1/orders")
+        .header("x-customer-id", CUSTOMER)
+        .header("idempotency-key", "one")
+        .header("content-type", "application/json")
+}

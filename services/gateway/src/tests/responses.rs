@@ -1,0 +1,275 @@
+//! What clients get: headers, composed responses, errors of services, the document.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode},
+    routing,
+};
+use contracts::{MAX_TEXT, OrderLine, Quantity};
+use serde_json::{Value, json};
+use tonic::Code;
+use tower::ServiceExt as _;
+
+use super::{Api, CUSTOMER, ORDER, Response, Stub, create_order, get};
+use crate::with_layers;
+
+fn order_path() -> String {
+    format!("/api/v1/orders/{ORDER}")
+}
+
+#[tokio::test]
+async fn a_created_order_has_a_location_and_only_a_replayed_one_says_that_it_is() {
+    let first = Api::new(Stub::default()).await.create_order().await;
+    assert_eq!(first.status, StatusCode::CREATED);
+    assert_eq!(first.headers["location"], order_path().as_str());
+    assert!(!first.headers.contains_key("idempotent-replayed"));
+    let replayed = Api::new(Stub::default().replaying()).await;
+    let replayed = replayed.create_order().await;
+    assert_eq!(replayed.status, StatusCode::CREATED);
+    assert_eq!(replayed.headers["idempotent-replayed"], "true");
+    assert_eq!(replayed.json(), first.json());
+}
+
+#[tokio::test]
+async fn a_valid_correlation_id_comes_back_and_any_other_is_replaced() {
+    let api = Api::new(Stub::default()).await;
+    for (sent, kept) in [(CUSTOMER, true), ("mine", false)] {
+        let request = get("/api/v1/products").header("x-correlation-id", sent);
+        let response = api.send(request.body(Body::empty()).unwrap()).await;
+        let received = response.headers["x-correlation-id"].to_str().unwrap();
+        assert_eq!(received == sent, kept, "{received}");
+        assert_eq!(response.headers["cache-control"], "no-store");
+    }
+}
+
+#[tokio::test]
+async fn the_cursor_of_a_page_leads_to_the_next_until_the_last() {
+    let api = Api::new(Stub::default()).await;
+    let first = api.get("/api/v1/products").await.json();
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let last = api.get(&format!("/api/v1/products?cursor={cursor}")).await;
+    assert_eq!(last.json()["next_cursor"], Value::Null);
+    let orders = api.get("/api/v1/orders").await.json();
+    let cursor = orders["next_cursor"].as_str().unwrap();
+    let next = api.get(&format!("/api/v1/orders?cursor={cursor}")).await;
+    assert_eq!(next.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_composed_order_lists_the_parts_that_are_unavailable() {
+    for (method, code, part, unavailable) in [
+        ("none", Code::Ok, "none", json!([])),
+        (
+            "get_payment",
+            Code::Unavailable,
+            "payment",
+            json!(["payment"]),
+        ),
+        (
+            "get_reservation",
+            Code::Internal,
+            "reservation",
+            json!(["reservation"]),
+        ),
+        (
+            "list_notifications",
+            Code::DeadlineExceeded,
+            "notifications",
+            json!(["notifications"]),
+        ),
+        // There is no payment yet: that is not an error.
+        ("get_payment", Code::NotFound, "payment", json!([])),
+    ] {
+        let api = Api::new(Stub::default().failing(method, code, "no")).await;
+        let response = api.get(&order_path()).await;
+        assert_eq!(response.status, StatusCode::OK, "{method}");
+        let order = response.json();
+        assert_eq!(order["unavailable"], unavailable, "{method}");
+        for (name, value) in [
+            ("payment", "completed"),
+            ("reservation", "reserved"),
+            ("notifications", "order_confirmed"),
+        ] {
+            let shown = order[name].to_string().contains(value);
+            assert_eq!(shown, name != part, "{method} {name}: {order}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_does_not_respond_costs_one_second() {
+    let api = Api::new(Stub::default().hanging("get_payment")).await;
+    let began = Instant::now();
+    let order = api.get(&order_path()).await.json();
+    assert_eq!(order["unavailable"], json!(["payment"]));
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_timeline_is_sorted_and_shows_causes_and_unavailable_services() {
+    let path = format!("{}/timeline", order_path());
+    let timeline = Api::new(Stub::default()).await.get(&path).await.json();
+    // The stub's two events, from each of three logs.
+    let events = timeline["events"].as_array().unwrap();
+    let shown: Vec<_> = events
+        .iter()
+        .map(|event| {
+            (
+                event["id"].as_str().unwrap(),
+                &event["cause"],
+                &event["offset_ms"],
+            )
+        })
+        .collect();
+    assert_eq!(shown.len(), 6);
+    assert_eq!(shown[0], ("cause", &Value::Null, &json!(0)));
+    assert_eq!(
+        shown[5],
+        ("effect", &json!("order.created.v1"), &json!(2000))
+    );
+    let failing = Stub::default().failing("list_events", Code::Unavailable, "no");
+    let timeline = Api::new(failing).await.get(&path).await.json();
+    assert_eq!(
+        timeline["unavailable"],
+        json!(["order", "payment", "inventory"])
+    );
+}
+
+#[tokio::test]
+async fn a_live_stream_resumes_after_the_last_event_and_ends_with_the_order() {
+    let api = Api::new(Stub::default()).await;
+    let path = format!("{}/events", order_path());
+    let all = api.get(&path).await;
+    assert_eq!(all.headers["content-type"], "text/event-stream");
+    let end = "event: end\ndata: {\"status\":\"confirmed\"}\n\n";
+    assert!(
+        all.text.starts_with("id: cause\n") && all.text.ends_with(end),
+        "{}",
+        all.text
+    );
+    let resumed = get(&path).header("last-event-id", "effect");
+    let resumed = api.send(resumed.body(Body::empty()).unwrap()).await;
+    assert!(!resumed.text.contains("id: cause"), "{}", resumed.text);
+    assert!(resumed.text.ends_with(end), "{}", resumed.text);
+}
+
+#[tokio::test]
+async fn errors_of_services_become_problems() {
+    for (code, message, status, kind, field, retry_safe) in [
+        (
+            Code::InvalidArgument,
+            "items[0].sku: there is no product \"SKU-0001\"",
+            400,
+            "invalid-request",
+            Some("items[0].sku"),
+            false,
+        ),
+        (Code::NotFound, "no", 404, "not-found", None, false),
+        (Code::Aborted, "no", 409, "request-in-flight", None, true),
+        (Code::FailedPrecondition, "no", 409, "conflict", None, false),
+        (
+            Code::AlreadyExists,
+            "no",
+            422,
+            "idempotency-key-reused",
+            Some("idempotency-key"),
+            false,
+        ),
+        (Code::Internal, "secret", 500, "internal", None, false),
+        (Code::Unavailable, "secret", 503, "unavailable", None, true),
+        (
+            Code::ResourceExhausted,
+            "secret",
+            503,
+            "unavailable",
+            None,
+            true,
+        ),
+        (Code::DeadlineExceeded, "secret", 504, "timeout", None, true),
+    ] {
+        let api = Api::new(Stub::default().failing("create_order", code, message)).await;
+        let response = api.create_order().await;
+        assert_eq!(response.status, status, "{code:?}: {}", response.text);
+        let problem = response.problem();
+        assert_eq!(problem["type"], format!("urn:sagacity:problem:{kind}"));
+        assert_eq!(problem["field"].as_str(), field, "{problem}");
+        assert_eq!(problem["retry_safe"], retry_safe, "{problem}");
+        assert_eq!(response.headers.contains_key("retry-after"), status == 503);
+        assert!(!response.text.contains("secret"), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_a_problem_and_not_safe_to_retry() {
+    async fn panics() {
+        panic!("a bug");
+    }
+    let router = with_layers(Router::new().route("/", routing::get(panics)));
+    let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+    let response = Response::read(response).await;
+    assert_eq!(response.status, StatusCode::INTERNAL_SERVER_ERROR);
+    let problem = response.problem();
+    assert_eq!(problem["retry_safe"], false, "{problem}");
+    assert!(!response.text.contains("a bug"), "{problem}");
+}
+
+#[tokio::test]
+async fn every_documented_response_has_a_correlation_id_and_every_error_is_a_problem() {
+    let document = Api::new(Stub::default())
+        .await
+        .get("/openapi.json")
+        .await
+        .json();
+    let operations = document["paths"].as_object().unwrap().values();
+    let operations = operations.flat_map(|path| path.as_object().unwrap().values());
+    let mut count = 0;
+    for operation in operations {
+        count += 1;
+        let responses = operation["responses"].as_object().unwrap();
+        for common in ["400", "500", "503", "504"] {
+            assert!(responses.contains_key(common), "{operation}");
+        }
+        for (status, response) in responses {
+            assert!(
+                response["headers"]["x-correlation-id"].is_object(),
+                "{operation}"
+            );
+            let problem = response["content"]["application/problem+json"].is_object();
+            assert_eq!(problem, status.as_str() >= "400", "{operation}");
+        }
+    }
+    assert_eq!(count, 8);
+}
+
+#[tokio::test]
+async fn both_spellings_of_a_key_are_accepted() {
+    let api = Api::new(Stub::default()).await;
+    for key in ["one", "\"one\"", "\"\"", "with space"] {
+        let mut request = create_order().body(super::VALID_ORDER.into()).unwrap();
+        let key = key.parse().unwrap();
+        request.headers_mut().insert("idempotency-key", key);
+        assert_eq!(api.send(request).await.status, StatusCode::CREATED);
+    }
+}
+
+#[tokio::test]
+async fn the_document_states_the_limits_of_the_contracts() {
+    let api = Api::new(Stub::default()).await;
+    let document = api.get("/openapi.json").await.json();
+    let schemas = &document["components"]["schemas"];
+    let order = &schemas["NewOrder"]["properties"];
+    let item = &schemas["NewItem"]["properties"];
+    assert_eq!(order["items"]["maxItems"], OrderLine::MAX_PER_ORDER);
+    assert_eq!(item["quantity"]["maximum"], Quantity::MAX);
+    let sku = &document["paths"]["/api/v1/products/{sku}"]["get"]["parameters"][0]["schema"];
+    for text in [&order["payment_method"], &item["sku"], sku] {
+        assert_eq!(text["maxLength"], MAX_TEXT, "{text}");
+    }
+}

@@ -1,0 +1,116 @@
+//! Start and stop of a process, as an orchestrator sees them. The order service stands for all
+//! services: they share the chassis.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use devstack::{
+    free_port,
+    test::{self, Program, eventually},
+};
+use proto::order::v1::{GetOrderRequest, order_service_client::OrderServiceClient};
+use tokio::net::TcpStream;
+use tonic::Code;
+use uuid::Uuid;
+
+/// Starts the order service without waiting for it.
+fn spawn(database: &str, broker: &str, lag: &str) -> Program {
+    let settings = [
+        ("DATABASE_URL", database),
+        ("NATS_URL", broker),
+        ("SHUTDOWN_LAG_SECONDS", lag),
+    ];
+    Program::spawn(env!("CARGO_BIN_EXE_order"), &settings).unwrap()
+}
+
+/// Status and body of an admin endpoint; `None` while the listener is closed.
+async fn get(program: &Program, path: &str) -> Option<(u16, String)> {
+    let url = format!("{}{path}", program.admin);
+    let response = client::http_client().unwrap().get(url).send().await.ok()?;
+    Some((response.status().as_u16(), response.text().await.ok()?))
+}
+
+async fn is(program: &Program, path: &str, status: u16) -> bool {
+    get(program, path)
+        .await
+        .is_some_and(|(found, _)| found == status)
+}
+
+fn request(order_id: &str) -> GetOrderRequest {
+    GetOrderRequest {
+        order_id: order_id.to_owned(),
+        customer_id: Uuid::now_v7().to_string(),
+    }
+}
+
+#[tokio::test]
+async fn a_process_is_alive_before_its_database_answers() {
+    let nowhere = free_port().unwrap();
+    let database = format!("postgres://order:secret@127.0.0.1:{nowhere}/order");
+    let mut program = spawn(&database, "nats://127.0.0.1:1", "0");
+    eventually("the process is alive", async || {
+        is(&program, "/livez", 200).await
+    })
+    .await;
+    for path in ["/startupz", "/readyz"] {
+        let (status, body) = get(&program, path).await.unwrap();
+        assert_eq!(status, 503, "{path}: {body}");
+        assert!(body.contains("waiting for the database"), "{path}: {body}");
+    }
+    assert!(is(&program, "/metrics", 200).await);
+    program.terminate().unwrap();
+    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn readiness_turns_off_first_and_requests_in_flight_complete() {
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    let mut program = spawn(&url, &broker.url(), "1");
+    eventually("the process is ready", async || {
+        is(&program, "/readyz", 200).await
+    })
+    .await;
+    assert!(is(&program, "/startupz", 200).await);
+
+    // A request that waits for a lock is in flight.
+    let mut lock = database.begin().await.unwrap();
+    let statement = sqlx::query("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE");
+    statement.execute(&mut *lock).await.unwrap();
+    let mut client = OrderServiceClient::connect(program.url.clone())
+        .await
+        .unwrap();
+    let id = Uuid::now_v7().to_string();
+    let in_flight = tokio::spawn(async move { client.get_order(request(&id)).await });
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+                   AND query LIKE '-- order_find%'";
+    eventually("the request waits", async || {
+        let waiting = sqlx::query_scalar::<_, i64>(waiting).fetch_one(&database);
+        waiting.await.unwrap() > 0
+    })
+    .await;
+
+    program.terminate().unwrap();
+    eventually("readiness is off", async || {
+        is(&program, "/readyz", 503).await
+    })
+    .await;
+    // During the lag a load balancer may still send requests.
+    let mut late = OrderServiceClient::connect(program.url.clone())
+        .await
+        .unwrap();
+    let answered = late.get_order(request("mine")).await.unwrap_err();
+    assert_eq!(answered.code(), Code::InvalidArgument);
+    drop(late);
+    let address = program.url.trim_start_matches("http://").to_owned();
+    let is_closed = async || TcpStream::connect(&address).await.is_err();
+    eventually("the listener is closed", is_closed).await;
+    // The admin listener outlives the others.
+    let (status, body) = get(&program, "/readyz").await.unwrap();
+    assert_eq!((status, body.contains("shutdown")), (503, true), "{body}");
+    assert!(is(&program, "/livez", 200).await);
+    assert!(!in_flight.is_finished());
+
+    lock.rollback().await.unwrap();
+    let completed = in_flight.await.unwrap().unwrap_err();
+    assert_eq!(completed.code(), Code::NotFound, "{completed}");
+    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}

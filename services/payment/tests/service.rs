@@ -1,0 +1,257 @@
+//! The payment service as processes, with a real database and broker and the sandbox provider. The
+//! test publishes as the order service.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use async_nats::jetstream;
+use contracts::{Cause, CorrelationId, CustomerId, Envelope, Event, EventId, OrderId, Service};
+use devstack::{
+    NatsServer, Reaper, TemporaryDirectory,
+    test::{self, Program, eventually},
+};
+use proto::{
+    common::v1::{Money, OrderLine},
+    order::v1::{OrderCancelled, OrderCreated},
+    payment::v1::{GetPaymentRequest, payment_service_client::PaymentServiceClient},
+};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use tonic::Code;
+
+struct Fixture {
+    _memory: TemporaryDirectory,
+    broker: NatsServer,
+    database: PgPool,
+    database_url: String,
+    provider: Program,
+    http: reqwest::Client,
+    jetstream: jetstream::Context,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let broker = test::broker().await.unwrap();
+        let (database, database_url) = test::database(&[]).await.unwrap();
+        let memory = TemporaryDirectory::new(&Reaper::new().unwrap()).unwrap();
+        let program = test::programs().await.unwrap().join("psp-sandbox");
+        let settings = [("DATA_DIR", memory.path().to_str().unwrap())];
+        let provider = Program::start(program.to_str().unwrap(), &settings)
+            .await
+            .unwrap();
+        let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+        Self {
+            _memory: memory,
+            broker,
+            database,
+            database_url,
+            provider,
+            http: client::http_client().unwrap(),
+            jetstream,
+        }
+    }
+
+    async fn start(&self) -> Program {
+        let broker = self.broker.url();
+        let settings = [
+            ("DATABASE_URL", self.database_url.as_str()),
+            ("NATS_URL", &broker),
+            ("PROVIDER_URL", &self.provider.url),
+            ("PROVIDER_API_KEY", "sk_test_sagacity"),
+        ];
+        Program::start(env!("CARGO_BIN_EXE_payment"), &settings)
+            .await
+            .unwrap()
+    }
+
+    /// Publishes an accepted order over 19.99 EUR.
+    async fn publish_order(&self) -> OrderId {
+        let order = OrderId::new();
+        let price = Money {
+            amount: 1999,
+            currency: "EUR".to_owned(),
+        };
+        let created = OrderCreated {
+            order_id: order.to_string(),
+            customer_id: CustomerId::new().to_string(),
+            lines: vec![OrderLine {
+                sku: "SKU-0001".to_owned(),
+                quantity: 1,
+                unit_price: Some(price.clone()),
+            }],
+            total: Some(price),
+            payment_method: "tok_visa".to_owned(),
+            deadline: None,
+        };
+        self.publish(order, Event::OrderCreated(created)).await;
+        order
+    }
+
+    async fn publish(&self, order: OrderId, event: Event) {
+        let envelope = Envelope {
+            event_id: EventId::new(),
+            subject: event.subject(),
+            order_id: order,
+            time: time::OffsetDateTime::now_utc(),
+            cause: Cause {
+                correlation_id: CorrelationId::new(),
+                causation_id: EventId::new(),
+                traceparent: None,
+            },
+        };
+        let headers = messaging::headers::to_headers(&envelope, Service::Order);
+        let subject = event.subject().as_str();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the test publishes as the order service"
+        )]
+        let published =
+            self.jetstream
+                .publish_with_headers(subject, headers, event.encode().into());
+        published.await.unwrap().await.unwrap();
+    }
+
+    async fn inject(&self, fault: Value) {
+        let url = format!("{}/sandbox/faults/tok_visa", self.provider.url);
+        let injected = self.http.put(url).json(&fault).send().await.unwrap();
+        injected.error_for_status().unwrap();
+    }
+
+    /// Captures at the provider, by order.
+    async fn captures(&self, order: OrderId) -> i64 {
+        let url = format!("{}/sandbox/ledger", self.provider.url);
+        let ledger = self
+            .http
+            .get(url)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        let balances = ledger
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let mut of_order = balances.filter(|balance| balance["order_id"] == order.to_string());
+        of_order
+            .next()
+            .map_or(0, |balance| balance["captures"].as_i64().unwrap())
+    }
+
+    async fn status(&self, order: OrderId) -> (String, i32) {
+        let row = sqlx::query_as("SELECT status, attempts FROM payments WHERE order_id = $1");
+        let row = row.bind(order.0).fetch_optional(&self.database).await;
+        row.unwrap_or_default().unwrap_or_default()
+    }
+
+    async fn until_status(&self, order: OrderId, status: &str) {
+        eventually(status, async || self.status(order).await.0 == status).await;
+    }
+
+    /// The provider has been called, and has not responded.
+    async fn until_called(&self, order: OrderId) {
+        eventually("the call", async || {
+            self.status(order).await == ("pending".to_owned(), 1)
+        })
+        .await;
+    }
+
+    /// Lets the lease of a payment expire now instead of after its time.
+    async fn expire_lease(&self, order: OrderId) {
+        let expire = sqlx::query("UPDATE payments SET due_at = now() WHERE order_id = $1");
+        expire.bind(order.0).execute(&self.database).await.unwrap();
+    }
+
+    async fn published(&self, order: OrderId, subject: &str) -> i64 {
+        let count = "SELECT count(*) FROM outbox WHERE order_id = $1 AND subject = $2";
+        let count = sqlx::query_scalar(count).bind(order.0).bind(subject);
+        count.fetch_one(&self.database).await.unwrap()
+    }
+
+    async fn assert_charged_once(&self, order: OrderId) {
+        self.until_status(order, "completed").await;
+        assert_eq!(self.captures(order).await, 1);
+        assert_eq!(self.published(order, "payment.completed.v1").await, 1);
+    }
+}
+
+#[tokio::test]
+async fn two_workers_charge_a_payment_once() {
+    let fixture = Fixture::new().await;
+    let _replicas = [fixture.start().await, fixture.start().await];
+    fixture.inject(json!({ "latency_ms": 1500 })).await;
+    let order = fixture.publish_order().await;
+    fixture.until_called(order).await;
+    // While the first worker waits for the response, the payment is due for the second.
+    fixture.expire_lease(order).await;
+    eventually("the second call", async || {
+        fixture.status(order).await.1 > 1
+    })
+    .await;
+    fixture.assert_charged_once(order).await;
+}
+
+#[tokio::test]
+async fn an_expired_lease_is_taken_over() {
+    let fixture = Fixture::new().await;
+    let first = fixture.start().await;
+    // The worker dies during its call; the provider has done nothing yet.
+    fixture.inject(json!({ "latency_ms": 60_000 })).await;
+    let order = fixture.publish_order().await;
+    fixture.until_called(order).await;
+    first.kill().await.unwrap();
+    fixture.inject(json!({})).await;
+    let _second = fixture.start().await;
+    fixture.expire_lease(order).await;
+    fixture.assert_charged_once(order).await;
+}
+
+#[tokio::test]
+async fn a_crash_between_capture_and_record_charges_once() {
+    let fixture = Fixture::new().await;
+    let first = fixture.start().await;
+    fixture
+        .inject(json!({ "stall_after_charge_ms": 60_000 }))
+        .await;
+    let order = fixture.publish_order().await;
+    eventually("the capture", async || fixture.captures(order).await == 1).await;
+    first.kill().await.unwrap();
+    assert_eq!(fixture.status(order).await, ("pending".to_owned(), 1));
+    let _second = fixture.start().await;
+    fixture.expire_lease(order).await;
+    fixture.assert_charged_once(order).await;
+}
+
+#[tokio::test]
+async fn a_cancelled_payment_is_refunded_and_can_be_queried() {
+    let fixture = Fixture::new().await;
+    let program = fixture.start().await;
+    let order = fixture.publish_order().await;
+    fixture.assert_charged_once(order).await;
+    let cancelled = OrderCancelled {
+        order_id: order.to_string(),
+        customer_id: CustomerId::new().to_string(),
+        reason: 4,
+    };
+    fixture
+        .publish(order, Event::OrderCancelled(cancelled))
+        .await;
+    fixture.until_status(order, "refunded").await;
+    assert_eq!(fixture.published(order, "payment.refunded.v1").await, 1);
+    let mut client = PaymentServiceClient::connect(program.url.clone())
+        .await
+        .unwrap();
+    let mut get = async |order_id: String| client.get_payment(GetPaymentRequest { order_id }).await;
+    let payment = get(order.to_string())
+        .await
+        .unwrap()
+        .into_inner()
+        .payment
+        .unwrap();
+    assert_eq!(payment.amount.unwrap().amount, 1999);
+    let unknown = get(OrderId::new().to_string()).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    let invalid = get("mine".to_owned()).await.unwrap_err();
+    assert_eq!(
+        (invalid.code(), invalid.message()),
+        (Code::InvalidArgument, "order_id: expected a UUID")
+    );
+}

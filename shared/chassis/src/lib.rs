@@ -1,0 +1,147 @@
+//! The composition root of every service that takes part in the saga.
+//!
+//! A service calls [`main`] with its `run(config, service)`, and `run` lists what the service is: join
+//! the saga, serve gRPC, spawn its loops, handle its events, until shutdown.
+#![warn(missing_docs, unreachable_pub)]
+
+mod event_log;
+mod settings;
+pub mod status;
+
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::Context as _;
+use bootstrap::{
+    Process, database, process,
+    settings::{BrokerSettings, DatabaseSettings, Settings},
+    shutdown,
+};
+use contracts::Service;
+use futures::future::BoxFuture;
+use messaging::{Broker, Handler, Participant};
+use sqlx::{PgPool, migrate::Migrator};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub use event_log::event_log;
+pub use settings::ServiceSettings;
+
+// At shutdown a consumer finishes its batch (at most one step), then the relay flushes the outbox. Both
+// must fit into the time that tasks have.
+const _: () = assert!(
+    shutdown::STEP.as_millis() + messaging::FLUSH_TIMEOUT.as_millis() < shutdown::TASKS.as_millis()
+);
+
+/// Runs a service as a process: see [`process::main`].
+pub fn main<S, F>(service: Service, run: impl FnOnce(S, ServiceContext) -> F) -> ExitCode
+where
+    S: Settings,
+    F: Future<Output = anyhow::Result<()>>,
+{
+    process::main(service.name(), |config, process| {
+        run(config, ServiceContext { service, process })
+    })
+}
+
+/// A service that is being put together, and then runs.
+#[derive(Debug)]
+pub struct ServiceContext {
+    service: Service,
+    process: Process,
+}
+
+impl ServiceContext {
+    /// Connects to the service's own database and migrates it. Waits for a database that is not up
+    /// yet.
+    ///
+    /// # Errors
+    /// A wrong password or database, or a migration that fails.
+    pub async fn connect_database<const PORT: u16, const ADMIN_PORT: u16>(
+        &self,
+        settings: &ServiceSettings<PORT, ADMIN_PORT>,
+        migrator: Migrator,
+    ) -> anyhow::Result<PgPool> {
+        self.connect(&settings.database, migrator).await
+    }
+
+    async fn connect(
+        &self,
+        settings: &DatabaseSettings,
+        migrator: Migrator,
+    ) -> anyhow::Result<PgPool> {
+        let migrators = [messaging::migrator(), migrator];
+        database::connect(settings, self.service.name(), &migrators).await
+    }
+
+    /// Connects to database and broker and becomes a participant of the saga. Readiness then watches
+    /// both. Waits for what is not up yet.
+    ///
+    /// # Errors
+    /// When the database or the broker refuses the connection, or a migration fails.
+    pub async fn join_saga<const PORT: u16, const ADMIN_PORT: u16>(
+        &mut self,
+        settings: &ServiceSettings<PORT, ADMIN_PORT>,
+        migrator: Migrator,
+    ) -> anyhow::Result<Participant> {
+        self.join(&settings.database, &settings.broker, migrator)
+            .await
+    }
+
+    /// Boxed, so that the clients of database and broker are compiled once, here, and not again in
+    /// every service.
+    fn join<'a>(
+        &'a mut self,
+        database: &'a DatabaseSettings,
+        broker: &'a BrokerSettings,
+        migrator: Migrator,
+    ) -> BoxFuture<'a, anyhow::Result<Participant>> {
+        Box::pin(async move {
+            let pool = self.connect(database, migrator).await?;
+            let broker = Broker::connect(&broker.url, self.service.name()).await;
+            let broker = broker.context("connect to the broker that NATS_URL names")?;
+            let participant = Participant::new(self.service, pool.clone(), broker);
+            let readiness = &self.process.readiness;
+            readiness.check("database", move || database::ping(pool.clone()));
+            let progress = participant.progress.clone();
+            readiness.check("saga", move || std::future::ready(progress.check()));
+            Ok(participant)
+        })
+    }
+
+    /// Serves gRPC on the service's listener.
+    ///
+    /// # Errors
+    /// When the listener is served already.
+    pub fn serve_grpc(&mut self, routes: Routes) -> anyhow::Result<()> {
+        self.process.serve_grpc(routes)
+    }
+
+    /// Cancelled when tasks should end.
+    pub fn stopping(&self) -> CancellationToken {
+        self.process.stopping()
+    }
+
+    /// Starts a loop of the service, which must not end before `stopping`.
+    pub fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        self.process.spawn(name, task);
+    }
+
+    /// Relays the participant's outbox and hands its inbound events to `handler`.
+    pub fn handle_events<H: Handler>(&mut self, participant: Participant, handler: H) {
+        let stopping = self.stopping();
+        let run = messaging::run::run(participant, Arc::new(handler), stopping);
+        self.spawn("saga", run);
+    }
+
+    /// Declares the start complete, then waits until shutdown and until all tasks have ended.
+    ///
+    /// # Errors
+    /// Names the task that failed, panicked, ended by itself or did not end in time.
+    pub async fn until_shutdown(self) -> anyhow::Result<()> {
+        self.process.until_shutdown().await
+    }
+}

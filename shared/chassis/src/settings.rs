@@ -1,0 +1,33 @@
+//! The settings common to all services that take part in the saga.
+
+use bootstrap::settings::{BrokerSettings, Common, DatabaseSettings, ProcessSettings};
+use clap::Args;
+
+/// Listeners with their default ports, database and broker; for `#[command(flatten)]`.
+#[derive(Args, Clone, Debug)]
+pub struct ServiceSettings<const PORT: u16, const ADMIN_PORT: u16> {
+    /// Listeners, shutdown, environment.
+    #[command(flatten)]
+    pub process: ProcessSettings<PORT, ADMIN_PORT>,
+    /// The service's own database.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// The broker.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
+}
+
+impl<const PORT: u16, const ADMIN_PORT: u16> ServiceSettings<PORT, ADMIN_PORT> {
+    /// For [`Settings::common`](bootstrap::settings::Settings::common).
+    pub fn common(&self) -> Common {
+        self.process.common()
+    }
+
+    /// For [`Settings::validate`](bootstrap::settings::Settings::validate).
+    ///
+    /// # Errors
+    /// Names the setting and what is expected.
+    pub fn validate(&self) -> Result<(), String> {
+        self.database.validate(self.process.environment)
+    }
+}

@@ -1,0 +1,85 @@
+//! When each order was accepted and when its saga ended.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use contracts::{OrderId, Subject, header};
+use futures::{StreamExt as _, stream::select_all};
+
+use super::Run;
+
+/// A saga may end before the response to the order has arrived. Whichever is seen first waits here
+/// for the other.
+#[derive(Debug, Default)]
+pub(super) struct Sagas {
+    accepted: HashMap<OrderId, Instant>,
+    /// With whether the order was confirmed.
+    ended: HashMap<OrderId, (Instant, bool)>,
+    pub(super) latencies: Vec<Duration>,
+    pub(super) confirmed: u64,
+    pub(super) cancelled: u64,
+    last: Option<Instant>,
+}
+
+impl Sagas {
+    pub(super) fn accepted(&mut self, order: OrderId, at: Instant) {
+        match self.ended.remove(&order) {
+            Some((ended, confirmed)) => self.complete(at, ended, confirmed),
+            None => drop(self.accepted.insert(order, at)),
+        }
+    }
+
+    fn end(&mut self, order: OrderId, at: Instant, confirmed: bool) {
+        match self.accepted.remove(&order) {
+            Some(accepted) => self.complete(accepted, at, confirmed),
+            None => drop(self.ended.insert(order, (at, confirmed))),
+        }
+    }
+
+    /// Only orders of this run get here: others end without having been accepted here.
+    fn complete(&mut self, accepted: Instant, ended: Instant, confirmed: bool) {
+        let latency = ended.saturating_duration_since(accepted);
+        self.latencies.push(latency);
+        self.last = self.last.max(Some(ended));
+        match confirmed {
+            true => self.confirmed += 1,
+            false => self.cancelled += 1,
+        }
+    }
+
+    /// How many orders were accepted and have ended.
+    pub(super) fn ended(&self) -> u64 {
+        self.latencies.len() as u64
+    }
+
+    pub(super) fn seconds_since(&self, began: Instant) -> f64 {
+        self.last
+            .map_or(0.0, |last| last.duration_since(began).as_secs_f64())
+    }
+}
+
+/// Subscribes to the events that end a saga. The returned future records them until it is dropped.
+pub(super) async fn observe(
+    url: &str,
+    run: Arc<Run>,
+) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
+    let options = async_nats::ConnectOptions::new().subscription_capacity(1 << 20);
+    let client = devstack::jetstream::connect(options, url).await?;
+    let confirmed = client.subscribe(Subject::OrderConfirmed.as_str()).await?;
+    let cancelled = client.subscribe(Subject::OrderCancelled.as_str()).await?;
+    client.flush().await?;
+    Ok(async move {
+        let mut messages = select_all([confirmed, cancelled]);
+        while let Some(message) = messages.next().await {
+            let headers = message.headers.as_ref();
+            let order = headers.and_then(|headers| headers.get(header::SUBJECT));
+            if let Some(order) = order.and_then(|order| order.as_str().parse().ok()) {
+                let confirmed = message.subject.as_str() == Subject::OrderConfirmed.as_str();
+                run.sagas.lock().end(order, Instant::now(), confirmed);
+            }
+        }
+    })
+}

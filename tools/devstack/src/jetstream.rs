@@ -1,0 +1,85 @@
+//! Connecting to the broker and reading streams, here for everything under `tools/` and for tests:
+//! the futures of async-nats are large, and their machine code is generated where they are awaited.
+
+use anyhow::Context as _;
+use async_nats::{
+    Client, ConnectOptions, HeaderMap,
+    jetstream::{self, Message, consumer::pull},
+};
+use futures::{
+    TryStreamExt as _,
+    future::{BoxFuture, FutureExt as _},
+};
+
+/// A message as a stream holds it.
+#[derive(Clone, Debug)]
+pub struct StreamMessage {
+    pub subject: String,
+    pub headers: Option<HeaderMap>,
+    pub payload: Vec<u8>,
+    /// Its position in the stream, from 1.
+    pub sequence: u64,
+}
+
+/// Which part of the messages is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Headers,
+    Whole,
+}
+
+/// Connects to the broker at `url`.
+pub fn connect(options: ConnectOptions, url: &str) -> BoxFuture<'_, anyhow::Result<Client>> {
+    async move {
+        let connected = options.connect(url).await;
+        connected.with_context(|| format!("connect to NATS at {url}"))
+    }
+    .boxed()
+}
+
+/// All messages that are in a stream now, oldest first.
+pub async fn read_stream(
+    jetstream: &jetstream::Context,
+    stream: &str,
+) -> anyhow::Result<Vec<StreamMessage>> {
+    let mut messages = Vec::new();
+    let mut take = |message: Message| {
+        let info = message.info().map_err(anyhow::Error::from_boxed)?;
+        messages.push(StreamMessage {
+            subject: message.subject.to_string(),
+            headers: message.headers.clone(),
+            payload: message.payload.to_vec(),
+            sequence: info.stream_sequence,
+        });
+        Ok(())
+    };
+    for_each_message(jetstream, stream, Part::Whole, &mut take).await?;
+    Ok(messages)
+}
+
+/// Hands every message that is in a stream now to `take`, oldest first.
+pub fn for_each_message<'a>(
+    jetstream: &'a jetstream::Context,
+    stream: &'a str,
+    part: Part,
+    take: &'a mut (dyn FnMut(Message) -> anyhow::Result<()> + Send),
+) -> BoxFuture<'a, anyhow::Result<()>> {
+    let read = async move {
+        let mut stream = jetstream.get_stream(stream).await?;
+        let count = stream.info().await?.state.messages;
+        let config = pull::OrderedConfig {
+            headers_only: part == Part::Headers,
+            ..pull::OrderedConfig::default()
+        };
+        let mut messages = stream.create_consumer(config).await?.messages().await?;
+        for _ in 0..count {
+            take(messages.try_next().await?.context("it ended early")?)?;
+        }
+        anyhow::Ok(())
+    };
+    async move {
+        read.await
+            .with_context(|| format!("read the stream {stream}"))
+    }
+    .boxed()
+}

@@ -1,0 +1,140 @@
+//! Fixtures for tests. Servers are shared by all tests of one test binary; databases, brokers and
+//! whole systems belong to one test each. Logs are in `target/test-logs`.
+
+mod program;
+mod service;
+mod wait;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use futures::future::{BoxFuture, FutureExt as _};
+use sqlx::{PgPool, migrate::Migrator};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+pub use program::Program;
+pub use service::ServiceFixture;
+pub use wait::{PATIENCE, eventually, wait_for};
+
+pub use crate::jetstream::{StreamMessage, read_stream};
+
+use crate::{
+    Durability, Logs, NatsServer, Options, Ports, Postgres, Reaper, Stack, TemporaryDirectory,
+    free_port, postgres, programs, tools,
+};
+
+/// What all tests of one binary share.
+struct Shared {
+    reaper: Reaper,
+    directory: TemporaryDirectory,
+    postgres: Postgres,
+}
+
+static SHARED: OnceCell<Shared> = OnceCell::const_new();
+
+async fn shared() -> anyhow::Result<&'static Shared> {
+    SHARED.get_or_try_init(start_shared).await
+}
+
+async fn start_shared() -> anyhow::Result<Shared> {
+    let reaper = Reaper::new()?;
+    let directory = TemporaryDirectory::new(&reaper)?;
+    let data = directory.path().join("postgres");
+    let (port, logs) = (free_port()?, logs("shared"));
+    let postgres = Postgres::start(&data, port, Durability::Ephemeral, &logs, &reaper).await?;
+    Ok(Shared {
+        reaper,
+        directory,
+        postgres,
+    })
+}
+
+fn logs(name: &str) -> Logs {
+    let directory = format!("{}-{name}", std::process::id());
+    Logs::Directory(tools::target_directory().join("test-logs").join(directory))
+}
+
+/// The URL of a new, empty database.
+pub fn empty_database() -> BoxFuture<'static, anyhow::Result<String>> {
+    async {
+        let shared = shared().await?;
+        let name = format!("test_{}", Uuid::now_v7().simple());
+        postgres::create_database(&shared.postgres.admin_url(), "test", &name).await?;
+        Ok(shared.postgres.url("test", &name))
+    }
+    .boxed()
+}
+
+/// A new database, migrated by `migrators`, and its URL.
+pub async fn database(migrators: &[Migrator]) -> anyhow::Result<(PgPool, String)> {
+    // Not boxed, like `ServiceFixture::start`: only tests need the pool's machine code.
+    let url = empty_database().await?;
+    let pool = PgPool::connect(&url).await?;
+    for migrator in migrators {
+        migrator.run(&pool).await?;
+    }
+    Ok((pool, url))
+}
+
+/// A new broker. [`NatsServer::crash_and_restart`] needs [`broker_environment`].
+pub fn broker() -> BoxFuture<'static, anyhow::Result<NatsServer>> {
+    async {
+        let shared = shared().await?;
+        let directory = format!("nats-{}", Uuid::now_v7().simple());
+        let directory = shared.directory.path().join(directory);
+        NatsServer::start(&directory, free_port()?, &logs("broker"), &shared.reaper).await
+    }
+    .boxed()
+}
+
+/// Logs and reaper with which [`broker`] has started its server.
+pub async fn broker_environment() -> anyhow::Result<(Logs, Reaper)> {
+    Ok((logs("broker"), shared().await?.reaper.clone()))
+}
+
+/// The whole system, with a broker and databases of its own. `settings` are (service, name,
+/// value).
+pub fn stack<'a>(
+    name: &'a str,
+    settings: &'a [(&'a str, &'a str, &'a str)],
+) -> BoxFuture<'a, anyhow::Result<Stack>> {
+    async move {
+        let shared = shared().await?;
+        let id = Uuid::now_v7().simple().to_string();
+        let settings = settings.iter().map(|(service, name, value)| {
+            (service.to_string(), name.to_string(), value.to_string())
+        });
+        let options = Options {
+            state: shared.directory.path().join(&id),
+            programs: programs().await?,
+            ports: Ports::free()?,
+            durability: Durability::Ephemeral,
+            database: Some(shared.postgres.admin_url()),
+            database_prefix: format!("{id}_"),
+            nats: None,
+            settings: settings.collect(),
+            logs: logs(name),
+            server_logs: logs(name),
+        };
+        Stack::start(options, shared.reaper.clone()).await
+    }
+    .boxed()
+}
+
+static PROGRAMS: OnceCell<PathBuf> = OnceCell::const_new();
+
+/// Builds the services' programs in the profile of the running test, which cargo does by itself
+/// only for tests of the same crate. Returns their directory.
+pub async fn programs() -> anyhow::Result<PathBuf> {
+    PROGRAMS.get_or_try_init(build_programs).await.cloned()
+}
+
+async fn build_programs() -> anyhow::Result<PathBuf> {
+    // target/debug/deps/scenarios-0123456789abcdef
+    let test = std::env::current_exe()?;
+    let directory = test.parent().and_then(Path::parent);
+    let directory = directory.context("a test is in target/<profile>/deps")?;
+    programs::build(directory, &["--quiet"]).await?;
+    Ok(directory.to_owned())
+}

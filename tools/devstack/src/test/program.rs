@@ -1,0 +1,85 @@
+//! One service as a process, for the tests of its crate.
+
+use std::{path::PathBuf, process::ExitStatus};
+
+use anyhow::Context as _;
+use futures::future::{BoxFuture, FutureExt as _};
+use rustix::process::Signal;
+
+use super::logs;
+use crate::{Process, Reaper, endpoints::local_url, free_port, process::Spec};
+
+/// A running service, on ports of its own. Dropping it kills it.
+#[derive(Debug)]
+pub struct Program {
+    process: Process,
+    /// Its API: `http://host:port`.
+    pub url: String,
+    /// Its health and metrics: `http://host:port`.
+    pub admin: String,
+}
+
+impl Program {
+    /// Starts `program` (`env!("CARGO_BIN_EXE_...")`) with these settings and waits until it is
+    /// ready.
+    pub fn start<'a>(
+        program: &'a str,
+        settings: &'a [(&'a str, &'a str)],
+    ) -> BoxFuture<'a, anyhow::Result<Self>> {
+        async move {
+            let mut started = Self::spawn(program, settings)?;
+            started.wait_until_ready().await?;
+            Ok(started)
+        }
+        .boxed()
+    }
+
+    /// Starts `program` without waiting until it is ready.
+    pub fn spawn(program: &str, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let program = PathBuf::from(program);
+        let name = program.file_name().and_then(|name| name.to_str());
+        let name = name.context("a program has a name")?.to_owned();
+        let (port, admin) = (free_port()?, free_port()?);
+        let listen = [
+            ("LISTEN".to_owned(), format!("127.0.0.1:{port}")),
+            ("ADMIN_LISTEN".to_owned(), format!("127.0.0.1:{admin}")),
+        ];
+        let settings = settings
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()));
+        let logs = logs(&name);
+        let spec = Spec {
+            name,
+            program,
+            environment: listen.into_iter().chain(settings).collect(),
+            last_signal: "TERM",
+            ..Spec::default()
+        };
+        Ok(Self {
+            process: Process::start(&spec, &logs, &Reaper::new()?)?,
+            url: local_url(port),
+            admin: local_url(admin),
+        })
+    }
+
+    /// Waits until `/readyz` answers 200.
+    pub fn wait_until_ready(&mut self) -> BoxFuture<'_, anyhow::Result<()>> {
+        let Self { process, admin, .. } = self;
+        async { process.wait_until_ready(admin).await.map(drop) }.boxed()
+    }
+
+    /// Kills the process with SIGKILL.
+    pub async fn kill(self) -> anyhow::Result<()> {
+        self.process.kill().await
+    }
+
+    /// Sends SIGTERM without waiting for the end.
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
+        self.process.signal(Signal::TERM)
+    }
+
+    /// Waits until the process has ended; kills it after 20 seconds, and fails.
+    pub async fn wait(&mut self) -> anyhow::Result<ExitStatus> {
+        self.process.wait().await
+    }
+}
