@@ -22,7 +22,7 @@ use crate::{
 /// Ctrl-C, 2 for a wrong setting, 1 for any other error, which is logged once with its causes.
 ///
 /// The admin listener serves from the start to the end, also while `run` waits for a database.
-/// `<service> healthcheck` runs the health check instead: see [`crate::healthcheck`].
+/// `<service> healthcheck` runs the health check instead: see `healthcheck.rs`.
 ///
 /// Call it from the service's library and not from its `main.rs`: an async function is compiled in the
 /// crate that runs it, and the binary would compile the whole service a second time.
