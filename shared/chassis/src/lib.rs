@@ -26,10 +26,11 @@ use tonic::service::Routes;
 pub use event_log::event_log;
 pub use settings::ServiceSettings;
 
-// At shutdown a consumer finishes its batch (at most one step), then the relay flushes the outbox. Both
-// must fit into the time that tasks have.
+// At shutdown a consumer finishes its batch, then the relay flushes the outbox. Both must fit into the
+// time that tasks have.
 const _: () = assert!(
-    shutdown::STEP.as_millis() + messaging::FLUSH_TIMEOUT.as_millis() < shutdown::TASKS.as_millis()
+    messaging::BATCH_TIMEOUT.as_millis() + messaging::FLUSH_TIMEOUT.as_millis()
+        < shutdown::TASKS.as_millis()
 );
 
 /// Runs a service as a process: see [`process::main`].

@@ -27,10 +27,28 @@ pub fn delay_after(attempts: u32, min: Duration, max: Duration) -> Duration {
     delays(min, max).nth(nth).unwrap_or(max)
 }
 
-/// The shortest wait after a failure of the database or the broker.
+/// The shortest wait before an event is tried again.
 pub(crate) const MIN: Duration = Duration::from_millis(100);
 /// The longest one.
 pub(crate) const MAX: Duration = Duration::from_secs(30);
+
+/// The waits of a loop while the database or the broker is away. Short: an attempt costs little, and
+/// every second of waiting after the end of an outage is a second that orders lose.
+pub(crate) fn outage() -> Outage {
+    Outage(delays(MIN, OUTAGE_MAX))
+}
+
+const OUTAGE_MAX: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub(crate) struct Outage(ExponentialBackoff);
+
+impl Outage {
+    pub(crate) fn next_delay(&mut self) -> Duration {
+        // Jitter is added on top of the maximum.
+        self.0.next().unwrap_or(OUTAGE_MAX).min(OUTAGE_MAX)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,18 +1,26 @@
 //! One batch of messages: decode, claim, handle, commit.
 //!
 //! A batch is all or nothing, because it is one transaction. When the transaction fails, its messages
-//! are tried one by one, so that one poison message neither blocks nor fails its neighbours. When the
-//! database is unavailable, no message is at fault: the batch waits.
+//! are tried one by one, so that one poison message neither blocks nor fails its neighbours. An error
+//! that is not the data's (see `database`) is no message's fault: the whole batch waits, and is not
+//! taken apart.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{AckKind, Message};
-use contracts::{Cause, Event, EventId, Inbound};
+use contracts::{Cause, DecodeError, Event, EventId, Inbound};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Delivery, Handler, Outcome, Participant, backoff, database, headers, inbox, topology::ACK_WAIT,
+    Delivery, Handler, Outcome, Participant, backoff, database,
+    headers::{self, EnvelopeError},
+    inbox,
+    topology::{self, ACK_WAIT},
     trace,
 };
 
@@ -21,22 +29,27 @@ const MAX_EVENT_BYTES: usize = 256 * 1024;
 /// While a batch waits it reports progress this often at least. A third of the broker's patience, so
 /// that one lost report does not cause a redelivery.
 const REPORT_PROGRESS: Duration = Duration::from_secs(ACK_WAIT.as_secs() / 3);
+/// How long a transaction may take. PostgreSQL ends a statement by itself; this ends one whose server
+/// does not respond any more.
+pub const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Applies batches for one consumer.
 pub(crate) struct Batches<H> {
     pub(crate) participant: Participant,
     pub(crate) handler: Arc<H>,
+    /// The consumer's name in readiness and metrics.
+    pub(crate) part: String,
 }
 
 impl<H: Handler> Batches<H> {
     /// Applies `messages` and returns one outcome per message, in order. `None` when shutdown came
-    /// while the database was unavailable: nothing was applied, and the broker redelivers.
+    /// while the batch waited for the database: the broker redelivers what was not acknowledged.
     pub(crate) async fn apply(
         &self,
         messages: &[Message],
         shutdown: &CancellationToken,
     ) -> Option<Vec<Outcome>> {
-        let error = match self.wait_and_apply(messages, shutdown).await? {
+        let error = match self.attempt(messages, messages, shutdown).await? {
             Ok(outcomes) => return Some(outcomes),
             Err(error) => error,
         };
@@ -48,7 +61,7 @@ impl<H: Handler> Batches<H> {
         let mut outcomes = Vec::with_capacity(messages.len());
         for message in messages {
             let alone = std::slice::from_ref(message);
-            match self.wait_and_apply(alone, shutdown).await? {
+            match self.attempt(alone, messages, shutdown).await? {
                 Ok(outcome) => outcomes.extend(outcome),
                 Err(error) => outcomes.push(Outcome::Retry(error)),
             }
@@ -56,26 +69,40 @@ impl<H: Handler> Batches<H> {
         Some(outcomes)
     }
 
-    /// Runs the transaction until the database is available. An error is the fault of the messages.
-    async fn wait_and_apply(
+    /// Runs the transaction until its result is not the database's fault; an error is then the fault
+    /// of `messages`. Meanwhile the broker learns that all of `batch` is still being worked on.
+    async fn attempt(
         &self,
         messages: &[Message],
+        batch: &[Message],
         shutdown: &CancellationToken,
     ) -> Option<anyhow::Result<Vec<Outcome>>> {
-        let mut delays = backoff::delays(backoff::MIN, REPORT_PROGRESS);
+        let Participant {
+            service,
+            metrics,
+            progress,
+            ..
+        } = &self.participant;
+        let mut delays = backoff::outage();
+        let began = Instant::now();
         loop {
-            let error = match self.transaction(messages).await {
-                Err(error) if database::is_unavailable(&error) => error,
-                result => return Some(result),
+            let transaction = reporting_progress(batch, self.transaction(messages));
+            let error = match tokio::time::timeout(BATCH_TIMEOUT, transaction).await {
+                Ok(Err(error)) if database::is_databases_fault(&error) => error,
+                Ok(result) => {
+                    metrics.paused(&self.part, 0.0);
+                    return Some(result);
+                }
+                Err(_elapsed) => silent_database(),
             };
-            let delay = delays
-                .next()
-                .unwrap_or(REPORT_PROGRESS)
-                .min(REPORT_PROGRESS);
-            tracing::warn!(service = %self.participant.service, error = format!("{error:#}"),
-                "the database is unavailable; consumption pauses for {delay:?}, no attempt is counted");
+            let delay = delays.next_delay();
+            let error = format!("{error:#}");
+            tracing::warn!(%service, error, batch = batch.len(),
+                "the database cannot apply events; consumption pauses for {delay:?}, no attempt is counted");
+            metrics.paused(&self.part, began.elapsed().as_secs_f64());
+            progress.obstruct(&self.part, error);
             tokio::select! {
-                () = tokio::time::sleep(delay) => report_progress(messages).await,
+                () = reporting_progress(batch, tokio::time::sleep(delay)) => {}
                 () = shutdown.cancelled() => return None,
             }
         }
@@ -93,6 +120,7 @@ impl<H: Handler> Batches<H> {
         let mut deliveries = Vec::with_capacity(ids.len());
         for decoded in decoded {
             slots.push(match decoded {
+                Err(error) if is_unknown(&error) => Some(Outcome::Unknown(error)),
                 Err(error) => Some(Outcome::Poison(error)),
                 // Removing the id makes a second copy within this batch a duplicate, too.
                 Ok(delivery) if unseen.remove(&delivery.event_id()) => {
@@ -131,8 +159,7 @@ impl<H: Handler> Batches<H> {
             outcomes.len() == deliveries.len(),
             "the handler must return one outcome per delivery"
         );
-        let unapplied =
-            |outcome: &Outcome| matches!(outcome, Outcome::Retry(_) | Outcome::Poison(_));
+        let unapplied = |outcome: &Outcome| !matches!(outcome, Outcome::Done | Outcome::Ignored(_));
         let ids: Vec<EventId> = std::iter::zip(&outcomes, deliveries)
             .filter(|(outcome, _)| unapplied(outcome))
             .map(|(_, delivery)| delivery.event_id())
@@ -152,11 +179,11 @@ fn decode<I: Inbound>(message: &Message) -> anyhow::Result<Delivery<I>> {
         "the event is oversized: {size} bytes, at most {MAX_EVENT_BYTES} are allowed"
     );
     let envelope = headers::from_headers(message.headers.as_ref())?;
+    let arrived = topology::original_subject(&message.subject);
     ensure!(
-        message.subject.as_str() == envelope.subject.as_str(),
-        "header ce-type is {}, but the event arrived on subject {}",
+        arrived == envelope.subject.as_str(),
+        "header ce-type is {}, but the event arrived on subject {arrived}",
         envelope.subject,
-        message.subject
     );
     let event = I::from_event(Event::decode(envelope.subject, &message.payload)?)?;
     let (span, traceparent) = trace::handling(&envelope);
@@ -173,7 +200,34 @@ fn decode<I: Inbound>(message: &Message) -> anyhow::Result<Delivery<I>> {
     })
 }
 
-/// Tells the broker that the messages are still being worked on, so that it does not redeliver them.
+/// Whether a newer version of this service may be able to read the event.
+fn is_unknown(error: &anyhow::Error) -> bool {
+    use DecodeError::{NotSubscribed, UnknownSubject};
+    let decode = error.downcast_ref::<DecodeError>();
+    let decode = decode.or_else(|| match error.downcast_ref::<EnvelopeError>() {
+        Some(EnvelopeError::Invalid(error)) => Some(error),
+        _ => None,
+    });
+    matches!(decode, Some(UnknownSubject(_) | NotSubscribed(_)))
+}
+
+fn silent_database() -> anyhow::Error {
+    let silent = io::Error::new(io::ErrorKind::TimedOut, "the database does not respond");
+    sqlx::Error::Io(silent).into()
+}
+
+/// Does `work`, and meanwhile tells the broker that the messages are being worked on, so that it does
+/// not redeliver them.
+async fn reporting_progress<T>(messages: &[Message], work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            () = tokio::time::sleep(REPORT_PROGRESS) => report_progress(messages).await,
+        }
+    }
+}
+
 async fn report_progress(messages: &[Message]) {
     for message in messages {
         if let Err(error) = message.ack_with(AckKind::Progress).await {

@@ -3,20 +3,24 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event, jetstream};
+use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use backon::Retryable as _;
+use tokio::sync::watch;
 
 use crate::backoff;
 
 /// The oldest version that does not skip events after a power loss (nats-server #5412 and others).
 const OLDEST_SERVER: (u32, u32) = (2, 12);
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection and its JetStream context; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Broker {
     pub(crate) client: Client,
     pub(crate) jetstream: jetstream::Context,
+    /// Counts connections; changes wake loops that wait for the broker.
+    connections: watch::Receiver<u64>,
 }
 
 /// Why there is no connection.
@@ -50,7 +54,8 @@ impl Broker {
     /// # Errors
     /// [`BrokerError`].
     pub async fn connect(url: &str, name: &str) -> Result<Self, BrokerError> {
-        let connect = || async { options(name).connect(url).await };
+        let (connected, connections) = watch::channel(0);
+        let connect = || async { options(name, connected.clone()).connect(url).await };
         let client = connect
             .retry(backoff::exponential(Duration::from_millis(50), Duration::from_secs(2)))
             .when(may_come_up)
@@ -68,16 +73,54 @@ impl Broker {
         }
         let context = jetstream::context::ContextBuilder::new().ack_timeout(ACK_TIMEOUT);
         let jetstream = context.build(client.clone());
-        Ok(Self { client, jetstream })
+        Ok(Self {
+            client,
+            jetstream,
+            connections,
+        })
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Waits for `delay`, but not after the connection is back: nothing sleeps through the end of an
+    /// outage.
+    pub(crate) async fn pause(&self, delay: Duration) {
+        let mut connections = self.connections.clone();
+        connections.borrow_and_update();
+        let back = async {
+            if connections.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        // Either way the caller tries again.
+        let _elapsed = tokio::time::timeout(delay, back).await;
+    }
+
+    /// Waits until what was sent has left this process; not for longer than a broker takes to answer.
+    pub(crate) async fn flush(&self) {
+        let flushed = tokio::time::timeout(FLUSH_TIMEOUT, self.client.flush()).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!(
+                "the connection to NATS could not be flushed; events are delivered again"
+            );
+        }
     }
 }
 
-fn options(name: &str) -> ConnectOptions {
+fn options(name: &str, connected: watch::Sender<u64>) -> ConnectOptions {
     ConnectOptions::new()
         .name(name)
         .ping_interval(Duration::from_secs(5))
         .reconnect_delay_callback(|attempts| Duration::from_millis(50 << attempts.min(5)))
-        .event_callback(|event| async move { report(&event) })
+        .event_callback(move |event| {
+            report(&event);
+            if event == Event::Connected {
+                connected.send_modify(|connections| *connections += 1);
+            }
+            std::future::ready(())
+        })
 }
 
 fn may_come_up(error: &async_nats::ConnectError) -> bool {

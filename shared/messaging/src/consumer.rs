@@ -6,69 +6,92 @@
 //!   the inbox drops them.
 //! - A stalled loop (events pending, none arriving) is detected and restarted.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use async_nats::jetstream::{
     AckKind, Message,
     consumer::{PullConsumer, pull},
 };
-use backon::ExponentialBackoff;
-use contracts::{Service, header};
+use contracts::header;
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Handler, Outcome, Participant, backoff, batch::Batches, dead_letter, headers, topology,
+    Broker, Handler, Outcome, Participant, backoff,
+    backoff::Outage,
+    batch::Batches,
+    dead_letter, headers,
+    topology::{self, Source},
 };
 
 /// Most events in one transaction. Larger batches gain little and hold locks for longer.
 const BATCH: usize = 256;
+/// Most bytes of events in memory, whatever their number.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// A pull request ends by itself after this time, so that one the broker has forgotten is renewed.
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
 /// How often the broker confirms that an idle pull request is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long without an event before the loop asks the broker whether there is really none.
 const WATCHDOG: Duration = Duration::from_secs(5);
+/// How often an event of an unknown version is delivered again while it waits for a newer replica.
+const UNKNOWN_DELAY: Duration = Duration::from_secs(5);
 
-/// Consumes the events of one publisher for one service.
+/// Consumes the events of one stream for one service.
 pub(crate) struct Consumer<H> {
     participant: Participant,
     batches: Batches<H>,
-    /// The publisher whose stream is consumed.
-    owner: Service,
-    /// Failed attempts by stream sequence, only of events that have failed. Kept in memory on
-    /// purpose: the broker counts *deliveries*, and a delivery that a restart or a database outage cut
-    /// short says nothing about the event. Losing the map costs a few extra attempts.
-    attempts: HashMap<u64, u32>,
+    source: Source,
+    /// Events that have failed, by stream sequence. Kept in memory on purpose: the broker counts
+    /// *deliveries*, and a delivery that a restart or a database outage cut short says nothing about
+    /// the event. Losing the map costs a few extra attempts.
+    failed: HashMap<u64, Failed>,
+}
+
+struct Failed {
+    attempts: u32,
+    since: Instant,
 }
 
 impl<H: Handler> Consumer<H> {
-    pub(crate) fn new(participant: Participant, handler: Arc<H>, owner: Service) -> Self {
+    pub(crate) fn new(participant: Participant, handler: Arc<H>, source: Source) -> Self {
         Self {
             batches: Batches {
                 participant: participant.clone(),
                 handler,
+                part: format!("consumer of {}", source.stream()),
             },
             participant,
-            owner,
-            attempts: HashMap::new(),
+            source,
+            failed: HashMap::new(),
         }
     }
 
     /// Consumes until `shutdown`. Any failure of the broker restarts the loop after a back-off.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        let mut delays = backoff::delays(backoff::MIN, backoff::MAX);
+        let mut delays = backoff::outage();
+        let broker = self.participant.broker.clone();
         loop {
-            let error = match self.consume(&shutdown, &mut delays).await {
-                Ok(()) => return,
-                Err(error) => error,
+            let consumed = tokio::select! {
+                consumed = self.consume(&shutdown, &mut delays) => consumed,
+                // While the broker is away, a request to it may take longer than the shutdown.
+                () = cut_off(&broker, &shutdown) => return,
             };
-            let delay = delays.next().unwrap_or(backoff::MAX);
-            tracing::warn!(service = %self.participant.service, stream = self.owner.stream(),
-                error = format!("{error:#}"), "the consumer was interrupted; it restarts in {delay:?}");
+            let Err(error) = consumed else { return };
+            let delay = delays.next_delay();
+            let error = format!("{error:#}");
+            tracing::warn!(service = %self.participant.service, stream = self.source.stream(), error,
+                "the consumer was interrupted; it restarts in {delay:?}");
+            self.participant
+                .progress
+                .obstruct(&self.batches.part, error);
             tokio::select! {
-                () = tokio::time::sleep(delay) => {}
+                () = broker.pause(delay) => {}
                 () = shutdown.cancelled() => return,
             }
         }
@@ -78,15 +101,18 @@ impl<H: Handler> Consumer<H> {
     async fn consume(
         &mut self,
         shutdown: &CancellationToken,
-        delays: &mut ExponentialBackoff,
+        delays: &mut Outage,
     ) -> anyhow::Result<()> {
-        let part = format!("consumer of {}", self.owner.stream().unwrap_or_default());
-        // Again at each restart: somebody may have deleted a stream or a consumer meanwhile.
+        // Again at each restart: somebody may have deleted a stream or a consumer meanwhile, and the
+        // sequences of a new stream begin at 1.
+        self.failed.clear();
         topology::reconcile_streams(&self.participant.broker).await?;
         let (broker, service) = (&self.participant.broker, self.participant.service);
-        let consumer = topology::reconcile_consumer(broker, service, self.owner).await?;
+        let consumer = topology::reconcile_consumer(broker, service, self.source).await?;
         let mut stream = open(&consumer).await?;
-        self.participant.progress.touch(&part);
+        if consumer.cached_info().num_pending == 0 {
+            self.participant.progress.touch(&self.batches.part);
+        }
         loop {
             let next = tokio::select! {
                 biased;
@@ -99,22 +125,23 @@ impl<H: Handler> Consumer<H> {
             match next {
                 Ok(Some(first)) => {
                     let messages = gather(first.context("pull")?, &mut stream);
-                    *delays = backoff::delays(backoff::MIN, backoff::MAX);
-                    self.process(&messages, shutdown).await;
+                    *delays = backoff::outage();
+                    if self.process(&messages, shutdown).await.is_none() {
+                        return Ok(());
+                    }
                 }
                 Ok(None) => anyhow::bail!("the subscription ended"),
                 Err(_quiet) => check_quiet(&consumer).await?,
             }
-            self.participant.progress.touch(&part);
+            self.participant.progress.touch(&self.batches.part);
         }
     }
 
-    /// Applies one batch and tells the broker the outcome of each message.
-    async fn process(&mut self, messages: &[Message], shutdown: &CancellationToken) {
+    /// Applies one batch and tells the broker the outcome of each message. `None` when shutdown came
+    /// while the batch waited.
+    async fn process(&mut self, messages: &[Message], shutdown: &CancellationToken) -> Option<()> {
         self.participant.metrics.batch(messages.len());
-        let Some(outcomes) = self.batches.apply(messages, shutdown).await else {
-            return;
-        };
+        let outcomes = self.batches.apply(messages, shutdown).await?;
         for (message, outcome) in messages.iter().zip(outcomes) {
             if let Err(error) = self.acknowledge(message, outcome).await {
                 tracing::warn!(
@@ -124,6 +151,7 @@ impl<H: Handler> Consumer<H> {
                 );
             }
         }
+        Some(())
     }
 
     async fn acknowledge(&mut self, message: &Message, outcome: Outcome) -> anyhow::Result<()> {
@@ -143,9 +171,10 @@ impl<H: Handler> Consumer<H> {
                 );
             }
             Outcome::Retry(error) => return self.retry(message, sequence, error).await,
+            Outcome::Unknown(error) => return self.postpone(message, sequence, error).await,
             Outcome::Poison(error) => return self.give_up(message, sequence, error).await,
         }
-        self.attempts.remove(&sequence);
+        self.failed.remove(&sequence);
         message.ack().await.map_err(anyhow::Error::from_boxed)
     }
 
@@ -156,8 +185,9 @@ impl<H: Handler> Consumer<H> {
         sequence: u64,
         error: anyhow::Error,
     ) -> anyhow::Result<()> {
-        let attempt = self.attempts.get(&sequence).copied().unwrap_or(0) + 1;
-        self.attempts.insert(sequence, attempt);
+        let failed = self.failed(sequence);
+        failed.attempts += 1;
+        let attempt = failed.attempts;
         if attempt >= self.participant.max_attempts {
             let error = error.context(format!("gave up after {attempt} attempts"));
             return self.give_up(message, sequence, error).await;
@@ -171,6 +201,38 @@ impl<H: Handler> Consumer<H> {
         negative.map_err(anyhow::Error::from_boxed)
     }
 
+    /// Leaves an event that this version cannot read to a newer replica, or gives up.
+    async fn postpone(
+        &mut self,
+        message: &Message,
+        sequence: u64,
+        error: anyhow::Error,
+    ) -> anyhow::Result<()> {
+        let waits = self.failed(sequence).since.elapsed();
+        if waits >= self.participant.unknown_patience {
+            let error = error.context("no newer replica has handled the event");
+            return self.give_up(message, sequence, error).await;
+        }
+        self.participant.metrics.handled(1, "unknown");
+        tracing::warn!(service = %self.participant.service, event.id = event_id(message),
+            event.r#type = message.subject.as_str(), error = format!("{error:#}"),
+            "this version cannot read an event; it waits for a newer replica and is delivered again in {UNKNOWN_DELAY:?}");
+        let negative = message.ack_with(AckKind::Nak(Some(UNKNOWN_DELAY))).await;
+        negative.map_err(anyhow::Error::from_boxed)
+    }
+
+    fn failed(&mut self, sequence: u64) -> &mut Failed {
+        // Events that another replica has handled meanwhile stay in the map; more than can be in
+        // flight are mostly such.
+        if self.failed.len() >= topology::MAX_ACK_PENDING {
+            self.failed.clear();
+        }
+        self.failed.entry(sequence).or_insert_with(|| Failed {
+            attempts: 0,
+            since: Instant::now(),
+        })
+    }
+
     /// Publishes the event as a dead letter. An error leaves the event with the broker, which
     /// redelivers it.
     async fn give_up(
@@ -179,7 +241,7 @@ impl<H: Handler> Consumer<H> {
         sequence: u64,
         error: anyhow::Error,
     ) -> anyhow::Result<()> {
-        let attempts = self.attempts.get(&sequence).copied().unwrap_or(1);
+        let attempts = self.failed(sequence).attempts.max(1);
         let (broker, service) = (&self.participant.broker, self.participant.service);
         dead_letter::publish(broker, service, message, attempts, &error).await?;
         self.participant.metrics.handled(1, "dead_letter");
@@ -188,14 +250,26 @@ impl<H: Handler> Consumer<H> {
             error = dead_letter::one_line(&error),
             "an event became a dead letter; it waits for an operator in stream {}",
             topology::DEAD_LETTERS);
-        self.attempts.remove(&sequence);
+        self.failed.remove(&sequence);
         Ok(())
     }
 }
 
+/// Pending until shutdown finds the broker away.
+async fn cut_off(broker: &Broker, shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    while broker.is_connected() {
+        tokio::time::sleep(backoff::MIN).await;
+    }
+}
+
 async fn open(consumer: &PullConsumer) -> anyhow::Result<pull::Stream> {
-    let stream = consumer.stream().max_messages_per_batch(BATCH);
-    let stream = stream.expires(PULL_EXPIRES).heartbeat(HEARTBEAT);
+    let stream = consumer
+        .stream()
+        .max_messages_per_batch(BATCH)
+        .max_bytes_per_batch(BATCH_BYTES)
+        .expires(PULL_EXPIRES)
+        .heartbeat(HEARTBEAT);
     stream.messages().await.context("open subscription")
 }
 

@@ -1,29 +1,55 @@
-//! Classifies database errors: unavailable (wait and retry) or caused by the statement (count an
-//! attempt).
+//! Classifies database errors: whose fault is it, and does waiting help?
 
-/// Whether an error means that the database is unavailable, restarting or out of connections. Waiting
-/// helps then.
+/// Whether an error is the database's and not the data's: the same transaction may succeed later.
+///
+/// Only data exceptions, violated constraints, exceptions raised by our own SQL and values that cannot
+/// be read are the fault of an event. Everything else (a lock, a full disk, a wrong password, a schema
+/// that is older or newer than the code) is the same for all events, and no event is to blame for it.
+pub(crate) fn is_databases_fault(error: &anyhow::Error) -> bool {
+    sqlx_errors(error).any(|error| match error {
+        sqlx::Error::Database(error) => !error.code().is_some_and(|code| is_data_code(&code)),
+        sqlx::Error::RowNotFound
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::Encode(_) => false,
+        _ => true,
+    })
+}
+
+/// Whether an error means that the database cannot serve anybody now, and nothing was written: a caller
+/// may retry.
 pub fn is_unavailable(error: &anyhow::Error) -> bool {
+    sqlx_errors(error).any(|error| match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| is_unavailable_code(&code)),
+        _ => false,
+    })
+}
+
+fn sqlx_errors(error: &anyhow::Error) -> impl Iterator<Item = &sqlx::Error> {
     error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<sqlx::Error>())
-        .any(|error| match error {
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed => true,
-            sqlx::Error::Database(error) => {
-                error.code().is_some_and(|code| is_unavailable_code(&code))
-            }
-            _ => false,
-        })
 }
 
-/// SQLSTATE (PostgreSQL manual, appendix A): connection exceptions, too many connections, shutdown
-/// and start-up, and a server that has become a read-only standby.
+/// SQLSTATE (PostgreSQL manual, appendix A): data exception, integrity constraint violation, and an
+/// exception raised by a function or trigger.
+fn is_data_code(code: &str) -> bool {
+    code.starts_with("22") || code.starts_with("23") || code == "P0001"
+}
+
+/// SQLSTATE: connection exceptions, a rotated password, serialization failures and deadlocks,
+/// insufficient resources, a lock or statement that took too long, shutdown and start-up, I/O errors,
+/// and a server that has become a read-only standby.
 fn is_unavailable_code(code: &str) -> bool {
-    code.starts_with("08") || matches!(code, "53300" | "57P01" | "57P02" | "57P03" | "25006")
+    ["08", "28", "40", "53", "57", "58"]
+        .iter()
+        .any(|class| code.starts_with(class))
+        || matches!(code, "55P03" | "25006")
 }
 
 #[cfg(test)]
@@ -32,13 +58,21 @@ mod tests {
 
     #[test]
     fn a_lost_connection_is_unavailability_and_a_broken_rule_is_not() {
-        assert!(is_unavailable(
-            &anyhow::Error::from(sqlx::Error::PoolTimedOut).context("loading orders")
-        ));
-        assert!(!is_unavailable(&anyhow::Error::from(
-            sqlx::Error::RowNotFound
-        )));
-        assert!(is_unavailable_code("08006") && is_unavailable_code("57P01"));
-        assert!(!is_unavailable_code("23505") && !is_unavailable_code("40P01"));
+        let timed_out = anyhow::Error::from(sqlx::Error::PoolTimedOut).context("loading orders");
+        assert!(is_unavailable(&timed_out) && is_databases_fault(&timed_out));
+        let not_found = anyhow::Error::from(sqlx::Error::RowNotFound);
+        assert!(!is_unavailable(&not_found) && !is_databases_fault(&not_found));
+        let own = anyhow::anyhow!("a rule is broken");
+        assert!(!is_unavailable(&own) && !is_databases_fault(&own));
+        for code in [
+            "08006", "57P01", "53100", "55P03", "57014", "40P01", "28P01", "58030",
+        ] {
+            assert!(is_unavailable_code(code) && !is_data_code(code), "{code}");
+        }
+        for code in ["22003", "23505", "P0001"] {
+            assert!(is_data_code(code) && !is_unavailable_code(code), "{code}");
+        }
+        // A column that is missing: the event is not to blame, and a retry of the caller is not safe.
+        assert!(!is_data_code("42703") && !is_unavailable_code("42703"));
     }
 }

@@ -46,6 +46,10 @@ pub enum Outcome {
     /// [`Participant::max_attempts`](crate::Participant::max_attempts). The handler must not have
     /// written anything for this event.
     Retry(anyhow::Error),
+    /// Not known to this version of the service, but perhaps to a newer replica: redelivered for
+    /// [`Participant::unknown_patience`](crate::Participant::unknown_patience), then a dead letter.
+    /// Only the consumer returns this.
+    Unknown(anyhow::Error),
     /// Can never be applied: a dead letter at once. The handler must not have written anything for
     /// this event.
     Poison(anyhow::Error),
@@ -79,8 +83,9 @@ pub trait Handler: Send + Sync + 'static {
     /// A batch may hold several events of one order, in any order; all of them must be applied.
     ///
     /// # Errors
-    /// An error fails the whole batch: it is rolled back and tried again event by event. While the
-    /// database is unavailable, the consumer pauses and counts no attempt.
+    /// An error fails the whole batch: it is rolled back and tried again event by event. An error of
+    /// the database that is not the fault of the data pauses the consumer instead, and counts no
+    /// attempt.
     fn handle(
         &self,
         tx: &mut PgConnection,

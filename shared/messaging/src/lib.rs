@@ -31,6 +31,7 @@ pub mod topology;
 mod trace;
 pub mod unit_of_work;
 
+pub use batch::BATCH_TIMEOUT;
 pub use broker::{Broker, BrokerError};
 pub use database::is_unavailable;
 pub use dead_letter::header as dead_letter_header;

@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     batch: Histogram<u64>,
     published: Counter<u64>,
     outbox_age: Gauge<f64>,
+    paused: Gauge<f64>,
 }
 
 impl Metrics {
@@ -23,7 +24,7 @@ impl Metrics {
             service: service.name(),
             handled: meter
                 .u64_counter("messaging.handled")
-                .with_description("Events by outcome: done, duplicate, ignored, retry, dead_letter")
+                .with_description("Events by outcome: done, duplicate, ignored, retry, unknown, dead_letter")
                 .with_unit("{event}")
                 .build(),
             batch: meter
@@ -44,6 +45,11 @@ impl Metrics {
                 )
                 .with_unit("s")
                 .build(),
+            paused: meter
+                .f64_gauge("messaging.consumer.paused")
+                .with_description("How long consumption has been paused by an error of the database; 0 when it runs")
+                .with_unit("s")
+                .build(),
         }
     }
 
@@ -61,6 +67,14 @@ impl Metrics {
     pub(crate) fn published(&self, events: usize) {
         self.published
             .add(events as u64, &[KeyValue::new("service", self.service)]);
+    }
+
+    pub(crate) fn paused(&self, part: &str, seconds: f64) {
+        let labels = [
+            KeyValue::new("service", self.service),
+            KeyValue::new("part", part.to_owned()),
+        ];
+        self.paused.record(seconds, &labels);
     }
 
     pub(crate) fn outbox_age(&self, seconds: f64) {

@@ -25,12 +25,17 @@ pub struct Participant {
     pub outbox_retention: Option<Duration>,
     /// Failed attempts after which an event becomes a dead letter.
     pub max_attempts: u32,
+    /// How long an event of an unknown version waits for a newer replica before it becomes a dead
+    /// letter.
+    pub unknown_patience: Duration,
     pub(crate) metrics: Metrics,
 }
 
 /// With the back-off between attempts this is about a minute: long enough for a deployment or a
 /// failover of something that a handler depends on.
 const MAX_ATTEMPTS: u32 = 8;
+/// Longer than a rolling upgrade takes.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 impl Participant {
     /// A participant that keeps its outbox for as long as the streams keep events.
@@ -43,6 +48,7 @@ impl Participant {
             progress: Progress::default(),
             outbox_retention: Some(topology::STREAM_MAX_AGE),
             max_attempts: MAX_ATTEMPTS,
+            unknown_patience: UNKNOWN_PATIENCE,
             metrics: Metrics::new(service),
         }
     }

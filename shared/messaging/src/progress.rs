@@ -11,7 +11,23 @@ use parking_lot::Mutex;
 
 /// When each part last did something, or confirmed that there was nothing to do.
 #[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<Mutex<BTreeMap<String, Instant>>>);
+pub struct Progress(Arc<Mutex<BTreeMap<String, Part>>>);
+
+#[derive(Debug)]
+struct Part {
+    last: Instant,
+    /// Why it makes no progress now.
+    obstacle: Option<String>,
+}
+
+impl Part {
+    fn new() -> Self {
+        Self {
+            last: Instant::now(),
+            obstacle: None,
+        }
+    }
+}
 
 /// A part without progress for this long is stalled: three times the longest regular pause.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -20,9 +36,16 @@ impl Progress {
     pub(crate) fn touch(&self, part: &str) {
         let mut parts = self.0.lock();
         match parts.get_mut(part) {
-            Some(last) => *last = Instant::now(),
-            None => drop(parts.insert(part.to_owned(), Instant::now())),
+            Some(known) => *known = Part::new(),
+            None => drop(parts.insert(part.to_owned(), Part::new())),
         }
+    }
+
+    /// Notes why a part makes no progress. Readiness fails when this lasts.
+    pub(crate) fn obstruct(&self, part: &str, obstacle: String) {
+        let mut parts = self.0.lock();
+        let known = parts.entry(part.to_owned()).or_insert_with(Part::new);
+        known.obstacle = Some(obstacle);
     }
 
     /// Ok while every part makes progress.
@@ -34,13 +57,15 @@ impl Progress {
         if parts.is_empty() {
             return Err("consumers have not started yet".to_owned());
         }
-        match parts.iter().find(|(_, last)| last.elapsed() > PATIENCE) {
-            Some((part, last)) => Err(format!(
-                "{part} has made no progress for {} s",
-                last.elapsed().as_secs()
-            )),
-            None => Ok(()),
-        }
+        let stalled = |part: &Part| part.last.elapsed() > PATIENCE;
+        let Some((name, part)) = parts.iter().find(|(_, part)| stalled(part)) else {
+            return Ok(());
+        };
+        let seconds = part.last.elapsed().as_secs();
+        let obstacle = part.obstacle.as_deref().unwrap_or("no reason is known");
+        Err(format!(
+            "{name} has made no progress for {seconds} s: {obstacle}"
+        ))
     }
 }
 
@@ -58,13 +83,14 @@ mod tests {
         progress.touch("relay");
         assert_eq!(progress.check(), Ok(()));
         let long_ago = Instant::now().checked_sub(PATIENCE * 2).unwrap();
-        progress
-            .0
-            .lock()
-            .insert("consumer of PAYMENT".to_owned(), long_ago);
+        progress.obstruct("consumer of PAYMENT", "disk full".to_owned());
+        assert_eq!(progress.check(), Ok(()), "an obstacle may be brief");
+        let mut parts = progress.0.lock();
+        parts.get_mut("consumer of PAYMENT").unwrap().last = long_ago;
+        drop(parts);
         assert_eq!(
             progress.check().unwrap_err(),
-            "consumer of PAYMENT has made no progress for 30 s"
+            "consumer of PAYMENT has made no progress for 30 s: disk full"
         );
     }
 }

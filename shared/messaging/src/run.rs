@@ -3,11 +3,17 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use contracts::{Inbound, Service, choreography::subscriptions};
+use contracts::Inbound;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Handler, Participant, consumer::Consumer, prune, relay::Relay, topology};
+use crate::{
+    Handler, Participant,
+    consumer::Consumer,
+    prune,
+    relay::Relay,
+    topology::{self, Source},
+};
 
 /// Takes part in the saga until `shutdown`: declares streams and consumers, relays the outbox, hands
 /// events to `handler`, prunes.
@@ -23,11 +29,9 @@ pub async fn run<H: Handler>(
     topology::reconcile_streams(&participant.broker).await?;
     topology::reconcile_consumers(&participant.broker, participant.service).await?;
     let mut consumers = JoinSet::new();
-    for owner in Service::ALL {
-        if !subscriptions(H::Inbound::SERVICE, owner).is_empty() {
-            let consumer = Consumer::new(participant.clone(), Arc::clone(&handler), owner);
-            consumers.spawn(consumer.run(shutdown.clone()));
-        }
+    for source in Source::all(H::Inbound::SERVICE) {
+        let consumer = Consumer::new(participant.clone(), Arc::clone(&handler), source);
+        consumers.spawn(consumer.run(shutdown.clone()));
     }
     let pruning = prune::run(
         participant.pool.clone(),
@@ -63,6 +67,6 @@ pub async fn run<H: Handler>(
     }
     // Acknowledgements are sent without waiting for an answer; without the flush the last ones would
     // be lost, and their events delivered again.
-    let flushed = participant.broker.client.flush().await;
-    flushed.context("flush the broker connection")
+    participant.broker.flush().await;
+    Ok(())
 }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{
+    self,
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
@@ -15,6 +16,12 @@ use crate::Broker;
 
 /// The stream of dead letters.
 pub const DEAD_LETTERS: &str = "DEAD_LETTER";
+/// The stream of dead letters that are on their way back to the service that gave up.
+pub const REDRIVE: &str = "REDRIVE";
+/// The stream of what operators did with dead letters.
+pub const AUDIT: &str = "AUDIT";
+const AUDIT_MAX_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
+const AUDIT_MAX_BYTES: i64 = 16 * 1024 * 1024;
 /// How long streams keep events. Inboxes remember them for longer.
 pub const STREAM_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a delivered event may stay unacknowledged before the broker redelivers it. Short, so that
@@ -24,7 +31,54 @@ pub const ACK_WAIT: Duration = Duration::from_secs(10);
 /// from the inbox.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// Events that a service may hold unacknowledged, all replicas together: sixteen full batches.
-const MAX_ACK_PENDING: i64 = 4096;
+pub(crate) const MAX_ACK_PENDING: usize = 4096;
+
+/// What a consumer consumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The events of a publisher.
+    Publisher(Service),
+    /// The service's own dead letters that an operator has redriven.
+    Redrive,
+}
+
+impl Source {
+    /// All sources of a service.
+    pub(crate) fn all(service: Service) -> Vec<Self> {
+        let publishers = Service::ALL.into_iter();
+        let publishers = publishers.filter(|owner| !subscriptions(service, *owner).is_empty());
+        let mut sources: Vec<_> = publishers.map(Self::Publisher).collect();
+        if !sources.is_empty() {
+            sources.push(Self::Redrive);
+        }
+        sources
+    }
+
+    pub(crate) fn stream(self) -> &'static str {
+        match self {
+            Self::Publisher(owner) => owner.stream().unwrap_or_default(),
+            Self::Redrive => REDRIVE,
+        }
+    }
+
+    fn filters(self, service: Service) -> Vec<String> {
+        match self {
+            Self::Publisher(owner) => {
+                let subjects = subscriptions(service, owner);
+                subjects.into_iter().map(subject_filter).collect()
+            }
+            Self::Redrive => vec![format!("redrive.{service}.>")],
+        }
+    }
+}
+
+/// The subject that an event was first published on: a redriven one arrives as
+/// `redrive.<service>.<subject>`.
+pub(crate) fn original_subject(subject: &str) -> &str {
+    let redriven = subject.strip_prefix("redrive.");
+    let original = redriven.and_then(|rest| rest.split_once('.'));
+    original.map_or(subject, |(_service, subject)| subject)
+}
 
 /// Why streams or consumers could not be reconciled.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +107,7 @@ pub async fn reconcile_streams(broker: &Broker) -> Result<(), TopologyError> {
     Ok(())
 }
 
-/// Declares the durable consumers of `service`, one per stream that it subscribes to.
+/// Declares the durable consumers of `service`, one per stream that it consumes.
 ///
 /// # Errors
 /// [`TopologyError`] when the broker is unavailable or refuses.
@@ -62,30 +116,48 @@ pub async fn reconcile_consumers(
     service: Service,
 ) -> Result<Vec<PullConsumer>, TopologyError> {
     let mut consumers = Vec::new();
-    for owner in Service::ALL {
-        if !subscriptions(service, owner).is_empty() {
-            consumers.push(reconcile_consumer(broker, service, owner).await?);
-        }
+    for source in Source::all(service) {
+        consumers.push(reconcile_consumer(broker, service, source).await?);
     }
     Ok(consumers)
 }
 
-/// Declares the durable consumer of `service` on the stream of `owner`.
+/// Declares the durable consumer of `service` on one stream. Its filters only ever widen: a newer
+/// replica may subscribe to more than this one knows, and what a narrower filter has passed over never
+/// comes back (nats-server #7268).
 pub(crate) async fn reconcile_consumer(
     broker: &Broker,
     service: Service,
-    owner: Service,
+    source: Source,
 ) -> Result<PullConsumer, TopologyError> {
-    let stream = owner.stream().unwrap_or_default();
-    let config = consumer(service, &subscriptions(service, owner));
-    broker
-        .jetstream
-        .create_consumer_on_stream(config, stream)
-        .await
-        .map_err(|source| TopologyError {
-            what: format!("consumer {service} on {stream}"),
-            source: source.into(),
-        })
+    let stream = source.stream();
+    let failed = |source: async_nats::Error| TopologyError {
+        what: format!("consumer {service} on {stream}"),
+        source,
+    };
+    let mut wanted = consumer(service, source);
+    let jetstream = &broker.jetstream;
+    let existing = jetstream.get_consumer_from_stream::<pull::Config, _, _>(service.name(), stream);
+    if let Ok(existing) = existing.await {
+        let found = &existing.cached_info().config;
+        let news = |filter: &String| !found.filter_subjects.contains(filter);
+        let widens = wanted.filter_subjects.iter().any(news);
+        if !widens && agrees(found, &wanted) {
+            return Ok(existing);
+        }
+        let kept = found.filter_subjects.iter();
+        let kept = kept.filter(|filter| !wanted.filter_subjects.contains(filter));
+        wanted.filter_subjects = wanted.filter_subjects.iter().chain(kept).cloned().collect();
+    }
+    let reconciled = jetstream.create_consumer_on_stream(wanted, stream).await;
+    reconciled.map_err(|error| failed(error.into()))
+}
+
+/// Whether a consumer has the limits that this version wants.
+fn agrees(found: &jetstream::consumer::Config, wanted: &pull::Config) -> bool {
+    found.ack_wait == wanted.ack_wait
+        && found.max_ack_pending == wanted.max_ack_pending
+        && found.max_deliver == wanted.max_deliver
 }
 
 fn streams() -> Vec<Config> {
@@ -102,6 +174,17 @@ fn streams() -> Vec<Config> {
         subjects: vec!["dlq.>".to_owned()],
         max_age: Duration::ZERO,
         ..base(DEAD_LETTERS)
+    });
+    streams.push(Config {
+        subjects: vec!["redrive.>".to_owned()],
+        ..base(REDRIVE)
+    });
+    streams.push(Config {
+        subjects: vec!["audit.>".to_owned()],
+        discard: DiscardPolicy::Old,
+        max_age: AUDIT_MAX_AGE,
+        max_bytes: AUDIT_MAX_BYTES,
+        ..base(AUDIT)
     });
     streams
 }
@@ -130,7 +213,7 @@ fn base(name: &str) -> Config {
     }
 }
 
-fn consumer(service: Service, subjects: &[Subject]) -> pull::Config {
+fn consumer(service: Service, source: Source) -> pull::Config {
     pull::Config {
         durable_name: Some(service.name().to_owned()),
         description: Some(format!("subscriptions of the {service} service")),
@@ -139,16 +222,13 @@ fn consumer(service: Service, subjects: &[Subject]) -> pull::Config {
         ack_wait: ACK_WAIT,
         // The consumer counts attempts itself: a delivery during a database outage must not count.
         max_deliver: -1,
-        max_ack_pending: MAX_ACK_PENDING,
-        filter_subjects: subjects
-            .iter()
-            .map(|subject| subject_filter(*subject))
-            .collect(),
+        max_ack_pending: MAX_ACK_PENDING as i64,
+        filter_subjects: source.filters(service),
         ..pull::Config::default()
     }
 }
 
-/// All major versions of a fact: an unknown version must become a dead letter. A narrower filter would
+/// All major versions of a fact: an unknown version waits for a newer replica. A narrower filter would
 /// skip it silently.
 fn subject_filter(subject: Subject) -> String {
     let fact = subject
@@ -161,6 +241,16 @@ fn subject_filter(subject: Subject) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_redriven_event_keeps_its_subject() {
+        let original = "order.created.v1";
+        assert_eq!(original_subject(original), original);
+        assert_eq!(
+            original_subject("redrive.payment.order.created.v1"),
+            original
+        );
+    }
 
     #[test]
     fn every_subject_has_one_stream() {
@@ -180,10 +270,7 @@ mod tests {
 
     #[test]
     fn filters_come_from_the_choreography_and_cover_later_versions() {
-        let config = consumer(
-            Service::Inventory,
-            &subscriptions(Service::Inventory, Service::Order),
-        );
+        let config = consumer(Service::Inventory, Source::Publisher(Service::Order));
         assert_eq!(config.filter_subjects, ["order.cancelled.*"]);
     }
 }

@@ -1,0 +1,110 @@
+//! What the guarantees are worth when the database or the broker is in trouble, and while two versions
+//! of a service run beside each other.
+
+use std::time::Duration;
+
+use contracts::OrderId;
+use sqlx::postgres::PgPoolOptions;
+
+use crate::fixture::{Fixture, eventually};
+
+#[tokio::test]
+async fn a_locked_table_makes_no_dead_letter_and_consumption_resumes_by_itself() {
+    let mut fixture = Fixture::new().await;
+    fixture.consumer.max_attempts = 1;
+    let impatient = [("lock_timeout", "50")];
+    let options = (*fixture.consumer.pool.connect_options()).clone();
+    let locking = fixture.consumer.pool.clone();
+    fixture.consumer.pool = PgPoolOptions::new().connect_lazy_with(options.options(impatient));
+    let mut lock = locking.begin().await.unwrap();
+    sqlx::query("LOCK TABLE applied")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let orders: Vec<OrderId> = (0..5).map(|_| OrderId::new()).collect();
+    for order in &orders {
+        fixture.publish(*order).await;
+    }
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    let progress = fixture.consumer.progress.clone();
+    eventually("readiness tells why consumption pauses", async || {
+        let check = progress.check();
+        check.is_err_and(|reason| reason.contains("lock timeout"))
+    })
+    .await;
+    lock.rollback().await.unwrap();
+    eventually("all events are applied", async || {
+        fixture.applied().await.len() == orders.len()
+    })
+    .await;
+    eventually("readiness is back", async || progress.check().is_ok()).await;
+    assert_eq!(fixture.dead_letters().await.len(), 0);
+    publisher.stop().await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn shutdown_ends_well_while_the_broker_is_away() {
+    let mut fixture = Fixture::new().await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    fixture.publish(OrderId::new()).await;
+    eventually("the first event is applied", async || {
+        fixture.applied().await.len() == 1
+    })
+    .await;
+    drop(fixture.server.take());
+    for _ in 0..20 {
+        fixture.publish(OrderId::new()).await;
+    }
+    let stop = async {
+        publisher.stop().await;
+        consumer.stop().await;
+    };
+    let stopped = tokio::time::timeout(Duration::from_secs(15), stop).await;
+    assert!(stopped.is_ok(), "the tasks wait for the broker");
+}
+
+#[tokio::test]
+async fn an_unknown_version_waits_for_a_newer_replica_and_then_becomes_a_dead_letter() {
+    let mut fixture = Fixture::new().await;
+    fixture.declare().await;
+    fixture.publish_unknown_version().await;
+    let consumer = fixture.run_consumer();
+    eventually("the event is in hand", async || {
+        fixture.is_waiting("ORDER").await
+    })
+    .await;
+    assert_eq!(fixture.dead_letters().await.len(), 0);
+    consumer.stop().await;
+
+    fixture.consumer.unknown_patience = Duration::ZERO;
+    let consumer = fixture.run_consumer();
+    eventually("the event is a dead letter", async || {
+        fixture.dead_letters().await.len() == 1
+    })
+    .await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn a_consumer_never_narrows_what_a_newer_replica_subscribes_to() {
+    let fixture = Fixture::new().await;
+    fixture.declare().await;
+    fixture.widen_consumer("order.shipped.*").await;
+    let consumer = fixture.run_consumer();
+    fixture.publish_copy_of(OrderId::new()).await;
+    eventually("the consumer runs", async || {
+        fixture.applied().await.len() == 1
+    })
+    .await;
+    let filters = fixture.filters("ORDER").await;
+    assert!(
+        filters.contains(&"order.shipped.*".to_owned()),
+        "{filters:?}"
+    );
+    assert!(
+        filters.contains(&"order.confirmed.*".to_owned()),
+        "{filters:?}"
+    );
+    consumer.stop().await;
+}
