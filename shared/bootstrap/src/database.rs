@@ -5,12 +5,18 @@ use std::time::Duration;
 use anyhow::Context as _;
 use backon::{ExponentialBuilder, Retryable as _};
 use futures::future::BoxFuture;
-use sqlx::{PgPool, migrate::Migrator, postgres::PgPoolOptions};
+use sqlx::{
+    Connection as _, PgConnection, PgPool,
+    migrate::{MigrateError, Migrator},
+    postgres::PgPoolOptions,
+};
 
 use crate::{settings::DatabaseSettings, shutdown};
 
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// An index on a large table takes minutes.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Connects and migrates, in the order given. Waits for a server that is not up yet. Several replicas
 /// may start at once: one migrates, the others wait for its lock.
@@ -22,7 +28,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 pub fn connect<'a>(
     settings: &'a DatabaseSettings,
     service: &'a str,
-    migrators: &'a [Migrator],
+    migrators: Vec<Migrator>,
 ) -> BoxFuture<'a, anyhow::Result<PgPool>> {
     Box::pin(async move {
         let pool = pool(settings, service)?;
@@ -35,11 +41,49 @@ pub fn connect<'a>(
             })
             .await
             .context("connect to the database that DATABASE_URL names")?;
-        for migrator in migrators {
-            migrator.run(&pool).await.context("migrate the database")?;
+        for mut migrator in migrators {
+            // A newer version may have migrated before: its migrations only add, and this version can
+            // still restart, and run after a roll-back.
+            migrator.set_ignore_missing(true);
+            migrate(&pool, &migrator)
+                .await
+                .context("migrate the database")?;
         }
         Ok(pool)
     })
+}
+
+/// Migrates on a connection with time limits of its own. A lock that is not free soon is tried again,
+/// so that the migration does not queue in front of the traffic of the replicas that serve.
+async fn migrate(pool: &PgPool, migrator: &Migrator) -> anyhow::Result<()> {
+    let options = (*pool.connect_options()).clone().options([
+        (
+            "statement_timeout",
+            MIGRATION_TIMEOUT.as_millis().to_string(),
+        ),
+        ("lock_timeout", LOCK_TIMEOUT.as_millis().to_string()),
+    ]);
+    let migrate = || async {
+        let mut connection = PgConnection::connect_with(&options).await?;
+        let migrated = migrator.run_direct(None, &mut connection, false).await;
+        connection.close().await?;
+        migrated
+    };
+    let migrated = migrate.retry(start_delays()).when(is_locked_out);
+    let notified = migrated.notify(|error, delay| {
+        tracing::info!(%error, "a migration waits for a lock; the next attempt is in {delay:?}");
+    });
+    Ok(notified.await?)
+}
+
+/// Another replica migrates, or a transaction uses the table.
+fn is_locked_out(error: &MigrateError) -> bool {
+    let error = match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
+        _ => return false,
+    };
+    let database = error.as_database_error();
+    database.is_some_and(|error| error.code().is_some_and(|code| code == "55P03"))
 }
 
 fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {

@@ -70,8 +70,8 @@ impl ServiceContext {
         settings: &DatabaseSettings,
         migrator: Migrator,
     ) -> anyhow::Result<PgPool> {
-        let migrators = [messaging::migrator(), migrator];
-        database::connect(settings, self.service.name(), &migrators).await
+        let migrators = vec![messaging::migrator(), migrator];
+        database::connect(settings, self.service.name(), migrators).await
     }
 
     /// Connects to database and broker and becomes a participant of the saga. Readiness then watches

@@ -11,7 +11,7 @@ use crate::backoff;
 
 /// The oldest version that does not skip events after a power loss (nats-server #5412 and others).
 const OLDEST_SERVER: (u32, u32) = (2, 12);
-const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection and its JetStream context; cheap to clone.
@@ -78,6 +78,12 @@ impl Broker {
             jetstream,
             connections,
         })
+    }
+
+    /// How often the connection has been established. A change means that the broker may have lost
+    /// what it had not yet written to its disk.
+    pub(crate) fn connections(&self) -> u64 {
+        *self.connections.borrow()
     }
 
     pub(crate) fn is_connected(&self) -> bool {

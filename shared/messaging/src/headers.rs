@@ -4,7 +4,7 @@
 //! Source: CloudEvents "NATS Protocol Binding", section 3.2.
 
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
-use contracts::{Cause, DecodeError, Envelope, Service, header, parse_field};
+use contracts::{Cause, DecodeError, Envelope, EventId, OrderId, Service, header, parse_field};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const PROTOBUF: &str = "application/protobuf";
@@ -23,26 +23,47 @@ pub enum EnvelopeError {
 /// The headers of an event as `source` publishes it. `Nats-Msg-Id` is the event's id, so that the
 /// broker drops a repetition by itself; correctness does not depend on that.
 pub fn to_headers(envelope: &Envelope, source: Service) -> HeaderMap {
-    let id = envelope.event_id.to_string();
-    let cause = &envelope.cause;
-    let mut headers = HeaderMap::new();
-    headers.insert(NATS_MESSAGE_ID, id.as_str());
-    headers.insert(header::SPEC_VERSION, "1.0");
-    headers.insert(header::ID, id);
-    headers.insert(header::TYPE, envelope.subject.as_str());
-    headers.insert(header::SOURCE, source.source());
-    headers.insert(
-        header::TIME,
-        envelope.time.format(&Rfc3339).unwrap_or_default(),
-    );
-    headers.insert(header::SUBJECT, envelope.order_id.to_string());
-    headers.insert(header::CORRELATION_ID, cause.correlation_id.to_string());
-    headers.insert(header::CAUSATION_ID, cause.causation_id.to_string());
-    headers.insert(header::CONTENT_TYPE, PROTOBUF);
-    if let Some(traceparent) = &cause.traceparent {
-        headers.insert(header::TRACEPARENT, traceparent.as_str());
+    let attributes = Attributes {
+        event_id: envelope.event_id,
+        subject: envelope.subject.as_str(),
+        order_id: envelope.order_id,
+        time: envelope.time,
+        cause: &envelope.cause,
+    };
+    attributes.to_headers(source)
+}
+
+/// An envelope whose subject is text: of a row in the outbox that perhaps another version has written.
+pub(crate) struct Attributes<'a> {
+    pub(crate) event_id: EventId,
+    pub(crate) subject: &'a str,
+    pub(crate) order_id: OrderId,
+    pub(crate) time: OffsetDateTime,
+    pub(crate) cause: &'a Cause,
+}
+
+impl Attributes<'_> {
+    pub(crate) fn to_headers(&self, source: Service) -> HeaderMap {
+        let id = self.event_id.to_string();
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, id.as_str());
+        headers.insert(header::SPEC_VERSION, "1.0");
+        headers.insert(header::ID, id);
+        headers.insert(header::TYPE, self.subject);
+        headers.insert(header::SOURCE, source.source());
+        headers.insert(header::TIME, self.time.format(&Rfc3339).unwrap_or_default());
+        headers.insert(header::SUBJECT, self.order_id.to_string());
+        headers.insert(
+            header::CORRELATION_ID,
+            self.cause.correlation_id.to_string(),
+        );
+        headers.insert(header::CAUSATION_ID, self.cause.causation_id.to_string());
+        headers.insert(header::CONTENT_TYPE, PROTOBUF);
+        if let Some(traceparent) = &self.cause.traceparent {
+            headers.insert(header::TRACEPARENT, traceparent.as_str());
+        }
+        headers
     }
-    headers
 }
 
 /// Reads the headers of a message.
@@ -75,7 +96,7 @@ pub(crate) fn text<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a
 
 #[cfg(test)]
 mod tests {
-    use contracts::{CorrelationId, EventId, OrderId, Subject};
+    use contracts::{CorrelationId, Subject};
 
     use super::*;
 

@@ -7,7 +7,7 @@
 //! - Deciding: [`UnitOfWork`] executes commands on locked aggregates and writes them with their events.
 //! - An event that fails is retried with back-off and then kept as a dead letter; none is dropped.
 //!
-//! Reading order: [`outbox`], `relay`, [`inbox`], [`handler`], [`unit_of_work`], `batch`, `consumer`,
+//! Reading order: [`outbox`], `relay`, `reconcile`, [`inbox`], [`handler`], [`unit_of_work`], `batch`, `consumer`,
 //! `dead_letter`, [`topology`], [`run`](mod@run).
 #![warn(missing_docs, unreachable_pub)]
 
@@ -25,6 +25,7 @@ pub mod outbox;
 mod participant;
 mod progress;
 mod prune;
+mod reconcile;
 mod relay;
 pub mod run;
 pub mod topology;

@@ -1,10 +1,14 @@
 //! Names, units and meanings of this crate's metrics, for the global meter provider of the process.
 
+use std::sync::Arc;
+
 use contracts::Service;
 use opentelemetry::{
     KeyValue, global,
-    metrics::{Counter, Gauge, Histogram},
+    metrics::{Counter, Gauge, Histogram, Meter},
 };
+use parking_lot::Mutex;
+use time::OffsetDateTime;
 
 /// The instruments of one service.
 #[derive(Clone, Debug)]
@@ -13,7 +17,9 @@ pub(crate) struct Metrics {
     handled: Counter<u64>,
     batch: Histogram<u64>,
     published: Counter<u64>,
-    outbox_age: Gauge<f64>,
+    set_aside: Counter<u64>,
+    /// When the oldest event was recorded that has not been published.
+    oldest: Arc<Mutex<Option<OffsetDateTime>>>,
     paused: Gauge<f64>,
 }
 
@@ -38,13 +44,12 @@ impl Metrics {
                 .with_description("Events that the relay published and the broker acknowledged")
                 .with_unit("{event}")
                 .build(),
-            outbox_age: meter
-                .f64_gauge("messaging.outbox.age")
-                .with_description(
-                    "Age of the oldest event that has not been published; 0 when there is none",
-                )
-                .with_unit("s")
+            set_aside: meter
+                .u64_counter("messaging.outbox.set_aside")
+                .with_description("Events that cannot be published and wait for an operator")
+                .with_unit("{event}")
                 .build(),
+            oldest: observe_outbox_age(&meter, service),
             paused: meter
                 .f64_gauge("messaging.consumer.paused")
                 .with_description("How long consumption has been paused by an error of the database; 0 when it runs")
@@ -77,8 +82,33 @@ impl Metrics {
         self.paused.record(seconds, &labels);
     }
 
-    pub(crate) fn outbox_age(&self, seconds: f64) {
-        self.outbox_age
-            .record(seconds, &[KeyValue::new("service", self.service)]);
+    pub(crate) fn set_aside(&self, events: usize) {
+        self.set_aside
+            .add(events as u64, &[KeyValue::new("service", self.service)]);
     }
+
+    /// Notes when the oldest unpublished event was recorded; `None` when there is none.
+    pub(crate) fn outbox_oldest(&self, recorded_at: Option<OffsetDateTime>) {
+        *self.oldest.lock() = recorded_at;
+    }
+}
+
+/// The age is computed when it is asked for: it grows also while the relay is stuck.
+fn observe_outbox_age(meter: &Meter, service: Service) -> Arc<Mutex<Option<OffsetDateTime>>> {
+    let oldest: Arc<Mutex<Option<OffsetDateTime>>> = Arc::default();
+    let observed = Arc::clone(&oldest);
+    let label = [KeyValue::new("service", service.name())];
+    let _registered = meter
+        .f64_observable_gauge("messaging.outbox.age")
+        .with_description(
+            "Age of the oldest event that has not been published; 0 when there is none",
+        )
+        .with_unit("s")
+        .with_callback(move |gauge| {
+            let age = |recorded: OffsetDateTime| OffsetDateTime::now_utc() - recorded;
+            let age = observed.lock().map(age).unwrap_or_default();
+            gauge.observe(age.as_seconds_f64().max(0.0), &label);
+        })
+        .build();
+    oldest
 }

@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -17,6 +17,8 @@ use crate::{Logs, Process, Reaper, ports, process::Spec, tools};
 pub struct NatsServer {
     process: Process,
     port: u16,
+    /// Where the server keeps its streams.
+    store: PathBuf,
     spec: Spec,
 }
 
@@ -43,10 +45,16 @@ impl NatsServer {
             ..Spec::default()
         };
         ports::ensure_free(port, "NATS")?;
-        Self::spawn(spec, port, logs, reaper).await
+        Self::spawn(spec, port, directory.to_owned(), logs, reaper).await
     }
 
-    async fn spawn(spec: Spec, port: u16, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
+    async fn spawn(
+        spec: Spec,
+        port: u16,
+        store: PathBuf,
+        logs: &Logs,
+        reaper: &Reaper,
+    ) -> anyhow::Result<Self> {
         let mut process = Process::start(&spec, logs, reaper)?;
         for _ in 0..600 {
             if let Some(status) = process.exit_status() {
@@ -57,6 +65,7 @@ impl NatsServer {
                 return Ok(Self {
                     process,
                     port,
+                    store,
                     spec,
                 });
             }
@@ -72,8 +81,20 @@ impl NatsServer {
 
     /// Kills the server with SIGKILL and starts it with the same directory and port.
     pub async fn crash_and_restart(self, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
+        self.crash_and_restart_after(|_store| Ok(()), logs, reaper)
+            .await
+    }
+
+    /// The same; `tamper` gets the directory of the streams while no server uses it.
+    pub async fn crash_and_restart_after(
+        self,
+        tamper: impl FnOnce(&Path) -> std::io::Result<()>,
+        logs: &Logs,
+        reaper: &Reaper,
+    ) -> anyhow::Result<Self> {
         self.process.kill().await?;
-        Self::spawn(self.spec, self.port, logs, reaper).await
+        tamper(&self.store)?;
+        Self::spawn(self.spec, self.port, self.store, logs, reaper).await
     }
 
     pub async fn stop(self) -> anyhow::Result<()> {

@@ -1,6 +1,8 @@
 //! What the guarantees are worth when the database or the broker is in trouble, and while two versions
 //! of a service run beside each other.
 
+mod broker;
+
 use std::time::Duration;
 
 use contracts::OrderId;

@@ -1,0 +1,125 @@
+//! The broker forgets: its disk is deleted or replaced by an older copy, or a stream is deleted. Every
+//! event is published again, and applied once.
+
+use std::{collections::HashSet, fs, io, path::Path};
+
+use contracts::OrderId;
+
+use crate::fixture::{Fixture, eventually};
+
+/// Publishes `count` events; returns their orders.
+async fn publish(fixture: &Fixture, count: usize) -> Vec<OrderId> {
+    let mut orders = Vec::new();
+    for _ in 0..count {
+        let order = OrderId::new();
+        fixture.publish(order).await;
+        orders.push(order);
+    }
+    orders
+}
+
+/// Waits until all `orders` are applied and in the stream; each must have been applied once.
+async fn all_arrive(fixture: &Fixture, orders: &[OrderId]) {
+    eventually("all events are applied", async || {
+        fixture.applied().await.len() >= orders.len()
+    })
+    .await;
+    let expected: HashSet<_> = orders.iter().copied().collect();
+    eventually("all events are in the stream", async || {
+        let held: HashSet<_> = fixture.stream("ORDER").await.into_iter().collect();
+        held.is_superset(&expected)
+    })
+    .await;
+    let applied = fixture.applied().await;
+    assert_eq!(applied.len(), orders.len(), "each is applied once");
+    assert_eq!(applied.into_iter().collect::<HashSet<_>>(), expected);
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_whose_disk_was_deleted_gets_every_event_again() {
+    let mut fixture = Fixture::new().await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    let mut orders = publish(&fixture, 30).await;
+    all_arrive(&fixture, &orders).await;
+    fixture
+        .crash_broker(|store| fs::remove_dir_all(store))
+        .await;
+    orders.extend(publish(&fixture, 10).await);
+    all_arrive(&fixture, &orders).await;
+    publisher.stop().await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_went_back_in_time_gets_what_it_lost_again() {
+    let mut fixture = Fixture::new().await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    let mut orders = publish(&fixture, 20).await;
+    all_arrive(&fixture, &orders).await;
+    let keep = |store: &Path| store.with_extension("copy");
+    fixture
+        .crash_broker(|store| copy(store, &keep(store)))
+        .await;
+    orders.extend(publish(&fixture, 30).await);
+    all_arrive(&fixture, &orders).await;
+    let restore = |store: &Path| {
+        fs::remove_dir_all(store)?;
+        fs::rename(keep(store), store)
+    };
+    fixture.crash_broker(restore).await;
+    orders.extend(publish(&fixture, 10).await);
+    all_arrive(&fixture, &orders).await;
+    publisher.stop().await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn a_deleted_stream_comes_back_with_every_event() {
+    let fixture = Fixture::new().await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    let mut orders = publish(&fixture, 30).await;
+    all_arrive(&fixture, &orders).await;
+    fixture.delete_stream("ORDER").await;
+    orders.extend(publish(&fixture, 10).await);
+    all_arrive(&fixture, &orders).await;
+    publisher.stop().await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_published_does_not_hold_up_the_others() {
+    let fixture = Fixture::new().await;
+    fixture.append_quietly(OrderId::new()).await;
+    let spoil = "UPDATE outbox SET subject = 'order. confirmed'";
+    sqlx::query(spoil)
+        .execute(&fixture.publisher.pool)
+        .await
+        .unwrap();
+    let publisher = fixture.run_publisher();
+    let orders = publish(&fixture, 3).await;
+    eventually("the others are published", async || {
+        fixture.stream("ORDER").await == orders
+    })
+    .await;
+    let set_aside = "SELECT count(*) FROM outbox WHERE set_aside_at IS NOT NULL";
+    eventually("the event is set aside", async || {
+        let set_aside = sqlx::query_scalar::<_, i64>(set_aside);
+        set_aside.fetch_one(&fixture.publisher.pool).await.unwrap() == 1
+    })
+    .await;
+    publisher.stop().await;
+}
