@@ -6,6 +6,7 @@ use std::collections::{HashMap, hash_map::Entry};
 use anyhow::Context as _;
 use contracts::{
     DecodeError, Event as Contract, OrderId, Subject, parse_field, parse_lines, parse_money,
+    parse_time,
 };
 use proto::order::v1 as wire;
 use sqlx::PgConnection;
@@ -100,19 +101,13 @@ fn from_contract(subject: &str, payload: &[u8]) -> Result<Event, DecodeError> {
 }
 
 fn created(event: wire::OrderCreated) -> Result<NewOrder, DecodeError> {
-    let deadline = event
-        .deadline
-        .ok_or_else(|| DecodeError::missing("deadline"))?;
-    let deadline = std::time::SystemTime::try_from(deadline);
     Ok(NewOrder {
         id: parse_field("order_id", &event.order_id)?,
         customer_id: parse_field("customer_id", &event.customer_id)?,
         lines: parse_lines(event.lines)?,
         total: parse_money("total", event.total)?,
         payment_method: parse_field("payment_method", &event.payment_method)?,
-        deadline: deadline
-            .map_err(|error| DecodeError::invalid("deadline", error))?
-            .into(),
+        deadline: parse_time("deadline", event.deadline)?,
     })
 }
 

@@ -114,3 +114,41 @@ async fn readiness_turns_off_first_and_requests_in_flight_complete() {
     assert_eq!(completed.code(), Code::NotFound, "{completed}");
     assert_eq!(program.wait().await.unwrap().code(), Some(0));
 }
+
+#[tokio::test]
+async fn an_older_replica_starts_after_a_newer_version_has_migrated() {
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    for start in ["first", "after the newer version"] {
+        let mut program = spawn(&url, &broker.url(), "0");
+        eventually(start, async || is(&program, "/readyz", 200).await).await;
+        program.terminate().unwrap();
+        assert_eq!(program.wait().await.unwrap().code(), Some(0));
+        for table in ["_sqlx_migrations", "_messaging_migrations"] {
+            let newer = format!(
+                "INSERT INTO {table} (version, description, success, checksum, execution_time) \
+                 VALUES (9999, 'newer', true, '', 0) ON CONFLICT DO NOTHING"
+            );
+            let newer = sqlx::query(sqlx::AssertSqlSafe(newer));
+            newer.execute(&database).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn sigterm_ends_a_process_well_while_the_broker_is_away() {
+    let broker = test::broker().await.unwrap();
+    let (_, url) = test::database(&[]).await.unwrap();
+    let mut program = spawn(&url, &broker.url(), "0");
+    eventually("the process is ready", async || {
+        is(&program, "/readyz", 200).await
+    })
+    .await;
+    broker.stop().await.unwrap();
+    eventually("the process notices", async || {
+        is(&program, "/readyz", 503).await
+    })
+    .await;
+    program.terminate().unwrap();
+    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}

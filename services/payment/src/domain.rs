@@ -29,6 +29,9 @@ pub struct Charge {
     pub method: PaymentMethod,
     /// What is paid for; passed on to inventory when the charge is captured.
     pub lines: Vec<OrderLine>,
+    /// When the order is cancelled unless it is confirmed; nothing is charged after that. `None` in
+    /// payments of the version that did not keep it.
+    pub deadline: Option<OffsetDateTime>,
     /// The order's creation: what the outcome of the charge follows from.
     pub cause: Cause,
 }

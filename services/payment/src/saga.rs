@@ -6,10 +6,11 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use contracts::{
     CustomerId, DecodeError, Event, Inbound, Money, OrderId, OrderLine, PaymentId, PaymentMethod,
-    Service, parse_field, parse_lines, parse_money,
+    Service, parse_field, parse_lines, parse_money, parse_time,
 };
 use messaging::{Delivery, Handler, Outcome, UnitOfWork};
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use crate::{
@@ -25,6 +26,7 @@ pub enum InboundEvent {
         total: Money,
         method: PaymentMethod,
         lines: Vec<OrderLine>,
+        deadline: OffsetDateTime,
     },
     OrderCancelled {
         customer_id: CustomerId,
@@ -41,6 +43,7 @@ impl Inbound for InboundEvent {
                 total: parse_money("total", event.total)?,
                 method: parse_field("payment_method", &event.payment_method)?,
                 lines: parse_lines(event.lines)?,
+                deadline: parse_time("deadline", event.deadline)?,
             }),
             Event::OrderCancelled(event) => Ok(Self::OrderCancelled {
                 customer_id: parse_field("customer_id", &event.customer_id)?,
@@ -64,11 +67,13 @@ fn command(delivery: &Delivery<InboundEvent>) -> Command {
             total,
             method,
             lines,
+            deadline,
         } => {
             let charge = Charge {
                 amount: *total,
                 method: method.clone(),
                 lines: lines.clone(),
+                deadline: Some(*deadline),
                 cause,
             };
             Command::Charge(identity(*customer_id), charge)

@@ -21,6 +21,7 @@ struct Row {
     currency: Option<String>,
     method: Option<String>,
     lines: Option<Json<Vec<OrderLine>>>,
+    deadline: Option<OffsetDateTime>,
     charge_correlation_id: Option<Uuid>,
     charge_causation_id: Option<Uuid>,
     charge_traceparent: Option<String>,
@@ -44,7 +45,7 @@ pub async fn lock(
         Row,
         r#"-- payments_lock
         SELECT order_id, payment_id, customer_id, status, amount, currency, method,
-               lines AS "lines: Json<Vec<OrderLine>>",
+               lines AS "lines: Json<Vec<OrderLine>>", deadline,
                charge_correlation_id, charge_causation_id, charge_traceparent,
                cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
                updated_at
@@ -64,7 +65,7 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
         Row,
         r#"-- payment_find
         SELECT order_id, payment_id, customer_id, status, amount, currency, method,
-               lines AS "lines: Json<Vec<OrderLine>>",
+               lines AS "lines: Json<Vec<OrderLine>>", deadline,
                charge_correlation_id, charge_causation_id, charge_traceparent,
                cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
                updated_at
@@ -76,18 +77,52 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
     row.map(Row::read).transpose()
 }
 
-/// Leases up to `limit` payments that are due: counts the attempt, and keeps other workers off for
-/// `lease`. Committed before the call to the provider: a payment without attempts is unknown there.
-pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<Vec<Payment>> {
+/// Leases up to `limit` refunds that are due: counts the attempt, and keeps other workers off for
+/// `lease`. Committed before the call to the provider.
+pub async fn lease_refunds(
+    pool: &PgPool,
+    limit: i64,
+    lease: Duration,
+) -> sqlx::Result<Vec<Payment>> {
     let rows = sqlx::query_as!(
         Row,
-        r#"-- payments_lease
-        UPDATE payments SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
-        WHERE order_id IN (
-            SELECT order_id FROM payments WHERE status IN ('pending', 'refunding') AND due_at <= now()
+        r#"-- refunds_lease
+        WITH due AS MATERIALIZED (
+            SELECT order_id FROM payments WHERE status = 'refunding' AND due_at <= now()
             ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+        UPDATE payments SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
+        WHERE order_id IN (SELECT order_id FROM due)
         RETURNING order_id, payment_id, customer_id, status, amount, currency, method,
-                  lines AS "lines: Json<Vec<OrderLine>>",
+                  lines AS "lines: Json<Vec<OrderLine>>", deadline,
+                  charge_correlation_id, charge_causation_id, charge_traceparent,
+                  cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
+                  updated_at"#,
+        limit,
+        lease.as_secs_f64()
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.into_iter().map(Row::read).collect()
+}
+
+/// The same for charges. A charge whose deadline has passed is leased only when the provider may know
+/// of it already: its outcome must be found out. Otherwise it waits for the cancellation.
+pub async fn lease_charges(
+    pool: &PgPool,
+    limit: i64,
+    lease: Duration,
+) -> sqlx::Result<Vec<Payment>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"-- charges_lease
+        WITH due AS MATERIALIZED (
+            SELECT order_id FROM payments
+            WHERE status = 'pending' AND due_at <= now() AND (attempts > 0 OR deadline IS NULL OR deadline > now())
+            ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+        UPDATE payments SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
+        WHERE order_id IN (SELECT order_id FROM due)
+        RETURNING order_id, payment_id, customer_id, status, amount, currency, method,
+                  lines AS "lines: Json<Vec<OrderLine>>", deadline,
                   charge_correlation_id, charge_causation_id, charge_traceparent,
                   cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
                   updated_at"#,
@@ -163,6 +198,7 @@ pub async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         .map(|c| c.map(|c| c.method.as_str()))
         .collect();
     let lines: Vec<_> = charges.iter().map(|c| c.map(|c| Json(&c.lines))).collect();
+    let deadlines: Vec<_> = charges.iter().map(|c| c.and_then(|c| c.deadline)).collect();
     let charge_causes = CauseColumns::new(charges.iter().map(|c| c.map(|c| &c.cause)));
     let cancelled = payments.iter().map(|payment| payment.cancelled.as_ref());
     let cancel_causes = CauseColumns::new(cancelled);
@@ -171,10 +207,11 @@ pub async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         r#"-- payments_insert
         INSERT INTO payments (order_id, payment_id, customer_id, status, amount, currency, method, lines,
                               charge_correlation_id, charge_causation_id, charge_traceparent,
-                              cancel_correlation_id, cancel_causation_id, cancel_traceparent, updated_at)
+                              cancel_correlation_id, cancel_causation_id, cancel_traceparent, updated_at,
+                              deadline)
         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::text[], $7::text[],
                              $8::jsonb[], $9::uuid[], $10::uuid[], $11::text[], $12::uuid[], $13::uuid[], $14::text[],
-                             $15::timestamptz[])"#,
+                             $15::timestamptz[], $16::timestamptz[])"#,
         &orders,
         &ids,
         &customers,
@@ -189,7 +226,8 @@ pub async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         &cancel_causes.correlations as &[Option<Uuid>],
         &cancel_causes.causations as &[Option<Uuid>],
         &cancel_causes.traceparents as &[Option<&str>],
-        &times
+        &times,
+        &deadlines as &[Option<OffsetDateTime>]
     )
     .execute(tx)
     .await?;
@@ -280,6 +318,7 @@ impl Row {
                     amount: Money::new(amount, currency.parse().map_err(decode)?),
                     method: PaymentMethod::try_from(method).map_err(decode)?,
                     lines,
+                    deadline: self.deadline,
                     cause,
                 })
             }

@@ -88,12 +88,12 @@ impl Worker {
 
     /// Leases due payments and starts their calls; returns whether more may be due.
     async fn lease(&self, calls: &mut Calls) -> bool {
-        let room = self.provider.breaker.admits(MAX_CALLS - calls.len());
+        let free = MAX_CALLS.saturating_sub(calls.len());
+        let room = self.provider.breaker.admits(free);
         if room == 0 {
             return false;
         }
-        // Committed before the call: `attempts` counts calls that may have reached the provider.
-        let leased = store::lease(&self.participant.pool, room as i64, LEASE).await;
+        let leased = self.lease_due(room).await;
         let leased = match leased {
             Ok(leased) => leased,
             Err(error) => {
@@ -110,6 +110,18 @@ impl Worker {
             });
         }
         may_be_more
+    }
+
+    /// Refunds first: customers do not wait for their money behind a backlog of charges. Committed
+    /// before the call: `attempts` counts calls that may have reached the provider.
+    async fn lease_due(&self, room: usize) -> sqlx::Result<Vec<Payment>> {
+        let pool = &self.participant.pool;
+        let mut leased = store::lease_refunds(pool, room as i64, LEASE).await?;
+        let room = room.saturating_sub(leased.len());
+        if room > 0 {
+            leased.extend(store::lease_charges(pool, room as i64, LEASE).await?);
+        }
+        Ok(leased)
     }
 
     /// Records an outcome and all others that have arrived by now, in one transaction.
@@ -256,6 +268,7 @@ mod tests {
                 amount: Money::new(1, "EUR".parse().unwrap()),
                 method: "tok_visa".parse().unwrap(),
                 lines: vec![],
+                deadline: None,
                 cause,
             }),
             status: Status::Pending,

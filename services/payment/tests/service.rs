@@ -2,6 +2,8 @@
 //! test publishes as the order service.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use std::time::{Duration, SystemTime};
+
 use async_nats::jetstream;
 use contracts::{Cause, CorrelationId, CustomerId, Envelope, Event, EventId, OrderId, Service};
 use devstack::{
@@ -64,6 +66,11 @@ impl Fixture {
 
     /// Publishes an accepted order over 19.99 EUR.
     async fn publish_order(&self) -> OrderId {
+        let later = SystemTime::now() + Duration::from_secs(3600);
+        self.publish_order_until(later).await
+    }
+
+    async fn publish_order_until(&self, deadline: SystemTime) -> OrderId {
         let order = OrderId::new();
         let price = Money {
             amount: 1999,
@@ -79,10 +86,19 @@ impl Fixture {
             }],
             total: Some(price),
             payment_method: "tok_visa".to_owned(),
-            deadline: None,
+            deadline: Some(deadline.into()),
         };
         self.publish(order, Event::OrderCreated(created)).await;
         order
+    }
+
+    async fn publish_cancellation(&self, order: OrderId) {
+        let cancelled = OrderCancelled {
+            order_id: order.to_string(),
+            customer_id: CustomerId::new().to_string(),
+            reason: 4,
+        };
+        self.publish(order, Event::OrderCancelled(cancelled)).await;
     }
 
     async fn publish(&self, order: OrderId, event: Event) {
@@ -226,14 +242,7 @@ async fn a_cancelled_payment_is_refunded_and_can_be_queried() {
     let program = fixture.start().await;
     let order = fixture.publish_order().await;
     fixture.assert_charged_once(order).await;
-    let cancelled = OrderCancelled {
-        order_id: order.to_string(),
-        customer_id: CustomerId::new().to_string(),
-        reason: 4,
-    };
-    fixture
-        .publish(order, Event::OrderCancelled(cancelled))
-        .await;
+    fixture.publish_cancellation(order).await;
     fixture.until_status(order, "refunded").await;
     assert_eq!(fixture.published(order, "payment.refunded.v1").await, 1);
     let mut client = PaymentServiceClient::connect(program.url.clone())
@@ -254,4 +263,41 @@ async fn a_cancelled_payment_is_refunded_and_can_be_queried() {
         (invalid.code(), invalid.message()),
         (Code::InvalidArgument, "order_id: expected a UUID")
     );
+}
+
+#[tokio::test]
+async fn orders_that_timed_out_while_payment_was_away_are_never_charged() {
+    const TIMED_OUT: usize = 1500;
+    let fixture = Fixture::new().await;
+    let payment = fixture.start().await;
+    payment.kill().await.unwrap();
+    let mut timed_out = Vec::with_capacity(TIMED_OUT);
+    for _ in 0..TIMED_OUT {
+        let order = fixture.publish_order_until(SystemTime::UNIX_EPOCH).await;
+        timed_out.push(order);
+    }
+    // Later in the stream than all others: when it is charged, they have had their turn.
+    let last = fixture.publish_order().await;
+    let _payment = fixture.start().await;
+    let count = async |status: &str| {
+        let count = "SELECT count(*) FROM payments WHERE status = $1";
+        let count = sqlx::query_scalar::<_, i64>(count).bind(status);
+        count.fetch_one(&fixture.database).await.unwrap() as usize
+    };
+    eventually("the last order is charged", async || {
+        count("completed").await == 1
+    })
+    .await;
+    assert_eq!(fixture.captures(last).await, 1);
+    assert_eq!(count("pending").await, TIMED_OUT, "none was charged");
+    let asked = "SELECT count(*) FROM payments WHERE status = 'pending' AND attempts > 0";
+    let asked = sqlx::query_scalar::<_, i64>(asked);
+    assert_eq!(asked.fetch_one(&fixture.database).await.unwrap(), 0);
+    for order in timed_out {
+        fixture.publish_cancellation(order).await;
+    }
+    eventually("all others are voided", async || {
+        count("voided").await == TIMED_OUT
+    })
+    .await;
 }

@@ -4,10 +4,11 @@
 //! below with a new subject, published beside the old one; every other change must pass
 //! `buf breaking`.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::SystemTime};
 
 use prost::Message;
 use proto::{inventory::v1 as inventory, order::v1 as order, payment::v1 as payment};
+use time::OffsetDateTime;
 
 use crate::{Money, OrderLine, Service};
 
@@ -179,6 +180,20 @@ pub fn parse_money(
     money
         .try_into()
         .map_err(|error| DecodeError::invalid(field, error))
+}
+
+/// Reads a required time.
+///
+/// # Errors
+/// [`DecodeError::Field`] that names the field.
+pub fn parse_time(
+    field: &'static str,
+    time: Option<prost_types::Timestamp>,
+) -> Result<OffsetDateTime, DecodeError> {
+    let time = time.ok_or_else(|| DecodeError::missing(field))?;
+    let time = SystemTime::try_from(time);
+    let time = time.map_err(|error| DecodeError::invalid(field, error))?;
+    Ok(time.into())
 }
 
 /// Reads the lines of an order.

@@ -16,7 +16,9 @@ mod value;
 
 pub use cause::{Cause, trace_id};
 pub use envelope::{Envelope, header};
-pub use event::{DecodeError, Event, Inbound, Subject, parse_field, parse_lines, parse_money};
+pub use event::{
+    DecodeError, Event, Inbound, Subject, parse_field, parse_lines, parse_money, parse_time,
+};
 pub use ids::{CorrelationId, CustomerId, EventId, NotificationId, OrderId, PaymentId};
 pub use line::OrderLine;
 pub use money::{Currency, Money, MoneyError};

@@ -26,6 +26,7 @@ fn charge() -> Command {
         amount: Money::new(1999, "EUR".parse().unwrap()),
         method: "tok_visa".parse().unwrap(),
         lines: vec![],
+        deadline: None,
         cause: cause(),
     };
     Command::Charge(identity(), charge)
