@@ -13,7 +13,7 @@ use std::fmt;
 use contracts::{CustomerId, Money, OrderId, OrderLine, PaymentMethod};
 use time::OffsetDateTime;
 
-pub use request::{InvalidRequest, OrderRequest};
+pub use request::{InvalidRequest, OrderRequest, PricedOrder};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use bootstrap::RequestContext;
 use chassis::status::{self, timestamp};
 use contracts::{Cause, CustomerId, IdempotencyKey, Money, OrderId};
-use messaging::{Participant, UnitOfWork, outbox};
+use messaging::{Participant, UnitOfWork};
 use proto::order::v1::{
     self as wire, CancelOrderRequest, CancelOrderResponse, CreateOrderRequest, CreateOrderResponse,
     GetOrderRequest, GetOrderResponse, ListOrdersRequest, ListOrdersResponse,
@@ -15,8 +15,11 @@ use proto::order::v1::{
 use tonic::{Request, Response, Status};
 
 use crate::{
-    domain::{self, Command, InvalidRequest, InvalidTransition, Order, OrderRequest, Refund},
-    intake::{Intake, IntakeError, Receipt, Submission},
+    domain::{
+        self, Command, InvalidRequest, InvalidTransition, Order, OrderRequest, PricedOrder, Refund,
+    },
+    idempotency,
+    intake::{self, Intake, IntakeError, Receipt, Submission},
     outgoing,
     prices::Prices,
     store,
@@ -29,22 +32,14 @@ pub struct OrderApi {
     participant: Participant,
     intake: Intake,
     prices: Arc<Prices>,
-    /// How long an order may be in flight.
-    deadline: Duration,
 }
 
 impl OrderApi {
-    pub fn new(
-        participant: Participant,
-        intake: Intake,
-        prices: Prices,
-        deadline: Duration,
-    ) -> Self {
+    pub fn new(participant: Participant, intake: Intake, prices: Prices) -> Self {
         Self {
             participant,
             intake,
             prices: Arc::new(prices),
-            deadline,
         }
     }
 
@@ -60,6 +55,15 @@ impl OrderApi {
                 "prices are unavailable; the order is rejected, its client may retry");
             Status::unavailable("prices are unavailable; a retry with the same key is safe")
         })
+    }
+
+    async fn price(
+        &self,
+        requested: OrderRequest,
+        context: &RequestContext,
+    ) -> Result<PricedOrder, Status> {
+        let prices = self.prices(&requested, context).await?;
+        Ok(requested.price(prices, OrderId::new())?)
     }
 
     async fn cancel(
@@ -107,14 +111,25 @@ impl OrderService for OrderApi {
             .into_iter()
             .map(|line| (line.sku, line.quantity));
         let requested = OrderRequest::new(customer_id, lines, request.payment_method)?;
-        let prices = self.prices(&requested, &context).await?;
-        let deadline = outbox::now() + self.deadline;
-        let submission = Submission {
-            key: (customer_id, key),
-            order: requested.price(prices, OrderId::new(), deadline)?,
-            cause: context.cause(),
+        let key = (customer_id, key);
+        let fingerprint = idempotency::fingerprint(&requested);
+        let receipt = match self.price(requested, &context).await {
+            Ok(order) => {
+                let submission = Submission {
+                    key,
+                    fingerprint,
+                    order,
+                    cause: context.cause(),
+                };
+                self.intake.submit(submission).await?
+            }
+            // A repetition needs no prices.
+            Err(status) => {
+                let replayed = intake::replay(&self.participant, &key, &fingerprint).await;
+                replayed.map_err(status::from_error)?.ok_or(status)?
+            }
         };
-        let (order, replayed) = match self.intake.submit(submission).await? {
+        let (order, replayed) = match receipt {
             Receipt::Accepted(order) => (order, false),
             Receipt::Replayed(order) => (order, true),
             Receipt::KeyReused => {
@@ -193,7 +208,9 @@ impl From<IntakeError> for Status {
         match error {
             IntakeError::InProgress => Self::aborted(error.to_string()),
             IntakeError::Busy => Self::resource_exhausted(error.to_string()),
-            IntakeError::Stopping => Self::unavailable(error.to_string()),
+            IntakeError::Stopping | IntakeError::Unavailable => {
+                Self::unavailable(error.to_string())
+            }
             IntakeError::Failed(error) => status::from_error(error),
         }
     }

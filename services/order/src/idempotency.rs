@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::NewOrder;
+use crate::domain::OrderRequest;
 
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -34,14 +34,15 @@ pub struct Claims {
 }
 
 /// What was requested, without prices: these may have changed when the request is repeated.
-pub fn fingerprint(order: &NewOrder) -> Vec<u8> {
+pub fn fingerprint(request: &OrderRequest) -> Vec<u8> {
     let mut hash = Sha256::new();
-    for line in &order.lines {
-        hash.update(line.sku.as_str().as_bytes());
+    let (lines, payment_method) = request.parts();
+    for (sku, quantity) in lines {
+        hash.update(sku.as_str().as_bytes());
         hash.update([0]);
-        hash.update(line.quantity.get().to_be_bytes());
+        hash.update(quantity.get().to_be_bytes());
     }
-    hash.update(order.payment_method.as_str().as_bytes());
+    hash.update(payment_method.as_str().as_bytes());
     hash.finalize().to_vec()
 }
 
@@ -79,7 +80,8 @@ pub async fn claim(tx: &mut PgConnection, claims: &[(&Key, Claim)]) -> sqlx::Res
     })
 }
 
-async fn earlier(tx: &mut PgConnection, keys: &[&Key]) -> sqlx::Result<HashMap<Key, Claim>> {
+/// Claims of earlier requests.
+pub async fn earlier(tx: &mut PgConnection, keys: &[&Key]) -> sqlx::Result<HashMap<Key, Claim>> {
     if keys.is_empty() {
         return Ok(HashMap::new());
     }

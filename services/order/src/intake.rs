@@ -5,17 +5,18 @@
 //! finds all of it or nothing. Under load one commit serves many customers; without load an order does
 //! not wait for others.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use contracts::{Cause, OrderId};
-use messaging::{Participant, UnitOfWork};
+use messaging::{Participant, UnitOfWork, outbox};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{Command, NewOrder, Order},
+    admission::Admission,
+    domain::{Command, Order, PricedOrder},
     event_log,
     idempotency::{self, Claim, Key},
 };
@@ -31,7 +32,8 @@ const QUEUE: usize = 1024;
 #[derive(Debug)]
 pub struct Submission {
     pub key: Key,
-    pub order: NewOrder,
+    pub fingerprint: Vec<u8>,
+    pub order: PricedOrder,
     pub cause: Cause,
 }
 
@@ -51,8 +53,10 @@ pub enum Receipt {
 pub enum IntakeError {
     #[error("the first request with this idempotency key is still in progress")]
     InProgress,
-    #[error("too many orders are waiting to be accepted")]
+    #[error("too many orders are waiting; a retry with the same key is safe")]
     Busy,
+    #[error("the database is unavailable; a retry with the same key is safe")]
+    Unavailable,
     #[error("the service is stopping")]
     Stopping,
     #[error(transparent)]
@@ -69,24 +73,36 @@ pub struct Intake {
     /// Keys whose submission is in this process. Two submissions with one key in one batch would wait
     /// for each other's claim; other replicas are held off by the constraint of the table.
     in_progress: Arc<Mutex<HashSet<Key>>>,
+    admission: Admission,
 }
 
 impl Intake {
-    /// An intake, and the task that serves it until `stopping` and until the queue is empty.
+    /// An intake, and the task that serves it until `stopping` and until the queue is empty. An order
+    /// may be in flight for as long as `deadline`.
     pub fn new(
         participant: Participant,
+        deadline: Duration,
+        admission: Admission,
         stopping: CancellationToken,
     ) -> (Self, impl Future<Output = anyhow::Result<()>> + Send) {
         let (queue, submissions) = mpsc::channel(QUEUE);
         let intake = Self {
             queue,
             in_progress: Arc::default(),
+            admission,
         };
-        (intake, serve(participant, submissions, stopping))
+        let acceptor = Acceptor {
+            participant,
+            deadline,
+        };
+        (intake, acceptor.serve(submissions, stopping))
     }
 
     /// Waits until the order is committed, or returns the order that the same request created before.
     pub async fn submit(&self, submission: Submission) -> Result<Receipt, IntakeError> {
+        if self.admission.is_closed() {
+            return Err(IntakeError::Busy);
+        }
         let key = submission.key.clone();
         let guard = InProgress::enter(Arc::clone(&self.in_progress), key);
         let _in_progress = guard.ok_or(IntakeError::InProgress)?;
@@ -119,110 +135,162 @@ impl Drop for InProgress {
     }
 }
 
-async fn serve(
+/// The back of the intake: one task per process.
+struct Acceptor {
     participant: Participant,
-    mut queue: mpsc::Receiver<(Submission, Reply)>,
-    stopping: CancellationToken,
-) -> anyhow::Result<()> {
-    let mut batch = Vec::with_capacity(BATCH);
-    loop {
-        tokio::select! {
-            biased;
-            // Waits for the first, then takes all others that have arrived: that is the group commit.
-            received = queue.recv_many(&mut batch, BATCH) => if received == 0 { return Ok(()) },
-            // What is queued by now is still accepted; then `recv_many` returns 0.
-            () = stopping.cancelled() => queue.close(),
-        }
-        let (submissions, replies): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
-        if submissions.is_empty() {
-            continue;
-        }
-        let receipts = accept(&participant, &submissions).await;
-        for (reply, receipt) in replies.into_iter().zip(receipts) {
-            // The client may have disconnected; its key finds the order when it repeats the request.
-            let _disconnected = reply.send(receipt);
-        }
-    }
+    /// How long an order may be in flight.
+    deadline: Duration,
 }
 
-/// Accepts all submissions in one transaction. When it fails, one by one, so that no customer's order
-/// fails because of another's.
-async fn accept(
-    participant: &Participant,
-    submissions: &[Submission],
-) -> Vec<Result<Receipt, IntakeError>> {
-    let error = match commit(participant, submissions).await {
-        Ok(receipts) => return receipts.into_iter().map(Ok).collect(),
-        Err(error) => error,
-    };
-    if submissions.len() == 1 {
-        return vec![Err(error.into())];
-    }
-    tracing::warn!(
-        error = format!("{error:#}"),
-        batch = submissions.len(),
-        "a batch of orders could not be committed; its orders are tried one by one"
-    );
-    let mut receipts = Vec::with_capacity(submissions.len());
-    for submission in submissions {
-        let alone = commit(participant, std::slice::from_ref(submission)).await;
-        let receipt = alone.and_then(|mut receipts| receipts.pop().context("no receipt"));
-        receipts.push(receipt.map_err(IntakeError::from));
-    }
-    receipts
-}
-
-/// One transaction: claims the keys, creates the orders whose key was new, finds the orders of the
-/// others. Returns one receipt per submission, in order.
-async fn commit(
-    participant: &Participant,
-    submissions: &[Submission],
-) -> anyhow::Result<Vec<Receipt>> {
-    let claims: Vec<(&Key, Claim)> = submissions.iter().map(claim).collect();
-    let mut tx = participant.pool.begin().await.context("begin")?;
-    let claimed = idempotency::claim(&mut tx, &claims).await;
-    let claimed = claimed.context("claim idempotency keys")?;
-
-    let mut work = UnitOfWork::new(Default::default());
-    for submission in submissions {
-        if claimed.granted.contains(&submission.order.id) {
-            let create = Command::Create(submission.order.clone());
-            work.execute(submission.order.id, create, &submission.cause)?;
+impl Acceptor {
+    async fn serve(
+        self,
+        mut queue: mpsc::Receiver<(Submission, Reply)>,
+        stopping: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                biased;
+                // Waits for the first, then takes all others that have arrived: that is the group
+                // commit.
+                received = queue.recv_many(&mut batch, BATCH) => if received == 0 { return Ok(()) },
+                // What is queued by now is still accepted; then `recv_many` returns 0.
+                () = stopping.cancelled() => queue.close(),
+            }
+            // Nobody waits for the others: accepting them would be work for orders that their
+            // customers believe to have failed.
+            batch.retain(|(_, reply)| !reply.is_closed());
+            let (submissions, replies): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
+            if submissions.is_empty() {
+                continue;
+            }
+            let receipts = self.accept(&submissions).await;
+            for (reply, receipt) in replies.into_iter().zip(receipts) {
+                // The client may have disconnected; its key finds the order when it repeats the
+                // request.
+                let _disconnected = reply.send(receipt);
+            }
         }
     }
-    work.flush(&mut tx).await.context("insert orders")?;
-    let earlier: Vec<OrderId> = claimed
-        .earlier
-        .values()
-        .map(|claim| claim.order_id)
-        .collect();
-    // Before the commit: a failure after it would look like a failure to accept.
-    let mut earlier = event_log::as_accepted(&mut tx, &earlier).await?;
-    tx.commit().await.context("commit")?;
-    participant.wake.wake();
 
-    let receipts = claims.into_iter().map(|(key, claim)| {
-        if let Some(order) = work.take(claim.order_id) {
-            return Ok(Receipt::Accepted(Box::new(order)));
+    /// Accepts all submissions in one transaction. When it fails, one by one, so that no customer's
+    /// order fails because of another's; but not while the database is unavailable, when each would
+    /// only fail more slowly.
+    async fn accept(&self, submissions: &[Submission]) -> Vec<Result<Receipt, IntakeError>> {
+        let error = match self.commit(submissions).await {
+            Ok(receipts) => return receipts.into_iter().map(Ok).collect(),
+            Err(error) => error,
+        };
+        let unavailable = messaging::is_unavailable(&error);
+        if submissions.len() == 1 && !unavailable {
+            return vec![Err(error.into())];
         }
-        let first = claimed
+        let error = format!("{error:#}");
+        if unavailable {
+            tracing::warn!(
+                error,
+                batch = submissions.len(),
+                "the database is unavailable; a batch of orders is refused, their clients may retry"
+            );
+            let refused = submissions.iter().map(|_| Err(IntakeError::Unavailable));
+            return refused.collect();
+        }
+        tracing::warn!(
+            error,
+            batch = submissions.len(),
+            "a batch of orders could not be committed; its orders are tried one by one"
+        );
+        let mut receipts = Vec::with_capacity(submissions.len());
+        for submission in submissions {
+            let alone = self.commit(std::slice::from_ref(submission)).await;
+            let receipt = alone.and_then(|mut receipts| receipts.pop().context("no receipt"));
+            receipts.push(receipt.map_err(IntakeError::from));
+        }
+        receipts
+    }
+
+    async fn commit(&self, submissions: &[Submission]) -> anyhow::Result<Vec<Receipt>> {
+        let committed =
+            tokio::time::timeout(messaging::BATCH_TIMEOUT, self.transaction(submissions));
+        // The commit may have been carried out: the key then finds the order.
+        committed.await.unwrap_or_else(|_elapsed| {
+            Err(anyhow::Error::from(sqlx::Error::PoolTimedOut).context("no response"))
+        })
+    }
+
+    /// One transaction: claims the keys, creates the orders whose key was new, finds the orders of the
+    /// others. Returns one receipt per submission, in order.
+    async fn transaction(&self, submissions: &[Submission]) -> anyhow::Result<Vec<Receipt>> {
+        let claims: Vec<(&Key, Claim)> = submissions.iter().map(claim).collect();
+        let mut tx = self.participant.pool.begin().await.context("begin")?;
+        let claimed = idempotency::claim(&mut tx, &claims).await;
+        let claimed = claimed.context("claim idempotency keys")?;
+        let now = outbox::database_now(&mut tx)
+            .await
+            .context("read the clock")?;
+
+        let mut work = UnitOfWork::new(Default::default());
+        for submission in submissions {
+            if claimed.granted.contains(&submission.order.id) {
+                let order = submission.order.clone().accept(now + self.deadline);
+                work.execute(order.id, Command::Create(order), &submission.cause)?;
+            }
+        }
+        work.flush(&mut tx).await.context("insert orders")?;
+        let earlier: Vec<OrderId> = claimed
             .earlier
-            .get(key)
-            .context("a refused key has a claim")?;
-        if first.fingerprint != claim.fingerprint {
-            return Ok(Receipt::KeyReused);
-        }
-        let order = earlier.remove(&first.order_id);
-        let order = order.with_context(|| format!("order {} has no log", first.order_id))?;
-        Ok(Receipt::Replayed(Box::new(order)))
-    });
-    receipts.collect()
+            .values()
+            .map(|claim| claim.order_id)
+            .collect();
+        // Before the commit: a failure after it would look like a failure to accept.
+        let mut earlier = event_log::as_accepted(&mut tx, &earlier).await?;
+        tx.commit().await.context("commit")?;
+        self.participant.wake.wake();
+
+        let receipts = claims.into_iter().map(|(key, claim)| {
+            if let Some(order) = work.take(claim.order_id) {
+                return Ok(Receipt::Accepted(Box::new(order)));
+            }
+            let first = claimed
+                .earlier
+                .get(key)
+                .context("a refused key has a claim")?;
+            if first.fingerprint != claim.fingerprint {
+                return Ok(Receipt::KeyReused);
+            }
+            let order = earlier.remove(&first.order_id);
+            let order = order.with_context(|| format!("order {} has no log", first.order_id))?;
+            Ok(Receipt::Replayed(Box::new(order)))
+        });
+        receipts.collect()
+    }
+}
+
+/// What an earlier request with the same key led to, without a new order: for a repetition whose prices
+/// cannot be had any more.
+pub async fn replay(
+    participant: &Participant,
+    key: &Key,
+    fingerprint: &[u8],
+) -> anyhow::Result<Option<Receipt>> {
+    let mut connection = participant.pool.acquire().await.context("acquire")?;
+    let mut claims = idempotency::earlier(&mut connection, &[key]).await?;
+    let Some(first) = claims.remove(key) else {
+        return Ok(None);
+    };
+    if first.fingerprint != fingerprint {
+        return Ok(Some(Receipt::KeyReused));
+    }
+    let mut orders = event_log::as_accepted(&mut connection, &[first.order_id]).await?;
+    let order = orders.remove(&first.order_id);
+    Ok(order.map(|order| Receipt::Replayed(Box::new(order))))
 }
 
 fn claim(submission: &Submission) -> (&Key, Claim) {
     let claim = Claim {
         order_id: submission.order.id,
-        fingerprint: idempotency::fingerprint(&submission.order),
+        fingerprint: submission.fingerprint.clone(),
     };
     (&submission.key, claim)
 }

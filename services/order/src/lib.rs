@@ -1,8 +1,9 @@
 //! The order service: owns orders and their event log, and sees every order to its end.
 //!
 //! Reading order: `domain` (what an order is), `saga` (what it does on which event), `intake` (how
-//! orders are accepted), `sweep` (how overdue orders end), `event_log` and `rebuild`.
+//! orders are accepted), `admission` (when they are refused), `sweep` (how overdue orders end), `event_log` and `rebuild`.
 
+mod admission;
 mod aggregate;
 mod config;
 mod domain;
@@ -27,6 +28,7 @@ use proto::order::v1::order_service_server::OrderServiceServer;
 use sqlx::migrate::Migrator;
 use tonic::service::Routes;
 
+use admission::Admission;
 pub use config::Config;
 use config::Task;
 use grpc::OrderApi;
@@ -49,13 +51,20 @@ async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> 
     let joined = service.join_saga(&config.service, migrator()).await?;
     let participant = joined.retain_outbox();
     let prices = Prices::new(channel(&config.inventory_url).context("INVENTORY_URL")?);
-    let (intake, accepting) = Intake::new(participant.clone(), service.stopping());
-    let pool = participant.pool.clone();
-    let orders = OrderApi::new(participant.clone(), intake, prices, config.deadline());
+    let (pool, deadline) = (participant.pool.clone(), config.deadline());
+    let (admission, stopping) = (Admission::default(), service.stopping());
+    let (intake, accepting) = Intake::new(
+        participant.clone(),
+        deadline,
+        admission.clone(),
+        stopping.clone(),
+    );
+    let orders = OrderApi::new(participant.clone(), intake, prices);
     service.serve_grpc(
         Routes::new(OrderServiceServer::new(orders)).add_service(chassis::event_log(&participant)),
     )?;
     service.spawn("intake", accepting);
+    service.spawn("admission", admission.run(pool.clone(), deadline, stopping));
     service.spawn(
         "deadline sweep",
         sweep::run(participant.clone(), service.stopping()),

@@ -22,7 +22,7 @@ pub async fn run(participant: Participant, stopping: CancellationToken) -> anyho
             _ = ticks.tick() => {}
             () = stopping.cancelled() => return Ok(()),
         }
-        match sweep(&participant).await {
+        match sweep_all(&participant).await {
             Ok(0) => {}
             Ok(orders) => tracing::info!(orders, "deadlines have passed; the orders are cancelled"),
             Err(error) => tracing::warn!(
@@ -33,10 +33,26 @@ pub async fn run(participant: Participant, stopping: CancellationToken) -> anyho
     }
 }
 
-/// Cancels up to [`BATCH`] overdue orders; returns how many.
+/// Cancels all overdue orders, some at a time; returns how many.
+async fn sweep_all(participant: &Participant) -> anyhow::Result<usize> {
+    let mut cancelled = 0;
+    loop {
+        let swept = sweep(participant).await?;
+        cancelled += swept;
+        if swept < BATCH as usize {
+            return Ok(cancelled);
+        }
+    }
+}
+
+/// Cancels up to [`BATCH`] overdue orders; returns how many. The clock is the database's, as it was
+/// when the deadlines were set.
 async fn sweep(participant: &Participant) -> anyhow::Result<usize> {
     let mut tx = participant.pool.begin().await.context("begin")?;
-    let overdue = store::lock_overdue(&mut tx, outbox::now(), BATCH).await;
+    let now = outbox::database_now(&mut tx)
+        .await
+        .context("read the clock")?;
+    let overdue = store::lock_overdue(&mut tx, now, BATCH).await;
     let overdue = overdue.context("lock overdue orders")?;
     if overdue.is_empty() {
         return Ok(0);
@@ -51,7 +67,7 @@ async fn sweep(participant: &Participant) -> anyhow::Result<usize> {
             causation_id: EventId::new(),
             traceparent: None,
         };
-        let command = Command::Expire { now: work.now() };
+        let command = Command::Expire { now };
         cancelled += work.execute(id, command, &cause)?.len();
     }
     work.flush(&mut tx).await.context("save orders")?;

@@ -260,3 +260,55 @@ async fn overdue_orders_are_cancelled_once_by_two_sweeping_replicas() {
     let cancelled = "SELECT count(*) FROM outbox WHERE subject = 'order.cancelled.v1'";
     assert_eq!(fixture.count(cancelled).await, 20);
 }
+
+#[tokio::test]
+async fn a_repeated_key_finds_its_order_while_prices_are_unavailable() {
+    let mut fixture = Fixture::new("60").await;
+    let customer = Uuid::now_v7();
+    let request = || order(customer, "once", "TEAPOT", 1);
+    let first = fixture.clients[0].create_order(request()).await.unwrap();
+    let first = id(first.into_inner());
+    fixture.inventory_stops.cancel();
+    // The other replica has no prices in its cache.
+    let client = &mut fixture.clients[1];
+    let other = order(customer, "another", "TEAPOT", 1);
+    let other = client.create_order(other).await.unwrap_err();
+    assert_eq!(other.code(), Code::Unavailable, "{other}");
+    let repeated = client.create_order(request()).await.unwrap().into_inner();
+    assert!(repeated.replayed);
+    assert_eq!(id(repeated), first);
+    let reused = client.create_order(order(customer, "once", "TEAPOT", 2));
+    assert_eq!(reused.await.unwrap_err().code(), Code::AlreadyExists);
+}
+
+#[tokio::test]
+async fn new_orders_are_refused_while_accepted_ones_do_not_move() {
+    // Nobody pays or reserves here: accepted orders wait.
+    let mut fixture = Fixture::new("12").await;
+    let customer = Uuid::now_v7();
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut placed = 0;
+    let refused = loop {
+        let key = Uuid::now_v7().to_string();
+        let request = order(customer, &key, "TEAPOT", 1);
+        match fixture.clients[0].create_order(request).await {
+            Ok(_) => placed += 1,
+            Err(status) => break status,
+        }
+        assert!(Instant::now() < until, "{placed} orders are accepted");
+        if placed >= 100 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    // All of them time out; then there is room again.
+    loop {
+        let key = Uuid::now_v7().to_string();
+        let request = order(customer, &key, "TEAPOT", 1);
+        if fixture.clients[0].create_order(request).await.is_ok() {
+            break;
+        }
+        assert!(Instant::now() < until, "no order is admitted any more");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -36,6 +36,29 @@ fn invalid(field: impl Into<String>, reason: impl ToString) -> InvalidRequest {
     }
 }
 
+/// A request with its prices. It becomes an order when it is accepted: then its deadline begins.
+#[derive(Clone, Debug)]
+pub struct PricedOrder {
+    pub id: OrderId,
+    customer_id: CustomerId,
+    lines: Vec<OrderLine>,
+    total: Money,
+    payment_method: PaymentMethod,
+}
+
+impl PricedOrder {
+    pub fn accept(self, deadline: OffsetDateTime) -> NewOrder {
+        NewOrder {
+            id: self.id,
+            customer_id: self.customer_id,
+            lines: self.lines,
+            total: self.total,
+            payment_method: self.payment_method,
+            deadline,
+        }
+    }
+}
+
 impl OrderRequest {
     /// Checks a request: 1 to 100 lines, each with another product.
     pub fn new(
@@ -73,13 +96,17 @@ impl OrderRequest {
         self.lines.iter().map(|(sku, _)| sku)
     }
 
+    /// What is requested, and how it is paid.
+    pub fn parts(&self) -> (&[(Sku, Quantity)], &PaymentMethod) {
+        (&self.lines, &self.payment_method)
+    }
+
     /// Adds the unit price of each line, in the same order; `None` for a product that does not exist.
     pub fn price(
         self,
         prices: Vec<Option<Money>>,
         id: OrderId,
-        deadline: OffsetDateTime,
-    ) -> Result<NewOrder, InvalidRequest> {
+    ) -> Result<PricedOrder, InvalidRequest> {
         let mut lines = Vec::with_capacity(self.lines.len());
         for (nth, ((sku, quantity), price)) in self.lines.into_iter().zip(prices).enumerate() {
             let Some(unit_price) = price else {
@@ -92,13 +119,12 @@ impl OrderRequest {
                 unit_price,
             });
         }
-        Ok(NewOrder {
+        Ok(PricedOrder {
             id,
             customer_id: self.customer_id,
             total: total(&lines).map_err(|error| invalid("items", error))?,
             lines,
             payment_method: self.payment_method,
-            deadline,
         })
     }
 }
@@ -163,7 +189,7 @@ mod tests {
     fn prices_add_up_and_an_unknown_product_is_named() {
         let priced = |prices| {
             let request = request(&[("a", 2), ("b", 3)]).unwrap();
-            request.price(prices, OrderId::new(), OffsetDateTime::UNIX_EPOCH)
+            request.price(prices, OrderId::new())
         };
         let order = priced(vec![price(100, "EUR"), price(10, "EUR")]).unwrap();
         assert_eq!(Some(order.total), price(230, "EUR"));

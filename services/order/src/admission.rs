@@ -1,0 +1,101 @@
+//! Admission control: new orders are refused while accepted ones wait for too long.
+//!
+//! An order that is accepted although nothing moves is charged just before its deadline, cancelled, and
+//! refunded: work for everybody and a sale for nobody. Refusing at the edge keeps the orders that are
+//! accepted within their deadlines.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Orders that must wait for too long before new ones are refused. A few that wait for an answer of
+/// the provider are no overload.
+const MANY: i64 = 64;
+
+/// Whether new orders are admitted; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Admission {
+    closed: Arc<AtomicBool>,
+}
+
+impl Admission {
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Observes the orders in flight until `stopping`. An order waits for too long when a third of
+    /// `deadline` has passed: the rest must suffice for its payment and its reservation.
+    pub async fn run(
+        self,
+        pool: PgPool,
+        deadline: Duration,
+        stopping: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let left = deadline.mul_f64(2.0 / 3.0);
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = stopping.cancelled() => return Ok(()),
+            }
+            match late(&pool, left).await {
+                Ok(late) => self.observe(late),
+                Err(error) => {
+                    tracing::warn!(%error, "orders in flight cannot be counted; admission stays as it is");
+                }
+            }
+        }
+    }
+
+    fn observe(&self, late: i64) {
+        let closed = late >= MANY;
+        if self.closed.swap(closed, Ordering::Relaxed) == closed {
+            return;
+        }
+        if closed {
+            tracing::warn!(
+                "accepted orders wait for too long; new ones are refused until they move"
+            );
+        } else {
+            tracing::info!("accepted orders move again; new ones are admitted");
+        }
+    }
+}
+
+/// How many orders in flight have less than `left` until their deadline; counts to [`MANY`] at most.
+async fn late(pool: &PgPool, left: Duration) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"-- orders_late
+        SELECT count(*) AS "late!" FROM (
+            SELECT FROM orders
+            WHERE status IN ('pending', 'paid') AND deadline < now() + make_interval(secs => $1)
+            ORDER BY deadline LIMIT $2) AS late"#,
+        left.as_secs_f64(),
+        MANY
+    )
+    .fetch_one(pool)
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_late_orders_close_admission_and_a_few_do_not() {
+        let admission = Admission::default();
+        for (late, closed) in [(0, false), (MANY - 1, false), (MANY, true), (3, false)] {
+            admission.observe(late);
+            assert_eq!(admission.is_closed(), closed, "{late}");
+        }
+    }
+}
