@@ -1,7 +1,7 @@
 //! The notification service's part in the saga: notify the customer.
 
 use anyhow::Context as _;
-use contracts::{CustomerId, DecodeError, Event, Inbound, Service, parse_field};
+use contracts::{CustomerId, DecodeError, Event, Inbound, OrderId, Service, parse_field};
 use messaging::{Delivery, Handler, Outcome};
 use sqlx::PgConnection;
 
@@ -61,7 +61,18 @@ impl Handler for Saga {
         tx: &mut PgConnection,
         batch: &[Delivery<InboundEvent>],
     ) -> anyhow::Result<Vec<Outcome>> {
-        let notifications: Vec<_> = batch.iter().map(notification).collect();
+        let orders: Vec<_> = batch.iter().map(Delivery::order_id).collect();
+        store::lock(tx, &orders).await.context("lock orders")?;
+        let is_cancelled =
+            |delivery: &&Delivery<InboundEvent>| delivery.event.kind == Kind::OrderCancelled;
+        let cancelled = batch.iter().filter(is_cancelled);
+        let cancelled: Vec<OrderId> = cancelled.map(Delivery::order_id).collect();
+        // A batch may hold both events of one order, and the insertion does not see its own rows.
+        let mut notifications: Vec<_> = batch.iter().map(notification).collect();
+        notifications
+            .retain(|new| new.kind != Kind::OrderConfirmed || !cancelled.contains(&new.order_id));
+        let withdrawn = store::withdraw_confirmations(tx, &cancelled).await;
+        withdrawn.context("withdraw mails about confirmations")?;
         let inserted = store::insert(tx, &notifications, self.mail).await;
         inserted.context("insert notifications")?;
         for delivery in batch {

@@ -18,8 +18,24 @@ pub struct NewNotification {
     pub kind: Kind,
 }
 
+/// Locks orders for the caller's transaction, in key order, so that batches cannot deadlock: what one
+/// replica tells about an order, the next one sees. Orders have no row here that could be locked.
+pub async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<()> {
+    let orders: Vec<Uuid> = orders.iter().map(|order| order.0).collect();
+    sqlx::query!(
+        r#"-- notifications_lock
+        SELECT pg_advisory_xact_lock(hashtextextended(order_id::text, 0))
+        FROM (SELECT DISTINCT order_id FROM unnest($1::uuid[]) AS o (order_id) ORDER BY order_id) AS o"#,
+        &orders
+    )
+    .fetch_all(tx)
+    .await?;
+    Ok(())
+}
+
 /// Inserts notifications with one statement; existing ones stay as they are. With `mail` a mail is due
-/// for each.
+/// for each. A confirmation that arrives after the cancellation is left out: the customer knows better
+/// by now.
 pub async fn insert(
     tx: &mut PgConnection,
     new: &[NewNotification],
@@ -32,8 +48,10 @@ pub async fn insert(
     sqlx::query!(
         r#"-- notifications_insert
         INSERT INTO notifications (notification_id, order_id, customer_id, kind, created_at, mail_due_at)
-        SELECT n.*, $5::timestamptz, CASE WHEN $6 THEN $5::timestamptz END
-        FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) AS n
+        SELECT n.*, $5::timestamptz, CASE WHEN $6 THEN now() END
+        FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) AS n (id, order_id, customer_id, kind)
+        WHERE NOT (n.kind = 'order_confirmed' AND EXISTS (
+            SELECT FROM notifications AS told WHERE told.order_id = n.order_id AND told.kind = 'order_cancelled'))
         ON CONFLICT ON CONSTRAINT notifications_once DO NOTHING"#,
         &ids,
         &orders,
@@ -41,6 +59,26 @@ pub async fn insert(
         &kinds as &[&str],
         outbox::now(),
         mail
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Withdraws the mails about confirmations of orders that were cancelled meanwhile.
+pub async fn withdraw_confirmations(
+    tx: &mut PgConnection,
+    cancelled: &[OrderId],
+) -> sqlx::Result<()> {
+    if cancelled.is_empty() {
+        return Ok(());
+    }
+    let cancelled: Vec<Uuid> = cancelled.iter().map(|order| order.0).collect();
+    sqlx::query!(
+        r#"-- mails_withdraw
+        UPDATE notifications SET mail_due_at = NULL
+        WHERE order_id = ANY($1) AND kind = 'order_confirmed' AND mail_due_at IS NOT NULL"#,
+        &cancelled
     )
     .execute(tx)
     .await?;
@@ -90,13 +128,15 @@ pub struct Mail {
 pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<Vec<Mail>> {
     let rows = sqlx::query!(
         r#"-- mails_lease
-        UPDATE notifications SET mail_due_at = $2, mail_attempts = mail_attempts + 1
-        WHERE notification_id IN (
+        WITH due AS MATERIALIZED (
             SELECT notification_id FROM notifications WHERE mail_due_at <= now()
             ORDER BY mail_due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+        UPDATE notifications
+        SET mail_due_at = now() + make_interval(secs => $2), mail_attempts = mail_attempts + 1
+        WHERE notification_id IN (SELECT notification_id FROM due)
         RETURNING notification_id, order_id, customer_id, kind, mail_attempts"#,
         limit,
-        outbox::now() + lease
+        lease.as_secs_f64()
     )
     .fetch_all(pool)
     .await?;
@@ -118,18 +158,17 @@ pub async fn record_delivery(
     pool: &PgPool,
     mails: &[(Uuid, Option<Duration>)],
 ) -> sqlx::Result<()> {
-    let now = outbox::now();
     let ids: Vec<_> = mails.iter().map(|(id, _)| *id).collect();
-    let due: Vec<_> = mails
+    let delays: Vec<_> = mails
         .iter()
-        .map(|(_, delay)| delay.map(|delay| now + delay))
+        .map(|(_, delay)| delay.map(|delay| delay.as_secs_f64()))
         .collect();
     sqlx::query!(
         r#"-- mails_record_delivery
-        UPDATE notifications AS n SET mail_due_at = m.due
-        FROM unnest($1::uuid[], $2::timestamptz[]) AS m (id, due) WHERE n.notification_id = m.id"#,
+        UPDATE notifications AS n SET mail_due_at = now() + make_interval(secs => m.delay)
+        FROM unnest($1::uuid[], $2::double precision[]) AS m (id, delay) WHERE n.notification_id = m.id"#,
         &ids,
-        &due as &[Option<OffsetDateTime>]
+        &delays as &[Option<f64>]
     )
     .execute(pool)
     .await?;

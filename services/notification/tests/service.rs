@@ -21,7 +21,7 @@ use proto::{
         ListNotificationsRequest, NotificationKind,
         notification_service_client::NotificationServiceClient,
     },
-    order::v1::OrderConfirmed,
+    order::v1::{OrderCancelled, OrderConfirmed},
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -31,6 +31,14 @@ use tokio::{
 use tonic::{Code, transport::Channel};
 
 type Client = NotificationServiceClient<Channel>;
+
+fn cancelled(order: OrderId) -> Event {
+    Event::OrderCancelled(OrderCancelled {
+        order_id: order.to_string(),
+        customer_id: CustomerId::new().to_string(),
+        reason: 4,
+    })
+}
 
 fn confirmed(order: OrderId) -> Event {
     Event::OrderConfirmed(OrderConfirmed {
@@ -43,7 +51,10 @@ fn confirmed(order: OrderId) -> Event {
 /// Publishes that an order was confirmed, with a new event id each time: neither broker nor inbox can
 /// recognize a repetition.
 async fn publish(jetstream: &jetstream::Context, order: OrderId) {
-    let event = confirmed(order);
+    publish_event(jetstream, order, confirmed(order)).await;
+}
+
+async fn publish_event(jetstream: &jetstream::Context, order: OrderId, event: Event) {
     let envelope = Envelope {
         event_id: EventId::new(),
         subject: event.subject(),
@@ -248,4 +259,40 @@ async fn a_customer_is_notified_once_however_often_the_event_is_published() {
         (status.code(), status.message()),
         (Code::InvalidArgument, "order_id: expected a UUID")
     );
+}
+
+#[tokio::test]
+async fn a_customer_is_not_told_of_a_confirmation_after_the_cancellation() {
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    let broker_url = broker.url();
+    let settings = [("DATABASE_URL", url.as_str()), ("NATS_URL", &broker_url)];
+    let start = || Program::start(env!("CARGO_BIN_EXE_notification"), &settings);
+    let service = start().await.unwrap();
+    let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+    let applied = async |events: i64| {
+        test::eventually("the events are applied", async || {
+            let inbox = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM inbox");
+            inbox.fetch_one(&database).await.unwrap() == events
+        })
+        .await;
+    };
+    // One after the other, and both in one batch, which waits while no replica runs.
+    let (apart, together) = (OrderId::new(), OrderId::new());
+    publish_event(&jetstream, apart, cancelled(apart)).await;
+    applied(1).await;
+    publish(&jetstream, apart).await;
+    applied(2).await;
+    service.kill().await.unwrap();
+    publish(&jetstream, together).await;
+    publish_event(&jetstream, together, cancelled(together)).await;
+    let service = start().await.unwrap();
+    applied(4).await;
+    let mut client = Client::connect(service.url.clone()).await.unwrap();
+    for order in [apart, together] {
+        assert_eq!(
+            notifications(&mut client, order).await,
+            [NotificationKind::OrderCancelled]
+        );
+    }
 }
