@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::OrderRequest;
 
-const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+/// Keys per statement, so that none holds many locks.
+const PRUNE_STEP: i64 = 10_000;
 
 /// A key belongs to the customer who sent it.
 pub type Key = (CustomerId, IdempotencyKey);
@@ -119,15 +121,26 @@ pub async fn prune(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<
             _ = ticks.tick() => {}
             () = stopping.cancelled() => return Ok(()),
         }
-        let pruned = sqlx::query!(
-            "-- idempotency_prune\nDELETE FROM idempotency_keys WHERE created_at < now() - make_interval(secs => $1)",
-            IdempotencyKey::RETENTION.as_secs_f64()
-        )
-        .execute(&pool)
-        .await;
-        if let Err(error) = pruned {
+        if let Err(error) = prune_all(&pool).await {
             tracing::warn!(%error,
                 "could not prune idempotency keys; the next attempt is in {PRUNE_INTERVAL:?}");
+        }
+    }
+}
+
+async fn prune_all(pool: &PgPool) -> sqlx::Result<()> {
+    loop {
+        let pruned = sqlx::query!(
+            r#"-- idempotency_prune
+            DELETE FROM idempotency_keys WHERE (customer_id, key) IN (
+                SELECT customer_id, key FROM idempotency_keys WHERE order_id < $1 ORDER BY order_id LIMIT $2)"#,
+            messaging::oldest_id(IdempotencyKey::RETENTION),
+            PRUNE_STEP
+        )
+        .execute(pool)
+        .await?;
+        if pruned.rows_affected() < PRUNE_STEP as u64 {
+            return Ok(());
         }
     }
 }

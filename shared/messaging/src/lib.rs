@@ -39,6 +39,7 @@ pub use dead_letter::header as dead_letter_header;
 pub use handler::{Delivery, Handler, Outcome};
 pub use participant::Participant;
 pub use progress::Progress;
+pub use prune::oldest_id;
 pub use relay::FLUSH_TIMEOUT;
 pub use unit_of_work::{Aggregate, UnitOfWork};
 

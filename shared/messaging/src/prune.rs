@@ -1,10 +1,13 @@
-//! Keeps outbox and inbox from growing without end. Each step deletes a bounded number of rows, so that
-//! it never holds many locks.
+//! Keeps outbox and inbox from growing without end.
+//!
+//! A step reads and deletes a bounded number of rows at the old end of a primary key, which is ordered
+//! by time: it costs the same however large the table is, and never holds many locks.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::topology::STREAM_MAX_AGE;
 
@@ -40,11 +43,22 @@ async fn prune(pool: &PgPool, outbox_retention: Option<Duration>) -> sqlx::Resul
     Ok(())
 }
 
+/// The smallest UUIDv7 of a time that is `age` ago: ids below it are older.
+pub fn oldest_id(age: Duration) -> Uuid {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let then = now.unwrap_or_default().saturating_sub(age).as_millis();
+    let millis = u64::try_from(then).unwrap_or_default();
+    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}
+
 async fn prune_inbox(pool: &PgPool, older_than: Duration) -> sqlx::Result<u64> {
     let done = sqlx::query!(
         r#"-- inbox_prune
         DELETE FROM inbox WHERE event_id IN (
-            SELECT event_id FROM inbox WHERE received_at < now() - make_interval(secs => $1) LIMIT $2)"#,
+            SELECT event_id FROM inbox
+            WHERE event_id < $1 AND received_at < now() - make_interval(secs => $2)
+            ORDER BY event_id LIMIT $3)"#,
+        oldest_id(older_than),
         older_than.as_secs_f64(),
         STEP
     )
@@ -57,9 +71,9 @@ async fn prune_outbox(pool: &PgPool, older_than: Duration) -> sqlx::Result<u64> 
     let done = sqlx::query!(
         r#"-- outbox_prune
         DELETE FROM outbox WHERE position IN (
-            SELECT position FROM outbox
-            WHERE recorded_at < now() - make_interval(secs => $1) AND sent_at < now() - make_interval(secs => $1)
-            LIMIT $2)"#,
+            SELECT position FROM (
+                SELECT position, recorded_at, sent_at FROM outbox ORDER BY position LIMIT $2) AS oldest
+            WHERE recorded_at < now() - make_interval(secs => $1) AND sent_at < now() - make_interval(secs => $1))"#,
         older_than.as_secs_f64(),
         STEP
     )
