@@ -6,6 +6,7 @@
 
 mod cause;
 pub mod choreography;
+pub mod dead_letter;
 mod envelope;
 mod event;
 mod ids;

@@ -249,7 +249,7 @@ impl<H: Handler> Consumer<H> {
             event.r#type = message.subject.as_str(), attempts,
             error = dead_letter::one_line(&error),
             "an event became a dead letter; it waits for an operator in stream {}",
-            topology::DEAD_LETTERS);
+            contracts::dead_letter::STREAM);
         self.failed.remove(&sequence);
         Ok(())
     }

@@ -4,26 +4,9 @@
 
 use anyhow::Context as _;
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
-use contracts::Service;
+use contracts::{Service, dead_letter::header};
 
-use crate::Broker;
-
-/// Headers that a dead letter has in addition to those of the event.
-pub mod header {
-    /// The service that gave up.
-    pub const SERVICE: &str = "dead-letter-service";
-    /// The error with its causes.
-    pub const REASON: &str = "dead-letter-reason";
-    /// Failed attempts.
-    pub const ATTEMPTS: &str = "dead-letter-attempts";
-    /// The stream that the event came from.
-    pub const STREAM: &str = "dead-letter-stream";
-    /// Its sequence there.
-    pub const SEQUENCE: &str = "dead-letter-sequence";
-    /// Length of a payload that was too large to keep, in bytes. The event itself is still in its
-    /// stream.
-    pub const TRUNCATED: &str = "dead-letter-truncated";
-}
+use crate::{Broker, topology::original_subject};
 
 /// Bytes kept of an oversized payload. Together with the limits below, so that the dead letter always
 /// fits into one NATS message.
@@ -59,7 +42,7 @@ pub(crate) async fn publish(
     }
     let subject = format!(
         "dlq.{service}.{}",
-        cut(&message.subject, KEPT_SUBJECT_BYTES)
+        cut(original_subject(&message.subject), KEPT_SUBJECT_BYTES)
     );
     #[expect(
         clippy::disallowed_methods,

@@ -35,7 +35,6 @@ pub mod unit_of_work;
 pub use batch::BATCH_TIMEOUT;
 pub use broker::{Broker, BrokerError};
 pub use database::is_unavailable;
-pub use dead_letter::header as dead_letter_header;
 pub use handler::{Delivery, Handler, Outcome};
 pub use participant::Participant;
 pub use progress::Progress;

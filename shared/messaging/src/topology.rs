@@ -10,16 +10,14 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
-use contracts::{Service, Subject, choreography::subscriptions};
+use contracts::{
+    Service, Subject,
+    choreography::subscriptions,
+    dead_letter::{AUDIT, REDRIVE, STREAM as DEAD_LETTERS},
+};
 
 use crate::Broker;
 
-/// The stream of dead letters.
-pub const DEAD_LETTERS: &str = "DEAD_LETTER";
-/// The stream of dead letters that are on their way back to the service that gave up.
-pub const REDRIVE: &str = "REDRIVE";
-/// The stream of what operators did with dead letters.
-pub const AUDIT: &str = "AUDIT";
 const AUDIT_MAX_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
 const AUDIT_MAX_BYTES: i64 = 16 * 1024 * 1024;
 /// How long streams keep events. Inboxes remember them for longer.

@@ -157,7 +157,7 @@ async fn a_poison_event_becomes_a_dead_letter_and_its_neighbours_are_applied() {
             .and_then(|headers| headers.get(name))
             .map(ToString::to_string)
     };
-    use messaging::dead_letter_header as header;
+    use contracts::dead_letter::header;
     assert_eq!(
         letter.subject.as_str(),
         "dlq.notification.order.confirmed.v1"

@@ -1,6 +1,7 @@
 //! The `sagacity` command. It is a library with a `main`, so that its machine code, which includes
 //! that of everything it awaits, is generated once and not again for each target.
 
+mod dlq;
 mod load;
 mod measure;
 mod order;
@@ -42,6 +43,8 @@ enum Command {
     Verify(Verify),
     /// Print the events of an order with cause, time offset and trace id
     Timeline(timeline::Timeline),
+    /// Look at dead letters, send them back to the service that gave up, or discard them
+    Dlq(dlq::Dlq),
     /// For developers: regenerate (or --check) sqlx's offline query metadata
     Sqlx(sqlx::Sqlx),
 }
@@ -90,6 +93,7 @@ async fn run(sagacity: Sagacity) -> anyhow::Result<bool> {
         Command::Load(load) => return load.run(&endpoints()?).await,
         Command::Verify(verify) => return verify.run(&endpoints()?).await,
         Command::Timeline(timeline) => timeline.run(&endpoints()?).await?,
+        Command::Dlq(dlq) => return dlq.run(endpoints).await,
         Command::Sqlx(sqlx) => sqlx.run().await?,
     }
     Ok(true)
