@@ -1,6 +1,6 @@
 //! The live story of an order as server-sent events.
 
-use std::{collections::HashSet, convert::Infallible, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     extract::State,
@@ -14,7 +14,8 @@ use bootstrap::RequestContext;
 use contracts::{CustomerId, OrderId};
 use futures::{Stream, stream};
 use proto::{
-    order::v1::{GetOrderRequest, OrderStatus},
+    inventory::v1::{GetReservationRequest, ReservationStatus},
+    order::v1::{GetOrderRequest, OrderStatus, RefundStatus},
     payment::v1::{GetPaymentRequest, PaymentStatus},
 };
 use serde_json::json;
@@ -23,6 +24,7 @@ use crate::{
     backends::{Backends, PART_TIMEOUT, REQUEST_BUDGET, request},
     extract::{Context, Customer, OrderPath},
     live::Watch,
+    position::Position,
     problem::Problem,
     timeline::{TimelineEvent, timeline},
     views,
@@ -41,8 +43,8 @@ const MAX_DURATION: Duration = Duration::from_secs(600);
 #[utoipa::path(get, path = "/api/v1/orders/{id}/events", tag = "orders",
     params(OrderPath, Customer,
            ("Last-Event-ID" = Option<String>, Header,
-            description = "The last event that was received: the stream goes on after it. An \
-                           unknown one starts from the beginning.")),
+            description = "The id of the last event that was received: the stream goes on after \
+                           it. Anything else starts from the beginning.")),
     responses((status = 200, description = "Server-sent events", content_type = "text/event-stream",
                body = Message),
               (status = 404, description = "The customer has no such order")))]
@@ -65,15 +67,14 @@ pub async fn watch_order(
     let last_seen = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok())
-        .map(str::to_owned);
+        .and_then(|id| id.parse().ok());
     let story = Story {
         watch: backends.live.watch(id),
         backends,
         context: context.without_deadline(),
         customer,
         id,
-        last_seen,
-        sent: HashSet::new(),
+        received: last_seen.unwrap_or_default(),
         ready: Vec::new(),
         end: None,
     };
@@ -92,8 +93,9 @@ pub async fn watch_order(
     reason = "axum writes server-sent events; this is their documentation"
 )]
 struct Message {
-    /// The id of the event in the timeline; the `end` has none.
-    #[schema(nullable = false, format = Uuid)]
+    /// How much of the story has been received with this event, for `Last-Event-ID`; the `end` has
+    /// none.
+    #[schema(nullable = false, example = "order:3,payment:2")]
     id: Option<String>,
     /// The type of the event in the timeline, or `end`.
     #[schema(example = "order.created.v1")]
@@ -110,11 +112,7 @@ struct Story {
     customer: CustomerId,
     id: OrderId,
     watch: Watch,
-    /// Events, by id. Logs are read at slightly different instants, so that a new event is not
-    /// always the latest: a position in the timeline would not do.
-    sent: HashSet<String>,
-    /// The last event that the client had received before it connected again.
-    last_seen: Option<String>,
+    received: Position,
     /// Events to send, latest first.
     ready: Vec<TimelineEvent>,
     /// Sent after all events.
@@ -131,7 +129,9 @@ impl Story {
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop() {
-                let message = Event::default().id(&event.id).event(&event.r#type);
+                self.received.advance(event.service, event.nth);
+                let id = self.received.to_string();
+                let message = Event::default().id(id).event(&event.r#type);
                 return json_data(message, &event);
             }
             match self.end {
@@ -149,50 +149,59 @@ impl Story {
     async fn poll(&mut self) {
         // The status before the events: if it is final, then the events are complete.
         let end = self.final_status().await;
-        let mut events = timeline(&self.backends, &self.context, self.id)
-            .await
-            .events;
-        let last_seen = self.last_seen.take();
-        let position =
-            last_seen.and_then(|last_seen| events.iter().position(|event| event.id == last_seen));
-        if let Some(position) = position {
-            self.sent
-                .extend(events.drain(..=position).map(|event| event.id));
-        }
-        events.retain(|event| self.sent.insert(event.id.clone()));
+        let timeline = timeline(&self.backends, &self.context, self.id).await;
+        let mut events = timeline.events;
+        events.retain(|event| !self.received.includes(event.service, event.nth));
         events.reverse();
         self.ready = events;
+        // A log that cannot be read now may hold events that the client has not received.
+        let end = end.filter(|_| timeline.unavailable.is_empty());
         self.end = end.map(End::Ready);
         if self.ready.is_empty() && self.end.is_none() {
             self.watch.changed(POLL_INTERVAL).await;
         }
     }
 
-    /// Once there will be no more events: confirmed, or cancelled with its payment settled.
+    /// Once there will be no more events: confirmed, or cancelled with everything undone that was done.
+    /// A confirmed order that is cancelled later has a new end; who connects then receives the rest.
     async fn final_status(&mut self) -> Option<views::OrderStatus> {
         let order_id = self.id.to_string();
         let own = GetOrderRequest {
-            order_id: order_id.clone(),
+            order_id,
             customer_id: self.customer.to_string(),
         };
         let own = request(&self.context, PART_TIMEOUT, own);
         let order = self.backends.orders.get_order(own).await.ok()?;
-        let status = order.into_inner().order?.status();
+        let order = order.into_inner().order?;
+        let status = order.status();
         let settled = match status {
             OrderStatus::Confirmed => true,
-            OrderStatus::Cancelled => {
-                let payment = GetPaymentRequest { order_id };
-                let payment = request(&self.context, PART_TIMEOUT, payment);
-                let payment = self.backends.payments.get_payment(payment).await.ok()?;
-                use PaymentStatus::{Failed, Refunded, Voided};
-                matches!(
-                    payment.into_inner().payment?.status(),
-                    Failed | Voided | Refunded
-                )
-            }
+            OrderStatus::Cancelled => self.is_undone(order.refund()).await?,
             OrderStatus::Unspecified | OrderStatus::Pending | OrderStatus::Paid => false,
         };
         settled.then(|| status.into())
+    }
+
+    /// Whether payment and inventory have undone a cancelled order, and the order knows of its refund.
+    async fn is_undone(&mut self, refund: RefundStatus) -> Option<bool> {
+        let order_id = self.id.to_string();
+        let payment = GetPaymentRequest {
+            order_id: order_id.clone(),
+        };
+        let payment = request(&self.context, PART_TIMEOUT, payment);
+        let payment = self.backends.payments.get_payment(payment).await.ok()?;
+        let paid_back = match payment.into_inner().payment?.status() {
+            PaymentStatus::Failed | PaymentStatus::Voided => true,
+            PaymentStatus::Refunded => refund == RefundStatus::Done,
+            _ => false,
+        };
+        let reservation = GetReservationRequest { order_id };
+        let reservation = request(&self.context, PART_TIMEOUT, reservation);
+        let inventory = &mut self.backends.inventory;
+        let reservation = inventory.get_reservation(reservation).await.ok()?;
+        let reservation = reservation.into_inner().status();
+        use ReservationStatus::{Rejected, Released};
+        Some(paid_back && matches!(reservation, Rejected | Released))
     }
 }
 

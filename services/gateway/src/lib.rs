@@ -15,6 +15,7 @@ mod object;
 mod order_request;
 mod orders;
 mod page;
+mod position;
 mod problem;
 mod products;
 #[cfg(test)]

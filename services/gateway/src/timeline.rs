@@ -64,6 +64,12 @@ pub struct TimelineEvent {
     /// In the service's event stream; null until it is published.
     #[schema(required = true)]
     pub stream_sequence: Option<u64>,
+    /// Its place among the order's events in the service's log, from 1.
+    #[serde(skip)]
+    pub nth: usize,
+    /// Not before those that precede it in the log, whatever the clocks of replicas say.
+    #[serde(skip)]
+    shown_at: Option<OffsetDateTime>,
 }
 
 fn publisher_name() -> Object {
@@ -129,7 +135,7 @@ async fn read(backends: &Backends, context: &RequestContext, id: OrderId) -> Tim
             let events: Result<Vec<_>, Missing> = events
                 .map(|event| TimelineEvent::new(*service, event))
                 .collect();
-            events.map_err(|missing| missing.to_string())
+            events.map(number).map_err(|missing| missing.to_string())
         });
         (service.name(), events)
     });
@@ -168,13 +174,27 @@ impl TimelineEvent {
             trace_id: trace_id(&event.traceparent).to_owned(),
             stream_sequence: Some(event.stream_sequence).filter(|sequence| *sequence > 0),
             id: event.event_id,
+            nth: 0,
+            shown_at: None,
         })
     }
 }
 
+/// Sets the places of the events of one log.
+fn number(mut events: Vec<TimelineEvent>) -> Vec<TimelineEvent> {
+    let mut shown_at = None;
+    for (before, event) in events.iter_mut().enumerate() {
+        shown_at = shown_at.max(Some(event.recorded_at));
+        event.shown_at = shown_at;
+        event.nth = before + 1;
+    }
+    events
+}
+
 /// Sorts the events, oldest first, and sets their causes and offsets.
 fn relate(events: &mut [TimelineEvent]) {
-    events.sort_by(|a, b| (a.recorded_at, &a.id).cmp(&(b.recorded_at, &b.id)));
+    // Stable: events of one log keep their order.
+    events.sort_by_key(|event| event.shown_at);
     let types: HashMap<String, String> = events
         .iter()
         .map(|event| (event.id.clone(), event.r#type.clone()))

@@ -1,6 +1,12 @@
 //! All services in one, with fixed responses.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use proto::{
     common::v1::{Money, OrderLine},
@@ -40,9 +46,16 @@ pub(super) struct Stub {
     /// The method that never responds.
     hanging: Option<&'static str>,
     replays: bool,
+    /// How many event logs are unavailable before all of them can be read.
+    unreadable_logs: Arc<AtomicUsize>,
 }
 
 impl Stub {
+    pub(super) fn with_unreadable_logs(self, times: usize) -> Self {
+        self.unreadable_logs.store(times, Ordering::SeqCst);
+        self
+    }
+
     pub(super) fn failing(mut self, method: &'static str, code: Code, message: &str) -> Self {
         self.failing.insert(method, Status::new(code, message));
         self
@@ -243,6 +256,15 @@ impl EventLogService for Stub {
         &self,
         _: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
+        let left = |left: usize| left.checked_sub(1);
+        let order = (Ordering::SeqCst, Ordering::SeqCst);
+        if self
+            .unreadable_logs
+            .fetch_update(order.0, order.1, left)
+            .is_ok()
+        {
+            return Err(Status::unavailable("not now"));
+        }
         let event = |event_id: &str, subject: &str, causation_id: &str, seconds| RecordedEvent {
             event_id: event_id.to_owned(),
             subject: subject.to_owned(),
@@ -252,8 +274,8 @@ impl EventLogService for Stub {
         };
         let response = ListEventsResponse {
             events: vec![
-                event("effect", "payment.completed.v1", "cause", 3),
                 event("cause", "order.created.v1", "command", 1),
+                event("effect", "payment.completed.v1", "cause", 3),
             ],
         };
         self.respond("list_events", response).await
