@@ -1,5 +1,7 @@
 //! Where a system runs: in processes of its own, or in the containers behind `SAGACITY_TARGET`.
 
+use std::path::Path;
+
 use anyhow::{Context as _, bail};
 use devstack::{Endpoints, Logs, Stack};
 
@@ -70,6 +72,25 @@ impl Deployment {
                 compose.kill("nats").await?;
                 compose.start("nats").await
             }
+        }
+    }
+
+    /// Kills the broker, deletes its disk, and starts it again.
+    pub async fn restart_broker_without_its_disk(&mut self) -> anyhow::Result<()> {
+        let stack = self.processes()?;
+        let delete = |store: &Path| std::fs::remove_dir_all(store);
+        stack.restart_broker_after(delete).await
+    }
+
+    /// Ends PostgreSQL without a checkpoint, as a crash does, and starts it again.
+    pub async fn restart_database(&mut self) -> anyhow::Result<()> {
+        self.processes()?.restart_database().await
+    }
+
+    fn processes(&mut self) -> anyhow::Result<&mut Stack> {
+        match self {
+            Self::Processes(stack) => Ok(stack),
+            Self::Containers(_) => bail!("only for processes: unset SAGACITY_TARGET"),
         }
     }
 

@@ -42,6 +42,12 @@ impl Harness {
         Shop::new(self.deploy(name, &[], true).await?).await
     }
 
+    /// Opens a system of processes with a PostgreSQL server of its own, which may be crashed.
+    pub async fn open_with_own_database(&self, name: &str) -> anyhow::Result<Shop> {
+        let stack = test::stack_with_own_server(name).await?;
+        Shop::new(Deployment::Processes(Box::new(stack))).await
+    }
+
     async fn deploy(
         &self,
         name: &str,

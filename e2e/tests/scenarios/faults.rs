@@ -6,14 +6,14 @@ use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use audit::Expectations;
 use client::Customer;
-use contracts::{Service, choreography::subscriptions, header};
+use contracts::{CustomerId, Service, choreography::subscriptions, header};
 use devstack::services;
 use e2e::{
     Harness, Shop,
     chaos::{Message, duplicate_all, publish, reverse},
     read_stream, wait_for,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 use tokio::{process::Command, sync::watch, task::JoinSet, time::Duration};
 use uuid::Uuid;
@@ -44,24 +44,28 @@ pub async fn place_all_kinds(shop: &Shop, count: usize) -> anyhow::Result<Vec<St
     Ok(placed)
 }
 
-/// Orders that customers keep placing while a fault is injected.
+/// Orders that a customer keeps placing, four at a time, while a fault is injected. It is a customer
+/// of its own: what the API shows of it must be exactly what it was told.
 pub struct Load {
-    customers: JoinSet<anyhow::Result<()>>,
-    placed: watch::Sender<usize>,
+    customer: Customer,
+    tasks: JoinSet<anyhow::Result<()>>,
+    /// Ids of the orders that were answered with 201.
+    placed: watch::Sender<Vec<String>>,
     stop: watch::Sender<bool>,
 }
 
 impl Load {
     pub fn start(customer: &Customer) -> Self {
         let mut load = Self {
-            customers: JoinSet::new(),
-            placed: watch::Sender::new(0),
+            customer: customer.another(CustomerId::new()),
+            tasks: JoinSet::new(),
+            placed: watch::Sender::default(),
             stop: watch::Sender::new(false),
         };
         for nth in 0..4 {
             let (placed, stop) = (load.placed.clone(), load.stop.subscribe());
-            load.customers
-                .spawn(place_orders(customer.clone(), nth, placed, stop));
+            load.tasks
+                .spawn(place_orders(load.customer.clone(), nth, placed, stop));
         }
         load
     }
@@ -69,33 +73,77 @@ impl Load {
     /// Waits until so many more orders have been placed. A customer who cannot place an order ends
     /// the wait at once, with the reason.
     pub async fn advance(&mut self, orders: usize) -> anyhow::Result<()> {
-        let goal = *self.placed.borrow() + orders;
+        let goal = self.placed.borrow().len() + orders;
         let what = format!("{orders} more orders");
         let reached = wait_for(&what, async || {
-            Ok((*self.placed.borrow() >= goal).then_some(()))
+            Ok((self.placed.borrow().len() >= goal).then_some(()))
         });
         tokio::select! {
             reached = reached => reached,
-            Some(customer) = self.customers.join_next() => {
-                customer??;
+            Some(task) = self.tasks.join_next() => {
+                task??;
                 bail!("a customer stopped placing orders")
             }
         }
     }
 
+    /// Stops, and accounts for every order: those that were answered with 201 are those that the
+    /// customer finds, no more and no fewer, and each of them ends.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         self.stop.send_replace(true);
-        while let Some(customer) = self.customers.join_next().await {
-            customer??;
+        while let Some(task) = self.tasks.join_next().await {
+            task??;
         }
+        let placed = self.placed.borrow().clone();
+        let unique: BTreeSet<&String> = placed.iter().collect();
+        ensure!(unique.len() == placed.len(), "two requests got one order");
+        let found = wait_for("the customer's orders end", async || {
+            let orders = all_orders(&self.customer).await?;
+            let is_over = |(_, status): &(String, String)| {
+                matches!(status.as_str(), "confirmed" | "cancelled")
+            };
+            Ok(orders.iter().all(is_over).then_some(orders))
+        })
+        .await?;
+        let found: BTreeSet<&String> = found.iter().map(|(id, _)| id).collect();
+        let lost: Vec<_> = unique.difference(&found).collect();
+        ensure!(
+            lost.is_empty(),
+            "orders were accepted and are lost: {lost:?}"
+        );
+        let extra: Vec<_> = found.difference(&unique).collect();
+        ensure!(
+            extra.is_empty(),
+            "orders exist that nobody was told of: {extra:?}"
+        );
         Ok(())
+    }
+}
+
+/// Id and status of all orders of a customer, page by page.
+async fn all_orders(customer: &Customer) -> anyhow::Result<Vec<(String, String)>> {
+    let mut orders = Vec::new();
+    let mut path = "/api/v1/orders?limit=100".to_owned();
+    loop {
+        let page = customer.get(&path).await?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let items = page["orders"].as_array().context("a page has orders")?;
+        orders.extend(
+            items
+                .iter()
+                .map(|order| (text(&order["id"]), text(&order["status"]))),
+        );
+        let Some(cursor) = page["next_cursor"].as_str() else {
+            return Ok(orders);
+        };
+        path = format!("/api/v1/orders?limit=100&cursor={cursor}");
     }
 }
 
 async fn place_orders(
     customer: Customer,
     nth: usize,
-    placed: watch::Sender<usize>,
+    placed: watch::Sender<Vec<String>>,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     for order in nth.. {
@@ -114,7 +162,7 @@ async fn place_orders(
             // The service may be down at the moment; then the order is simply not cancelled.
             let _response = customer.cancel(&id).await;
         }
-        placed.send_modify(|placed| *placed += 1);
+        placed.send_modify(|placed| placed.push(id));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
@@ -349,6 +397,30 @@ pub async fn a_killed_broker_loses_no_order(harness: &Harness) -> Outcome {
 }
 
 /// The provider fails half of the time, and is down for a while: every order ends, charged once.
+pub async fn a_broker_without_its_disk_loses_no_order(harness: &Harness) -> Outcome {
+    let mut shop = harness.open("disk", &[]).await?;
+    let mut load = Load::start(&shop.customer);
+    for _ in 0..2 {
+        load.advance(20).await?;
+        shop.deployment.restart_broker_without_its_disk().await?;
+    }
+    load.advance(20).await?;
+    load.stop().await?;
+    close(shop).await
+}
+
+pub async fn a_crashed_database_loses_no_order(harness: &Harness) -> Outcome {
+    let mut shop = harness.open_with_own_database("database").await?;
+    let mut load = Load::start(&shop.customer);
+    for _ in 0..2 {
+        load.advance(20).await?;
+        shop.deployment.restart_database().await?;
+    }
+    load.advance(20).await?;
+    load.stop().await?;
+    close(shop).await
+}
+
 pub async fn a_provider_that_fails_half_the_time_charges_once(harness: &Harness) -> Outcome {
     let mut shop = harness.open("provider", &[]).await?;
     let fault = json!({ "error_rate": 0.5, "latency_ms": 20 });

@@ -98,6 +98,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
         a_provider_that_fails_half_the_time_charges_once,
         the_orders_table_can_be_rebuilt_from_the_event_log,
         a_service_cannot_enter_the_database_of_another;
+    faults [Processes]:
+        a_broker_without_its_disk_loses_no_order,
+        a_crashed_database_loses_no_order;
     containers [Containers]:
         containers_can_be_stopped_and_started,
         replicas_share_the_work;

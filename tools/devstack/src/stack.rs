@@ -105,10 +105,29 @@ impl Stack {
 
     /// Kills the private broker with SIGKILL and starts it again.
     pub async fn restart_broker(&mut self) -> anyhow::Result<()> {
+        self.restart_broker_after(|_store| Ok(())).await
+    }
+
+    /// The same; `tamper` gets the directory of the streams while no server uses it.
+    pub async fn restart_broker_after(
+        &mut self,
+        tamper: impl FnOnce(&Path) -> std::io::Result<()>,
+    ) -> anyhow::Result<()> {
         let nats = self.nats.take();
         let nats = nats.context("a broker that `up` did not start cannot be restarted")?;
-        let restarted = nats.crash_and_restart(&self.options.server_logs, &self.reaper);
+        let logs = &self.options.server_logs;
+        let restarted = nats.crash_and_restart_after(tamper, logs, &self.reaper);
         self.nats = Some(restarted.await?);
+        Ok(())
+    }
+
+    /// Ends the private PostgreSQL without a checkpoint, as a crash does, and starts it again.
+    pub async fn restart_database(&mut self) -> anyhow::Result<()> {
+        let postgres = self.postgres.take();
+        let postgres =
+            postgres.context("a database that `up` did not start cannot be restarted")?;
+        postgres.crash().await?;
+        self.postgres = Some(start_postgres(&self.options, &self.reaper).await?);
         Ok(())
     }
 
@@ -174,9 +193,7 @@ async fn start(options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
     let (postgres, admin_url) = match &options.database {
         Some(url) => (None, url.clone()),
         None => {
-            let directory = postgres::cluster_directory(&options.state)?;
-            let (port, durability) = (options.ports.postgres, options.durability);
-            let server = Postgres::start(&directory, port, durability, logs, &reaper).await?;
+            let server = start_postgres(&options, &reaper).await?;
             pids.insert("postgres".to_owned(), server.pid());
             let url = server.admin_url();
             (Some(server), url)
@@ -272,4 +289,10 @@ pub fn wipe(state: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+async fn start_postgres(options: &Options, reaper: &Reaper) -> anyhow::Result<Postgres> {
+    let directory = postgres::cluster_directory(&options.state)?;
+    let (port, durability) = (options.ports.postgres, options.durability);
+    Postgres::start(&directory, port, durability, &options.server_logs, reaper).await
 }

@@ -100,6 +100,23 @@ pub fn stack<'a>(
     settings: &'a [(&'a str, &'a str, &'a str)],
 ) -> BoxFuture<'a, anyhow::Result<Stack>> {
     async move {
+        let server = shared().await?.postgres.admin_url();
+        start_stack(name, settings, Some(server)).await
+    }
+    .boxed()
+}
+
+/// The whole system, with a PostgreSQL server of its own.
+pub fn stack_with_own_server(name: &str) -> BoxFuture<'_, anyhow::Result<Stack>> {
+    start_stack(name, &[], None)
+}
+
+fn start_stack<'a>(
+    name: &'a str,
+    settings: &'a [(&'a str, &'a str, &'a str)],
+    database: Option<String>,
+) -> BoxFuture<'a, anyhow::Result<Stack>> {
+    async move {
         let shared = shared().await?;
         let id = Uuid::now_v7().simple().to_string();
         let settings = settings.iter().map(|(service, name, value)| {
@@ -110,7 +127,7 @@ pub fn stack<'a>(
             programs: programs().await?,
             ports: Ports::free()?,
             durability: Durability::Ephemeral,
-            database: Some(shared.postgres.admin_url()),
+            database,
             database_prefix: format!("{id}_"),
             nats: None,
             settings: settings.collect(),
