@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use devstack::{
-    free_port,
+    Durability, Logs, Postgres, Reaper, TemporaryDirectory, free_port,
     test::{self, Program, eventually},
 };
 use proto::order::v1::{GetOrderRequest, order_service_client::OrderServiceClient};
@@ -145,6 +145,30 @@ async fn sigterm_ends_a_process_well_while_the_broker_is_away() {
     })
     .await;
     broker.stop().await.unwrap();
+    eventually("the process notices", async || {
+        is(&program, "/readyz", 503).await
+    })
+    .await;
+    program.terminate().unwrap();
+    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn sigterm_ends_a_process_well_while_the_database_is_away() {
+    let reaper = Reaper::new().unwrap();
+    let directory = TemporaryDirectory::new(&reaper).unwrap();
+    let logs = Logs::Directory(devstack::tools::target_directory().join("test-logs/lifecycle"));
+    let (place, port) = (directory.path().join("postgres"), free_port().unwrap());
+    let server = Postgres::start(&place, port, Durability::Ephemeral, &logs, &reaper);
+    let server = server.await.unwrap();
+    let broker = test::broker().await.unwrap();
+    let url = server.url("postgres", "postgres");
+    let mut program = spawn(&url, &broker.url(), "0");
+    eventually("the process is ready", async || {
+        is(&program, "/readyz", 200).await
+    })
+    .await;
+    server.stop().await.unwrap();
     eventually("the process notices", async || {
         is(&program, "/readyz", 503).await
     })
