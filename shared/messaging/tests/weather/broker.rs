@@ -35,6 +35,17 @@ async fn all_arrive(fixture: &Fixture, orders: &[OrderId]) {
     assert_eq!(applied.into_iter().collect::<HashSet<_>>(), expected);
 }
 
+/// Keeps a copy of the broker's store.
+fn keep(store: &Path) -> io::Result<()> {
+    copy(store, &store.with_extension("copy"))
+}
+
+/// Replaces the broker's store by the copy.
+fn restore(store: &Path) -> io::Result<()> {
+    fs::remove_dir_all(store)?;
+    fs::rename(store.with_extension("copy"), store)
+}
+
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
@@ -70,18 +81,34 @@ async fn a_broker_that_went_back_in_time_gets_what_it_lost_again() {
     let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
     let mut orders = publish(&fixture, 20).await;
     all_arrive(&fixture, &orders).await;
-    let keep = |store: &Path| store.with_extension("copy");
-    fixture
-        .crash_broker(|store| copy(store, &keep(store)))
-        .await;
+    fixture.crash_broker(keep).await;
     orders.extend(publish(&fixture, 30).await);
     all_arrive(&fixture, &orders).await;
-    let restore = |store: &Path| {
-        fs::remove_dir_all(store)?;
-        fs::rename(keep(store), store)
-    };
     fixture.crash_broker(restore).await;
     orders.extend(publish(&fixture, 10).await);
+    all_arrive(&fixture, &orders).await;
+    publisher.stop().await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_has_used_its_sequences_again_gets_what_it_lost_again() {
+    let mut fixture = Fixture::new().await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    let mut orders = publish(&fixture, 20).await;
+    all_arrive(&fixture, &orders).await;
+    fixture.crash_broker(keep).await;
+    orders.extend(publish(&fixture, 30).await);
+    all_arrive(&fixture, &orders).await;
+    publisher.stop().await;
+    fixture.crash_broker(restore).await;
+    // The stream is as long as before when the relay looks at it, but with other events.
+    for _ in 0..40 {
+        let other = OrderId::new();
+        fixture.publish_copy_of(other).await;
+        orders.push(other);
+    }
+    let publisher = fixture.run_publisher();
     all_arrive(&fixture, &orders).await;
     publisher.stop().await;
     consumer.stop().await;
