@@ -175,6 +175,8 @@ fn streams() -> Vec<Config> {
     });
     streams.push(Config {
         subjects: vec!["redrive.>".to_owned()],
+        // It may hold the only copy: its service may be away for longer than streams keep events.
+        max_age: Duration::ZERO,
         ..base(REDRIVE)
     });
     streams.push(Config {

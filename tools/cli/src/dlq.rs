@@ -272,7 +272,9 @@ async fn redrive(jetstream: &jetstream::Context, letter: &Letter) -> anyhow::Res
         }
     }
     // The broker drops a repetition of the same redrive, the inbox any other.
-    let id = format!("redrive-{}", letter.0.sequence);
+    // With the event's id: a stream of dead letters that was created again repeats its sequences.
+    let event = letter.header(event_header::ID);
+    let id = format!("redrive-{}-{}-{event}", letter.service(), letter.0.sequence);
     redriven.insert(NATS_MESSAGE_ID, id);
     let target = format!("redrive.{}.{subject}", letter.service());
     publish(jetstream, target, redriven, payload)
