@@ -29,8 +29,8 @@ pub struct Charge {
     pub method: PaymentMethod,
     /// What is paid for; passed on to inventory when the charge is captured.
     pub lines: Vec<OrderLine>,
-    /// When the order is cancelled unless it is confirmed; nothing is charged after that. `None` in
-    /// payments of the version that did not keep it.
+    /// When the order is cancelled unless it is confirmed; the provider is not asked for a first
+    /// time after that. `None` in payments of the version that did not keep it.
     pub deadline: Option<OffsetDateTime>,
     /// The order's creation: what the outcome of the charge follows from.
     pub cause: Cause,
