@@ -38,13 +38,7 @@ pub async fn publish(jetstream: &jetstream::Context, message: Message) -> anyhow
     let Message {
         subject, payload, ..
     } = message;
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a fault is injected past the outbox"
-    )]
-    let published = jetstream.publish_with_headers(subject, headers, payload.into());
-    published.await?.await?;
-    Ok(())
+    devstack::jetstream::publish(jetstream, subject, headers, payload).await
 }
 
 /// Reverses a stream: every later reader gets the latest event first. Returns the number of events.

@@ -44,8 +44,8 @@ pub async fn place_all_kinds(shop: &Shop, count: usize) -> anyhow::Result<Vec<St
     Ok(placed)
 }
 
-/// Orders that a customer keeps placing, four at a time, while a fault is injected. It is a customer
-/// of its own: what the API shows of it must be exactly what it was told.
+/// Orders that a customer keeps placing, four at a time, while a fault is injected. It is a
+/// customer of its own: what the API shows of it must be exactly what it was told.
 pub struct Load {
     customer: Customer,
     tasks: JoinSet<anyhow::Result<()>>,

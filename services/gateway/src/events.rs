@@ -162,8 +162,9 @@ impl Story {
         }
     }
 
-    /// Once there will be no more events: confirmed, or cancelled with everything undone that was done.
-    /// A confirmed order that is cancelled later has a new end; who connects then receives the rest.
+    /// Once there will be no more events: confirmed, or cancelled with everything undone. A
+    /// confirmed order that is cancelled later has a new end; a client that connects then receives
+    /// the rest.
     async fn final_status(&mut self) -> Option<views::OrderStatus> {
         let order_id = self.id.to_string();
         let own = GetOrderRequest {
@@ -182,7 +183,8 @@ impl Story {
         settled.then(|| status.into())
     }
 
-    /// Whether payment and inventory have undone a cancelled order, and the order knows of its refund.
+    /// Whether payment and inventory have undone a cancelled order, and the order knows of its
+    /// refund.
     async fn is_undone(&mut self, refund: RefundStatus) -> Option<bool> {
         let order_id = self.id.to_string();
         let payment = GetPaymentRequest {

@@ -18,14 +18,16 @@ pub struct NewNotification {
     pub kind: Kind,
 }
 
-/// Locks orders for the caller's transaction, in key order, so that batches cannot deadlock: what one
-/// replica tells about an order, the next one sees. Orders have no row here that could be locked.
+/// Locks orders for the caller's transaction, in key order, so that batches cannot deadlock: what
+/// one replica tells about an order, the next one sees. Orders have no row here that could be
+/// locked.
 pub async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<()> {
     let orders: Vec<Uuid> = orders.iter().map(|order| order.0).collect();
     sqlx::query!(
         r#"-- notifications_lock
         SELECT pg_advisory_xact_lock(hashtextextended(order_id::text, 0))
-        FROM (SELECT DISTINCT order_id FROM unnest($1::uuid[]) AS o (order_id) ORDER BY order_id) AS o"#,
+        FROM (
+            SELECT DISTINCT order_id FROM unnest($1::uuid[]) AS o (order_id) ORDER BY order_id) AS o"#,
         &orders
     )
     .fetch_all(tx)
@@ -33,9 +35,9 @@ pub async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<()>
     Ok(())
 }
 
-/// Inserts notifications with one statement; existing ones stay as they are. With `mail` a mail is due
-/// for each. A confirmation that arrives after the cancellation is left out: the customer knows better
-/// by now.
+/// Inserts notifications with one statement; existing ones stay as they are. With `mail` a mail is
+/// due for each. A confirmation that arrives after the cancellation is left out: it is not true any
+/// more.
 pub async fn insert(
     tx: &mut PgConnection,
     new: &[NewNotification],
@@ -49,9 +51,11 @@ pub async fn insert(
         r#"-- notifications_insert
         INSERT INTO notifications (notification_id, order_id, customer_id, kind, created_at, mail_due_at)
         SELECT n.*, $5::timestamptz, CASE WHEN $6 THEN now() END
-        FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[]) AS n (id, order_id, customer_id, kind)
+        FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[])
+            AS n (id, order_id, customer_id, kind)
         WHERE NOT (n.kind = 'order_confirmed' AND EXISTS (
-            SELECT FROM notifications AS told WHERE told.order_id = n.order_id AND told.kind = 'order_cancelled'))
+            SELECT FROM notifications AS told
+            WHERE told.order_id = n.order_id AND told.kind = 'order_cancelled'))
         ON CONFLICT ON CONSTRAINT notifications_once DO NOTHING"#,
         &ids,
         &orders,
@@ -166,7 +170,8 @@ pub async fn record_delivery(
     sqlx::query!(
         r#"-- mails_record_delivery
         UPDATE notifications AS n SET mail_due_at = now() + make_interval(secs => m.delay)
-        FROM unnest($1::uuid[], $2::double precision[]) AS m (id, delay) WHERE n.notification_id = m.id"#,
+        FROM unnest($1::uuid[], $2::double precision[]) AS m (id, delay)
+        WHERE n.notification_id = m.id"#,
         &ids,
         &delays as &[Option<f64>]
     )

@@ -67,13 +67,9 @@ async fn publish_event(jetstream: &jetstream::Context, order: OrderId, event: Ev
         },
     };
     let headers = messaging::headers::to_headers(&envelope, Service::Order);
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the test publishes as the order service"
-    )]
-    let published =
-        jetstream.publish_with_headers(event.subject().as_str(), headers, event.encode().into());
-    published.await.unwrap().await.unwrap();
+    let subject = event.subject().to_string();
+    let published = devstack::jetstream::publish(jetstream, subject, headers, event.encode());
+    published.await.unwrap();
 }
 
 async fn notifications(client: &mut Client, order: OrderId) -> Vec<NotificationKind> {

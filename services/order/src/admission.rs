@@ -1,8 +1,8 @@
 //! Admission control: new orders are refused while accepted ones wait for too long.
 //!
-//! An order that is accepted although nothing moves is charged just before its deadline, cancelled, and
-//! refunded: work for everybody and a sale for nobody. Refusing at the edge keeps the orders that are
-//! accepted within their deadlines.
+//! An order that is accepted although nothing moves is charged just before its deadline, cancelled,
+//! and refunded: work for everybody and a sale for nobody. Refusing at the edge keeps the orders
+//! that are accepted within their deadlines.
 
 use std::{
     sync::{
@@ -50,7 +50,8 @@ impl Admission {
             match late(&pool, left).await {
                 Ok(late) => self.observe(late),
                 Err(error) => {
-                    tracing::warn!(%error, "orders in flight cannot be counted; admission stays as it is");
+                    tracing::warn!(%error,
+                        "orders in flight cannot be counted; admission stays as it is");
                 }
             }
         }
@@ -71,7 +72,7 @@ impl Admission {
     }
 }
 
-/// How many orders in flight have less than `left` until their deadline; counts to [`MANY`] at most.
+/// How many orders in flight have less than `left` until their deadline; at most [`MANY`].
 async fn late(pool: &PgPool, left: Duration) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"-- orders_late

@@ -1,14 +1,12 @@
 //! Idempotency keys (IETF draft-ietf-httpapi-idempotency-key-header): which request created which
 //! order. Its SQL is here, next to the rules of a claim.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use contracts::{CustomerId, IdempotencyKey, OrderId};
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::OrderRequest;
@@ -29,8 +27,9 @@ pub struct Claim {
 
 /// The result of claiming keys.
 pub struct Claims {
-    /// Orders whose key was new.
-    pub granted: HashSet<OrderId>,
+    /// Orders whose key was new, and the time of the database: deadlines are set and compared by
+    /// its clock, because those of replicas differ.
+    pub granted: HashMap<OrderId, OffsetDateTime>,
     /// Keys that an earlier request has claimed.
     pub earlier: HashMap<Key, Claim>,
 }
@@ -61,11 +60,12 @@ pub async fn claim(tx: &mut PgConnection, claims: &[(&Key, Claim)]) -> sqlx::Res
         .map(|(_, claim)| claim.fingerprint.as_slice())
         .collect();
     let orders: Vec<_> = claims.iter().map(|(_, claim)| claim.order_id.0).collect();
-    let granted = sqlx::query_scalar!(
+    let granted = sqlx::query!(
         r#"-- idempotency_claim
         INSERT INTO idempotency_keys (customer_id, key, fingerprint, order_id)
         SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
-        ON CONFLICT ON CONSTRAINT idempotency_keys_once DO NOTHING RETURNING order_id"#,
+        ON CONFLICT ON CONSTRAINT idempotency_keys_once DO NOTHING
+        RETURNING order_id, clock_timestamp() AS "at!""#,
         &customers,
         &keys as &[&str],
         &fingerprints as &[&[u8]],
@@ -73,8 +73,11 @@ pub async fn claim(tx: &mut PgConnection, claims: &[(&Key, Claim)]) -> sqlx::Res
     )
     .fetch_all(&mut *tx)
     .await?;
-    let granted: HashSet<OrderId> = granted.into_iter().map(OrderId).collect();
-    claims.retain(|(_, claim)| !granted.contains(&claim.order_id));
+    let granted = granted
+        .into_iter()
+        .map(|row| (OrderId(row.order_id), row.at));
+    let granted: HashMap<OrderId, OffsetDateTime> = granted.collect();
+    claims.retain(|(_, claim)| !granted.contains_key(&claim.order_id));
     let refused: Vec<&Key> = claims.iter().map(|(key, _)| *key).collect();
     Ok(Claims {
         granted,
@@ -133,7 +136,8 @@ async fn prune_all(pool: &PgPool) -> sqlx::Result<()> {
         let pruned = sqlx::query!(
             r#"-- idempotency_prune
             DELETE FROM idempotency_keys WHERE (customer_id, key) IN (
-                SELECT customer_id, key FROM idempotency_keys WHERE order_id < $1 ORDER BY order_id LIMIT $2)"#,
+                SELECT customer_id, key FROM idempotency_keys
+                WHERE order_id < $1 ORDER BY order_id LIMIT $2)"#,
             messaging::oldest_id(IdempotencyKey::RETENTION),
             PRUNE_STEP
         )

@@ -5,11 +5,15 @@
 //! finds all of it or nothing. Under load one commit serves many customers; without load an order does
 //! not wait for others.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use contracts::{Cause, OrderId};
-use messaging::{Participant, UnitOfWork, outbox};
+use messaging::{Participant, UnitOfWork};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -77,8 +81,8 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// An intake, and the task that serves it until `stopping` and until the queue is empty. An order
-    /// may be in flight for as long as `deadline`.
+    /// An intake, and the task that serves it until `stopping` and until the queue is empty. An
+    /// order may be in flight for as long as `deadline`.
     pub fn new(
         participant: Participant,
         deadline: Duration,
@@ -210,30 +214,24 @@ impl Acceptor {
         receipts
     }
 
+    /// When the database does not respond, the commit may have been carried out: the key then finds
+    /// the order.
     async fn commit(&self, submissions: &[Submission]) -> anyhow::Result<Vec<Receipt>> {
-        let committed =
-            tokio::time::timeout(messaging::BATCH_TIMEOUT, self.transaction(submissions));
-        // The commit may have been carried out: the key then finds the order.
-        committed.await.unwrap_or_else(|_elapsed| {
-            Err(anyhow::Error::from(sqlx::Error::PoolTimedOut).context("no response"))
-        })
+        messaging::in_time(self.transaction(submissions)).await
     }
 
-    /// One transaction: claims the keys, creates the orders whose key was new, finds the orders of the
-    /// others. Returns one receipt per submission, in order.
+    /// One transaction: claims the keys, creates the orders whose key was new, finds the orders of
+    /// the others. Returns one receipt per submission, in order.
     async fn transaction(&self, submissions: &[Submission]) -> anyhow::Result<Vec<Receipt>> {
         let claims: Vec<(&Key, Claim)> = submissions.iter().map(claim).collect();
         let mut tx = self.participant.pool.begin().await.context("begin")?;
         let claimed = idempotency::claim(&mut tx, &claims).await;
         let claimed = claimed.context("claim idempotency keys")?;
-        let now = outbox::database_now(&mut tx)
-            .await
-            .context("read the clock")?;
 
         let mut work = UnitOfWork::new(Default::default());
         for submission in submissions {
-            if claimed.granted.contains(&submission.order.id) {
-                let order = submission.order.clone().accept(now + self.deadline);
+            if let Some(now) = claimed.granted.get(&submission.order.id) {
+                let order = submission.order.clone().accept(*now + self.deadline);
                 work.execute(order.id, Command::Create(order), &submission.cause)?;
             }
         }
@@ -256,19 +254,14 @@ impl Acceptor {
                 .earlier
                 .get(key)
                 .context("a refused key has a claim")?;
-            if first.fingerprint != claim.fingerprint {
-                return Ok(Receipt::KeyReused);
-            }
-            let order = earlier.remove(&first.order_id);
-            let order = order.with_context(|| format!("order {} has no log", first.order_id))?;
-            Ok(Receipt::Replayed(Box::new(order)))
+            repeated(first, &claim.fingerprint, &mut earlier)
         });
         receipts.collect()
     }
 }
 
-/// What an earlier request with the same key led to, without a new order: for a repetition whose prices
-/// cannot be had any more.
+/// What an earlier request with the same key led to, without a new order: for a repetition whose
+/// prices cannot be had any more.
 pub async fn replay(
     participant: &Participant,
     key: &Key,
@@ -279,12 +272,23 @@ pub async fn replay(
     let Some(first) = claims.remove(key) else {
         return Ok(None);
     };
-    if first.fingerprint != fingerprint {
-        return Ok(Some(Receipt::KeyReused));
-    }
     let mut orders = event_log::as_accepted(&mut connection, &[first.order_id]).await?;
-    let order = orders.remove(&first.order_id);
-    Ok(order.map(|order| Receipt::Replayed(Box::new(order))))
+    repeated(&first, fingerprint, &mut orders).map(Some)
+}
+
+/// The receipt of a request whose key an earlier one has claimed. `accepted` holds the order of
+/// that one.
+fn repeated(
+    first: &Claim,
+    fingerprint: &[u8],
+    accepted: &mut HashMap<OrderId, Order>,
+) -> anyhow::Result<Receipt> {
+    if first.fingerprint != fingerprint {
+        return Ok(Receipt::KeyReused);
+    }
+    let order = accepted.remove(&first.order_id);
+    let order = order.with_context(|| format!("order {} has no log", first.order_id))?;
+    Ok(Receipt::Replayed(Box::new(order)))
 }
 
 fn claim(submission: &Submission) -> (&Key, Claim) {

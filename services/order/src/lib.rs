@@ -1,7 +1,8 @@
 //! The order service: owns orders and their event log, and sees every order to its end.
 //!
 //! Reading order: `domain` (what an order is), `saga` (what it does on which event), `intake` (how
-//! orders are accepted), `admission` (when they are refused), `sweep` (how overdue orders end), `event_log` and `rebuild`.
+//! orders are accepted), `admission` (when they are refused), `sweep` (how overdue orders end),
+//! `event_log` and `rebuild`.
 
 mod admission;
 mod aggregate;
@@ -52,19 +53,22 @@ async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> 
     let participant = joined.retain_outbox();
     let prices = Prices::new(channel(&config.inventory_url).context("INVENTORY_URL")?);
     let (pool, deadline) = (participant.pool.clone(), config.deadline());
-    let (admission, stopping) = (Admission::default(), service.stopping());
+    let admission = Admission::default();
     let (intake, accepting) = Intake::new(
         participant.clone(),
         deadline,
         admission.clone(),
-        stopping.clone(),
+        service.stopping(),
     );
     let orders = OrderApi::new(participant.clone(), intake, prices);
     service.serve_grpc(
         Routes::new(OrderServiceServer::new(orders)).add_service(chassis::event_log(&participant)),
     )?;
     service.spawn("intake", accepting);
-    service.spawn("admission", admission.run(pool.clone(), deadline, stopping));
+    service.spawn(
+        "admission",
+        admission.run(pool.clone(), deadline, service.stopping()),
+    );
     service.spawn(
         "deadline sweep",
         sweep::run(participant.clone(), service.stopping()),

@@ -43,6 +43,13 @@ pub async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<HashMa
     by_id(rows)
 }
 
+/// The time of the database, by whose clock deadlines are set.
+pub async fn now(tx: &mut PgConnection) -> sqlx::Result<OffsetDateTime> {
+    sqlx::query_scalar!("-- database_now\nSELECT clock_timestamp() AS \"now!\"")
+        .fetch_one(tx)
+        .await
+}
+
 /// Locks up to `limit` orders that are in flight after their deadline and that no other transaction has
 /// locked.
 pub async fn lock_overdue(

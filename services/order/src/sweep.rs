@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use contracts::{Cause, CorrelationId, EventId};
-use messaging::{Participant, UnitOfWork, outbox};
+use messaging::{Participant, UnitOfWork};
 use tokio_util::sync::CancellationToken;
 
 use crate::{domain::Command, store};
@@ -49,9 +49,7 @@ async fn sweep_all(participant: &Participant) -> anyhow::Result<usize> {
 /// when the deadlines were set.
 async fn sweep(participant: &Participant) -> anyhow::Result<usize> {
     let mut tx = participant.pool.begin().await.context("begin")?;
-    let now = outbox::database_now(&mut tx)
-        .await
-        .context("read the clock")?;
+    let now = store::now(&mut tx).await.context("read the clock")?;
     let overdue = store::lock_overdue(&mut tx, now, BATCH).await;
     let overdue = overdue.context("lock overdue orders")?;
     if overdue.is_empty() {

@@ -28,6 +28,19 @@ async fn get(program: &Program, path: &str) -> Option<(u16, String)> {
     Some((response.status().as_u16(), response.text().await.ok()?))
 }
 
+/// Waits until readiness answers with `status`.
+async fn until_readiness_is(program: &Program, status: u16) {
+    let what = format!("readiness is {status}");
+    eventually(&what, async || is(program, "/readyz", status).await).await;
+}
+
+/// A process that has noticed that a server is away ends well at SIGTERM.
+async fn assert_notices_and_ends_well(mut program: Program) {
+    until_readiness_is(&program, 503).await;
+    program.terminate().unwrap();
+    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}
+
 async fn is(program: &Program, path: &str, status: u16) -> bool {
     get(program, path)
         .await
@@ -65,10 +78,7 @@ async fn readiness_turns_off_first_and_requests_in_flight_complete() {
     let broker = test::broker().await.unwrap();
     let (database, url) = test::database(&[]).await.unwrap();
     let mut program = spawn(&url, &broker.url(), "1");
-    eventually("the process is ready", async || {
-        is(&program, "/readyz", 200).await
-    })
-    .await;
+    until_readiness_is(&program, 200).await;
     assert!(is(&program, "/startupz", 200).await);
 
     // A request that waits for a lock is in flight.
@@ -89,10 +99,7 @@ async fn readiness_turns_off_first_and_requests_in_flight_complete() {
     .await;
 
     program.terminate().unwrap();
-    eventually("readiness is off", async || {
-        is(&program, "/readyz", 503).await
-    })
-    .await;
+    until_readiness_is(&program, 503).await;
     // During the lag a load balancer may still send requests.
     let mut late = OrderServiceClient::connect(program.url.clone())
         .await
@@ -139,18 +146,10 @@ async fn an_older_replica_starts_after_a_newer_version_has_migrated() {
 async fn sigterm_ends_a_process_well_while_the_broker_is_away() {
     let broker = test::broker().await.unwrap();
     let (_, url) = test::database(&[]).await.unwrap();
-    let mut program = spawn(&url, &broker.url(), "0");
-    eventually("the process is ready", async || {
-        is(&program, "/readyz", 200).await
-    })
-    .await;
+    let program = spawn(&url, &broker.url(), "0");
+    until_readiness_is(&program, 200).await;
     broker.stop().await.unwrap();
-    eventually("the process notices", async || {
-        is(&program, "/readyz", 503).await
-    })
-    .await;
-    program.terminate().unwrap();
-    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+    assert_notices_and_ends_well(program).await;
 }
 
 #[tokio::test]
@@ -163,16 +162,8 @@ async fn sigterm_ends_a_process_well_while_the_database_is_away() {
     let server = server.await.unwrap();
     let broker = test::broker().await.unwrap();
     let url = server.url("postgres", "postgres");
-    let mut program = spawn(&url, &broker.url(), "0");
-    eventually("the process is ready", async || {
-        is(&program, "/readyz", 200).await
-    })
-    .await;
+    let program = spawn(&url, &broker.url(), "0");
+    until_readiness_is(&program, 200).await;
     server.stop().await.unwrap();
-    eventually("the process notices", async || {
-        is(&program, "/readyz", 503).await
-    })
-    .await;
-    program.terminate().unwrap();
-    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+    assert_notices_and_ends_well(program).await;
 }

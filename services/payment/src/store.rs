@@ -77,50 +77,26 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
     row.map(Row::read).transpose()
 }
 
-/// Leases up to `limit` refunds that are due: counts the attempt, and keeps other workers off for
-/// `lease`. Committed before the call to the provider.
-pub async fn lease_refunds(
-    pool: &PgPool,
-    limit: i64,
-    lease: Duration,
-) -> sqlx::Result<Vec<Payment>> {
+/// Leases up to `limit` payments that are due, refunds first: customers do not wait for their money
+/// behind a backlog of charges. Counts the attempt, and keeps other workers off for `lease`.
+/// Committed before the call to the provider: a payment without attempts is unknown there.
+///
+/// A charge whose deadline has passed is leased only when the provider may know of it already: its
+/// outcome must be found out. Otherwise it waits for the cancellation.
+pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<Vec<Payment>> {
     let rows = sqlx::query_as!(
         Row,
-        r#"-- refunds_lease
-        WITH due AS MATERIALIZED (
+        r#"-- payments_lease
+        WITH refunds AS MATERIALIZED (
             SELECT order_id FROM payments WHERE status = 'refunding' AND due_at <= now()
-            ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
-        UPDATE payments SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
-        WHERE order_id IN (SELECT order_id FROM due)
-        RETURNING order_id, payment_id, customer_id, status, amount, currency, method,
-                  lines AS "lines: Json<Vec<OrderLine>>", deadline,
-                  charge_correlation_id, charge_causation_id, charge_traceparent,
-                  cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
-                  updated_at"#,
-        limit,
-        lease.as_secs_f64()
-    )
-    .fetch_all(pool)
-    .await?;
-    rows.into_iter().map(Row::read).collect()
-}
-
-/// The same for charges. A charge whose deadline has passed is leased only when the provider may know
-/// of it already: its outcome must be found out. Otherwise it waits for the cancellation.
-pub async fn lease_charges(
-    pool: &PgPool,
-    limit: i64,
-    lease: Duration,
-) -> sqlx::Result<Vec<Payment>> {
-    let rows = sqlx::query_as!(
-        Row,
-        r#"-- charges_lease
-        WITH due AS MATERIALIZED (
+            ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+        charges AS MATERIALIZED (
             SELECT order_id FROM payments
-            WHERE status = 'pending' AND due_at <= now() AND (attempts > 0 OR deadline IS NULL OR deadline > now())
-            ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+            WHERE status = 'pending' AND due_at <= now()
+              AND (attempts > 0 OR deadline IS NULL OR deadline > now())
+            ORDER BY due_at LIMIT $1 - (SELECT count(*) FROM refunds) FOR UPDATE SKIP LOCKED)
         UPDATE payments SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
-        WHERE order_id IN (SELECT order_id FROM due)
+        WHERE order_id IN (SELECT order_id FROM refunds UNION ALL SELECT order_id FROM charges)
         RETURNING order_id, payment_id, customer_id, status, amount, currency, method,
                   lines AS "lines: Json<Vec<OrderLine>>", deadline,
                   charge_correlation_id, charge_causation_id, charge_traceparent,

@@ -93,7 +93,8 @@ impl Worker {
         if room == 0 {
             return false;
         }
-        let leased = self.lease_due(room).await;
+        // Committed before the call: `attempts` counts calls that may have reached the provider.
+        let leased = store::lease(&self.participant.pool, room as i64, LEASE).await;
         let leased = match leased {
             Ok(leased) => leased,
             Err(error) => {
@@ -110,18 +111,6 @@ impl Worker {
             });
         }
         may_be_more
-    }
-
-    /// Refunds first: customers do not wait for their money behind a backlog of charges. Committed
-    /// before the call: `attempts` counts calls that may have reached the provider.
-    async fn lease_due(&self, room: usize) -> sqlx::Result<Vec<Payment>> {
-        let pool = &self.participant.pool;
-        let mut leased = store::lease_refunds(pool, room as i64, LEASE).await?;
-        let room = room.saturating_sub(leased.len());
-        if room > 0 {
-            leased.extend(store::lease_charges(pool, room as i64, LEASE).await?);
-        }
-        Ok(leased)
     }
 
     /// Records an outcome and all others that have arrived by now, in one transaction.

@@ -114,15 +114,9 @@ impl Fixture {
             },
         };
         let headers = messaging::headers::to_headers(&envelope, Service::Order);
-        let subject = event.subject().as_str();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the test publishes as the order service"
-        )]
-        let published =
-            self.jetstream
-                .publish_with_headers(subject, headers, event.encode().into());
-        published.await.unwrap().await.unwrap();
+        let (jetstream, subject) = (&self.jetstream, event.subject().to_string());
+        let published = devstack::jetstream::publish(jetstream, subject, headers, event.encode());
+        published.await.unwrap();
     }
 
     async fn inject(&self, fault: Value) {

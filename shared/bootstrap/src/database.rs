@@ -42,8 +42,8 @@ pub fn connect<'a>(
             .await
             .context("connect to the database that DATABASE_URL names")?;
         for mut migrator in migrators {
-            // A newer version may have migrated before: its migrations only add, and this version can
-            // still restart, and run after a roll-back.
+            // A newer version may have migrated before: its migrations only add, and this version
+            // can still restart, and run after a roll-back.
             migrator.set_ignore_missing(true);
             migrate(&pool, &migrator)
                 .await
@@ -53,8 +53,8 @@ pub fn connect<'a>(
     })
 }
 
-/// Migrates on a connection with time limits of its own. A lock that is not free soon is tried again,
-/// so that the migration does not queue in front of the traffic of the replicas that serve.
+/// Migrates on a connection with time limits of its own. A lock that is not free soon is tried
+/// again, so that the migration does not queue in front of the traffic of the replicas that serve.
 async fn migrate(pool: &PgPool, migrator: &Migrator) -> anyhow::Result<()> {
     let options = (*pool.connect_options()).clone().options([
         (

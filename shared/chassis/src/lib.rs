@@ -26,10 +26,10 @@ use tonic::service::Routes;
 pub use event_log::event_log;
 pub use settings::ServiceSettings;
 
-// At shutdown a consumer finishes its batch, then the relay flushes the outbox. Both must fit into the
-// time that tasks have.
+// At shutdown a consumer finishes its batch, then the relay flushes the outbox. Both must fit into
+// the time that tasks have.
 const _: () = assert!(
-    messaging::BATCH_TIMEOUT.as_millis() + messaging::FLUSH_TIMEOUT.as_millis()
+    messaging::TRANSACTION_TIMEOUT.as_millis() + messaging::FLUSH_TIMEOUT.as_millis()
         < shutdown::TASKS.as_millis()
 );
 

@@ -32,8 +32,8 @@ pub(crate) const MIN: Duration = Duration::from_millis(100);
 /// The longest one.
 pub(crate) const MAX: Duration = Duration::from_secs(30);
 
-/// The waits of a loop while the database or the broker is away. Short: an attempt costs little, and
-/// every second of waiting after the end of an outage is a second that orders lose.
+/// The waits of a loop while the database or the broker is away. Short: an attempt costs little,
+/// and every second of waiting after the end of an outage is a second that orders lose.
 pub(crate) fn outage() -> Outage {
     Outage(delays(MIN, OUTAGE_MAX))
 }

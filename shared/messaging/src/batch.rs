@@ -1,12 +1,11 @@
 //! One batch of messages: decode, claim, handle, commit.
 //!
-//! A batch is all or nothing, because it is one transaction. When the transaction fails, its messages
-//! are tried one by one, so that one poison message neither blocks nor fails its neighbours. An error
-//! that is not the data's (see `database`) is no message's fault: the whole batch waits, and is not
-//! taken apart.
+//! A batch is all or nothing, because it is one transaction. When the transaction fails, its
+//! messages are tried one by one, so that one poison message neither blocks nor fails its
+//! neighbours. An error that is not the data's (see `database`) is no message's fault: the whole
+//! batch waits, and is not taken apart.
 
 use std::{
-    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,10 +28,6 @@ const MAX_EVENT_BYTES: usize = 256 * 1024;
 /// While a batch waits it reports progress this often at least. A third of the broker's patience, so
 /// that one lost report does not cause a redelivery.
 const REPORT_PROGRESS: Duration = Duration::from_secs(ACK_WAIT.as_secs() / 3);
-/// How long a transaction may take. PostgreSQL ends a statement by itself; this ends one whose server
-/// does not respond any more.
-pub const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Applies batches for one consumer.
 pub(crate) struct Batches<H> {
     pub(crate) participant: Participant,
@@ -69,8 +64,9 @@ impl<H: Handler> Batches<H> {
         Some(outcomes)
     }
 
-    /// Runs the transaction until its result is not the database's fault; an error is then the fault
-    /// of `messages`. Meanwhile the broker learns that all of `batch` is still being worked on.
+    /// Runs the transaction until its result is not the database's fault; an error is then the
+    /// fault of `messages`. Meanwhile the broker learns that all of `batch` is still being worked
+    /// on.
     async fn attempt(
         &self,
         messages: &[Message],
@@ -87,18 +83,18 @@ impl<H: Handler> Batches<H> {
         let began = Instant::now();
         loop {
             let transaction = reporting_progress(batch, self.transaction(messages));
-            let error = match tokio::time::timeout(BATCH_TIMEOUT, transaction).await {
-                Ok(Err(error)) if database::is_databases_fault(&error) => error,
-                Ok(result) => {
+            let error = match database::in_time(transaction).await {
+                Err(error) if database::is_databases_fault(&error) => error,
+                result => {
                     metrics.paused(&self.part, 0.0);
                     return Some(result);
                 }
-                Err(_elapsed) => silent_database(),
             };
             let delay = delays.next_delay();
             let error = format!("{error:#}");
             tracing::warn!(%service, error, batch = batch.len(),
-                "the database cannot apply events; consumption pauses for {delay:?}, no attempt is counted");
+                "the database cannot apply events; consumption pauses for {delay:?}, \
+                 no attempt is counted");
             metrics.paused(&self.part, began.elapsed().as_secs_f64());
             progress.obstruct(&self.part, error);
             tokio::select! {
@@ -211,13 +207,8 @@ fn is_unknown(error: &anyhow::Error) -> bool {
     matches!(decode, Some(UnknownSubject(_) | NotSubscribed(_)))
 }
 
-fn silent_database() -> anyhow::Error {
-    let silent = io::Error::new(io::ErrorKind::TimedOut, "the database does not respond");
-    sqlx::Error::Io(silent).into()
-}
-
-/// Does `work`, and meanwhile tells the broker that the messages are being worked on, so that it does
-/// not redeliver them.
+/// Does `work`, and meanwhile tells the broker that the messages are being worked on, so that it
+/// does not redeliver them.
 async fn reporting_progress<T>(messages: &[Message], work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     loop {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use backon::Retryable as _;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::backoff;
 
@@ -90,8 +91,17 @@ impl Broker {
         self.client.connection_state() == State::Connected
     }
 
-    /// Waits for `delay`, but not after the connection is back: nothing sleeps through the end of an
-    /// outage.
+    /// Pending until shutdown finds the broker away: a request may then take longer than the
+    /// shutdown has time.
+    pub(crate) async fn cut_off(&self, shutdown: &CancellationToken) {
+        shutdown.cancelled().await;
+        while self.is_connected() {
+            tokio::time::sleep(backoff::MIN).await;
+        }
+    }
+
+    /// Waits for `delay`, but not after the connection is back: nothing sleeps through the end of
+    /// an outage.
     pub(crate) async fn pause(&self, delay: Duration) {
         let mut connections = self.connections.clone();
         connections.borrow_and_update();
@@ -104,7 +114,8 @@ impl Broker {
         let _elapsed = tokio::time::timeout(delay, back).await;
     }
 
-    /// Waits until what was sent has left this process; not for longer than a broker takes to answer.
+    /// Waits until what was sent has left this process; not for longer than a broker takes to
+    /// answer.
     pub(crate) async fn flush(&self) {
         let flushed = tokio::time::timeout(FLUSH_TIMEOUT, self.client.flush()).await;
         if !matches!(flushed, Ok(Ok(()))) {

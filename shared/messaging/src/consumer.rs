@@ -22,7 +22,7 @@ use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Broker, Handler, Outcome, Participant, backoff,
+    Handler, Outcome, Participant, backoff,
     backoff::Outage,
     batch::Batches,
     dead_letter, headers,
@@ -48,8 +48,8 @@ pub(crate) struct Consumer<H> {
     batches: Batches<H>,
     source: Source,
     /// Events that have failed, by stream sequence. Kept in memory on purpose: the broker counts
-    /// *deliveries*, and a delivery that a restart or a database outage cut short says nothing about
-    /// the event. Losing the map costs a few extra attempts.
+    /// *deliveries*, and a delivery that a restart or a database outage cut short says nothing
+    /// about the event. Losing the map costs a few extra attempts.
     failed: HashMap<u64, Failed>,
 }
 
@@ -79,13 +79,13 @@ impl<H: Handler> Consumer<H> {
         loop {
             let consumed = tokio::select! {
                 consumed = self.consume(&shutdown, &mut delays) => consumed,
-                // While the broker is away, a request to it may take longer than the shutdown.
-                () = cut_off(&broker, &shutdown) => return,
+                () = broker.cut_off(&shutdown) => return,
             };
             let Err(error) = consumed else { return };
             let delay = delays.next_delay();
             let error = format!("{error:#}");
-            tracing::warn!(service = %self.participant.service, stream = self.source.stream(), error,
+            let (service, stream) = (self.participant.service, self.source.stream());
+            tracing::warn!(%service, stream, error,
                 "the consumer was interrupted; it restarts in {delay:?}");
             self.participant
                 .progress
@@ -103,8 +103,8 @@ impl<H: Handler> Consumer<H> {
         shutdown: &CancellationToken,
         delays: &mut Outage,
     ) -> anyhow::Result<()> {
-        // Again at each restart: somebody may have deleted a stream or a consumer meanwhile, and the
-        // sequences of a new stream begin at 1.
+        // Again at each restart: somebody may have deleted a stream or a consumer meanwhile, and
+        // the sequences of a new stream begin at 1.
         self.failed.clear();
         topology::reconcile_streams(&self.participant.broker).await?;
         let (broker, service) = (&self.participant.broker, self.participant.service);
@@ -137,8 +137,8 @@ impl<H: Handler> Consumer<H> {
         }
     }
 
-    /// Applies one batch and tells the broker the outcome of each message. `None` when shutdown came
-    /// while the batch waited.
+    /// Applies one batch and tells the broker the outcome of each message. `None` when shutdown
+    /// came while the batch waited.
     async fn process(&mut self, messages: &[Message], shutdown: &CancellationToken) -> Option<()> {
         self.participant.metrics.batch(messages.len());
         let outcomes = self.batches.apply(messages, shutdown).await?;
@@ -216,7 +216,8 @@ impl<H: Handler> Consumer<H> {
         self.participant.metrics.handled(1, "unknown");
         tracing::warn!(service = %self.participant.service, event.id = event_id(message),
             event.r#type = message.subject.as_str(), error = format!("{error:#}"),
-            "this version cannot read an event; it waits for a newer replica and is delivered again in {UNKNOWN_DELAY:?}");
+            "this version cannot read an event; it waits for a newer replica and is delivered again \
+             in {UNKNOWN_DELAY:?}");
         let negative = message.ack_with(AckKind::Nak(Some(UNKNOWN_DELAY))).await;
         negative.map_err(anyhow::Error::from_boxed)
     }
@@ -252,14 +253,6 @@ impl<H: Handler> Consumer<H> {
             contracts::dead_letter::STREAM);
         self.failed.remove(&sequence);
         Ok(())
-    }
-}
-
-/// Pending until shutdown finds the broker away.
-async fn cut_off(broker: &Broker, shutdown: &CancellationToken) {
-    shutdown.cancelled().await;
-    while broker.is_connected() {
-        tokio::time::sleep(backoff::MIN).await;
     }
 }
 

@@ -1,10 +1,27 @@
 //! Classifies database errors: whose fault is it, and does waiting help?
 
+use std::{io, time::Duration};
+
+/// How long a transaction may take. PostgreSQL ends a statement by itself; this ends one whose
+/// server does not respond any more.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Gives a transaction up after [`TRANSACTION_TIMEOUT`], as one whose database is unavailable. A
+/// commit may have been carried out all the same.
+pub async fn in_time<T>(transaction: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let done = tokio::time::timeout(TRANSACTION_TIMEOUT, transaction).await;
+    done.unwrap_or_else(|_elapsed| {
+        let silent = io::Error::new(io::ErrorKind::TimedOut, "the database does not respond");
+        Err(sqlx::Error::Io(silent).into())
+    })
+}
+
 /// Whether an error is the database's and not the data's: the same transaction may succeed later.
 ///
-/// Only data exceptions, violated constraints, exceptions raised by our own SQL and values that cannot
-/// be read are the fault of an event. Everything else (a lock, a full disk, a wrong password, a schema
-/// that is older or newer than the code) is the same for all events, and no event is to blame for it.
+/// Only data exceptions, violated constraints, exceptions raised by our own SQL and values that
+/// cannot be read are the fault of an event. Everything else (a lock, a full disk, a wrong
+/// password, a schema that is older or newer than the code) is the same for all events, and no
+/// event is to blame for it.
 pub(crate) fn is_databases_fault(error: &anyhow::Error) -> bool {
     sqlx_errors(error).any(|error| match error {
         sqlx::Error::Database(error) => !error.code().is_some_and(|code| is_data_code(&code)),
@@ -16,8 +33,8 @@ pub(crate) fn is_databases_fault(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Whether an error means that the database cannot serve anybody now, and nothing was written: a caller
-/// may retry.
+/// Whether an error means that the database cannot serve anybody now, and nothing was written: a
+/// caller may retry.
 pub fn is_unavailable(error: &anyhow::Error) -> bool {
     sqlx_errors(error).any(|error| match error {
         sqlx::Error::Io(_)
@@ -43,8 +60,8 @@ fn is_data_code(code: &str) -> bool {
 }
 
 /// SQLSTATE: connection exceptions, a rotated password, serialization failures and deadlocks,
-/// insufficient resources, a lock or statement that took too long, shutdown and start-up, I/O errors,
-/// and a server that has become a read-only standby.
+/// insufficient resources, a lock or statement that took too long, shutdown and start-up, I/O
+/// errors, and a server that has become a read-only standby.
 fn is_unavailable_code(code: &str) -> bool {
     ["08", "28", "40", "53", "57", "58"]
         .iter()
@@ -72,7 +89,7 @@ mod tests {
         for code in ["22003", "23505", "P0001"] {
             assert!(is_data_code(code) && !is_unavailable_code(code), "{code}");
         }
-        // A column that is missing: the event is not to blame, and a retry of the caller is not safe.
+        // A column that is missing: the event is not to blame, and the caller may not retry safely.
         assert!(!is_data_code("42703") && !is_unavailable_code("42703"));
     }
 }

@@ -83,8 +83,8 @@ pub trait Handler: Send + Sync + 'static {
     /// A batch may hold several events of one order, in any order; all of them must be applied.
     ///
     /// # Errors
-    /// An error fails the whole batch: it is rolled back and tried again event by event. An error of
-    /// the database that is not the fault of the data pauses the consumer instead, and counts no
+    /// An error fails the whole batch: it is rolled back and tried again event by event. An error
+    /// of the database that is not the fault of the data pauses the consumer instead, and counts no
     /// attempt.
     fn handle(
         &self,

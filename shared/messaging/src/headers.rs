@@ -33,7 +33,7 @@ pub fn to_headers(envelope: &Envelope, source: Service) -> HeaderMap {
     attributes.to_headers(source)
 }
 
-/// An envelope whose subject is text: of a row in the outbox that perhaps another version has written.
+/// An envelope whose subject is text: of a row in the outbox that another version may have written.
 pub(crate) struct Attributes<'a> {
     pub(crate) event_id: EventId,
     pub(crate) subject: &'a str,

@@ -7,8 +7,8 @@
 //! - Deciding: [`UnitOfWork`] executes commands on locked aggregates and writes them with their events.
 //! - An event that fails is retried with back-off and then kept as a dead letter; none is dropped.
 //!
-//! Reading order: [`outbox`], `relay`, `reconcile`, [`inbox`], [`handler`], [`unit_of_work`], `batch`, `consumer`,
-//! `dead_letter`, [`topology`], [`run`](mod@run).
+//! Reading order: [`outbox`], `relay`, `reconcile`, [`inbox`], [`handler`], [`unit_of_work`],
+//! `batch`, `consumer`, `dead_letter`, [`topology`], [`run`](mod@run).
 #![warn(missing_docs, unreachable_pub)]
 
 pub mod backoff;
@@ -32,9 +32,8 @@ pub mod topology;
 mod trace;
 pub mod unit_of_work;
 
-pub use batch::BATCH_TIMEOUT;
 pub use broker::{Broker, BrokerError};
-pub use database::is_unavailable;
+pub use database::{TRANSACTION_TIMEOUT, in_time, is_unavailable};
 pub use handler::{Delivery, Handler, Outcome};
 pub use participant::Participant;
 pub use progress::Progress;

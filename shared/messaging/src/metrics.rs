@@ -30,7 +30,9 @@ impl Metrics {
             service: service.name(),
             handled: meter
                 .u64_counter("messaging.handled")
-                .with_description("Events by outcome: done, duplicate, ignored, retry, unknown, dead_letter")
+                .with_description(
+                    "Events by outcome: done, duplicate, ignored, retry, unknown, dead_letter",
+                )
                 .with_unit("{event}")
                 .build(),
             batch: meter
@@ -52,7 +54,9 @@ impl Metrics {
             oldest: observe_outbox_age(&meter, service),
             paused: meter
                 .f64_gauge("messaging.consumer.paused")
-                .with_description("How long consumption has been paused by an error of the database; 0 when it runs")
+                .with_description(
+                    "How long an error of the database has paused consumption; 0 when it runs",
+                )
                 .with_unit("s")
                 .build(),
         }

@@ -45,17 +45,6 @@ pub fn now() -> OffsetDateTime {
     now.replace_microsecond(now.microsecond()).unwrap_or(now)
 }
 
-/// The time of the database: deadlines are set and compared by its clock, because those of replicas
-/// differ.
-pub async fn database_now(tx: &mut PgConnection) -> sqlx::Result<OffsetDateTime> {
-    sqlx::query_scalar!(
-        r#"-- database_now
-        SELECT clock_timestamp() AS "now!""#
-    )
-    .fetch_one(tx)
-    .await
-}
-
 /// Wakes the relay of this process after a commit, so that events leave at once. The relay also
 /// polls, so a lost wake-up costs time only. (`NOTIFY` in the transaction would cost four fifths of
 /// the throughput.)

@@ -1,7 +1,7 @@
 //! Keeps outbox and inbox from growing without end.
 //!
-//! A step reads and deletes a bounded number of rows at the old end of a primary key, which is ordered
-//! by time: it costs the same however large the table is, and never holds many locks.
+//! A step reads and deletes a bounded number of rows at the old end of a primary key, which is
+//! ordered by time: it costs the same however large the table is, and never holds many locks.
 
 use std::time::{Duration, SystemTime};
 
@@ -72,8 +72,10 @@ async fn prune_outbox(pool: &PgPool, older_than: Duration) -> sqlx::Result<u64> 
         r#"-- outbox_prune
         DELETE FROM outbox WHERE position IN (
             SELECT position FROM (
-                SELECT position, recorded_at, sent_at FROM outbox ORDER BY position LIMIT $2) AS oldest
-            WHERE recorded_at < now() - make_interval(secs => $1) AND sent_at < now() - make_interval(secs => $1))"#,
+                SELECT position, recorded_at, sent_at FROM outbox
+                ORDER BY position LIMIT $2) AS oldest
+            WHERE recorded_at < now() - make_interval(secs => $1)
+              AND sent_at < now() - make_interval(secs => $1))"#,
         older_than.as_secs_f64(),
         STEP
     )

@@ -1,14 +1,14 @@
 //! Finds events that the broker has lost, and has them published again.
 //!
 //! JetStream acknowledges before it writes to its disk: a broker that loses power, whose disk is
-//! replaced by an older copy, or whose stream an operator deletes, forgets events that the relay has
-//! marked as sent. The outbox, committed with fsync, does not. It knows which event was acknowledged
-//! at which sequence of the stream.
+//! replaced by an older copy, or whose stream an operator deletes, forgets events that the relay
+//! has marked as sent. The outbox, committed with fsync, does not. It knows which event was
+//! acknowledged at which sequence of the stream.
 //!
-//! A stream forgets its end: up to some sequence it still holds what was acknowledged there, after
-//! that it holds nothing, or other events, because its sequences begin anew from there. The
-//! reconciler searches that point and marks everything after it as not sent. The relay publishes it
-//! again; inboxes drop what consumers had applied before.
+//! A stream forgets its end: up to some sequence it still holds what was acknowledged there. After
+//! that it holds nothing, or other events, because the broker counts on from there. The reconciler
+//! searches that point and marks everything after it as not sent. The relay publishes it again;
+//! inboxes drop what consumers had applied before.
 
 use anyhow::Context as _;
 use async_nats::{
@@ -23,8 +23,8 @@ use crate::{Participant, topology::STREAM_MAX_AGE};
 /// Rows per statement, so that none holds many locks for long.
 const STEP: i64 = 5_000;
 
-/// Compares the end of the service's stream with the outbox. Marks events that the stream has lost as
-/// not sent, and returns how many.
+/// Compares the end of the service's stream with the outbox. Marks events that the stream has lost
+/// as not sent, and returns how many.
 ///
 /// # Errors
 /// Those of the database and the broker; nothing is lost by trying again.
@@ -60,8 +60,8 @@ pub(crate) async fn reconcile(participant: &Participant) -> anyhow::Result<u64> 
     Ok(lost)
 }
 
-/// The last sequence of the stream that still holds what the outbox knows was acknowledged there; one
-/// before `first` when there is none.
+/// The last sequence of the stream that still holds what the outbox knows was acknowledged there;
+/// one before `first` when there is none.
 async fn last_intact(pool: &PgPool, stream: &Stream, first: i64, last: i64) -> anyhow::Result<i64> {
     let (mut intact, mut broken) = (first.max(1) - 1, last + 1);
     while broken - intact > 1 {
@@ -75,8 +75,8 @@ async fn last_intact(pool: &PgPool, stream: &Stream, first: i64, last: i64) -> a
     Ok(intact)
 }
 
-/// Whether stream and outbox have the same event at a sequence. By id: a stream that went back gives
-/// its sequences to other events.
+/// Whether stream and outbox have the same event at a sequence. By id: a stream that went back
+/// gives its sequences to other events.
 async fn agrees(pool: &PgPool, stream: &Stream, sequence: i64) -> anyhow::Result<bool> {
     let message = match stream.get_raw_message(u64::try_from(sequence)?).await {
         Ok(message) => message,
@@ -113,8 +113,9 @@ async fn mark_unsent(pool: &PgPool, after: i64) -> sqlx::Result<u64> {
         let marked = sqlx::query_scalar!(
             r#"-- outbox_mark_unsent
             UPDATE outbox
-            SET sent_at = CASE WHEN recorded_at > now() - make_interval(secs => $3) THEN NULL ELSE sent_at END,
-                stream_sequence = NULL
+            SET stream_sequence = NULL,
+                sent_at = CASE WHEN recorded_at > now() - make_interval(secs => $3) THEN NULL
+                               ELSE sent_at END
             WHERE position IN (
                 SELECT position FROM outbox WHERE stream_sequence > $1
                 ORDER BY stream_sequence DESC LIMIT $2)
@@ -130,22 +131,4 @@ async fn mark_unsent(pool: &PgPool, after: i64) -> sqlx::Result<u64> {
             return Ok(lost);
         }
     }
-}
-
-/// Whether events that were acknowledged before have the sequences that the broker gives now to
-/// others: the stream went back, and nobody has noticed yet.
-pub(crate) async fn is_reused(
-    tx: &mut sqlx::PgConnection,
-    sent: &[(i64, i64)],
-) -> sqlx::Result<bool> {
-    let (positions, sequences): (Vec<i64>, Vec<i64>) = sent.iter().copied().unzip();
-    sqlx::query_scalar!(
-        r#"-- outbox_sequence_reused
-        SELECT EXISTS (
-            SELECT FROM outbox WHERE stream_sequence = ANY($1) AND position <> ALL($2)) AS "reused!""#,
-        &sequences,
-        &positions
-    )
-    .fetch_one(tx)
-    .await
 }

@@ -30,8 +30,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// start, or by another replica.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often the end of the stream is compared with the outbox while the connection is undisturbed: an
-/// operator may have deleted the stream.
+/// How often the end of the stream is compared with the outbox while the connection is undisturbed:
+/// an operator may have deleted the stream.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 /// More than our headers ever need.
 const HEADER_BYTES: usize = 2048;
@@ -94,7 +94,7 @@ impl Relay {
             let relayed = tokio::select! {
                 relayed = self.relay() => relayed,
                 // Rows that are in flight are published again after the next start.
-                () = shutdown.cancelled(), if !broker.is_connected() => break,
+                () = broker.cut_off(&shutdown) => break,
             };
             let Err(error) = relayed else {
                 delays = backoff::outage();
@@ -164,14 +164,11 @@ impl Relay {
         let claimed = rows.len();
         let published = self.publish(rows).await;
         // After a failure, too: rows that the broker has acknowledged need not be published again.
-        mark_sent(&mut tx, &published.sent)
-            .await
-            .context("mark outbox rows as sent")?;
+        let reused = mark_sent(&mut tx, &published.sent).await;
+        let reused = reused.context("mark outbox rows as sent")?;
         set_aside(&mut tx, &published.set_aside)
             .await
             .context("set outbox rows aside")?;
-        let reused = reconcile::is_reused(&mut tx, &published.sent).await;
-        let reused = reused.context("look for sequences that are used again")?;
         tx.commit().await.context("commit")?;
         metrics.published(published.sent.len());
         self.report_set_aside(&published.set_aside);
@@ -225,8 +222,8 @@ impl Relay {
             causation_id: EventId(row.causation_id),
             traceparent: row.traceparent,
         };
-        // The subject as it is: a version that was rolled back may have written one that this version
-        // does not know.
+        // The subject as it is: a version that was rolled back may have written one that this
+        // version does not know.
         let event = headers::Attributes {
             event_id: EventId(row.event_id),
             subject: &row.subject,
@@ -279,26 +276,32 @@ async fn claim(tx: &mut PgConnection) -> sqlx::Result<Vec<Row>> {
         Row,
         r#"-- outbox_claim
         SELECT position, event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, recorded_at
-        FROM outbox WHERE sent_at IS NULL AND set_aside_at IS NULL ORDER BY position LIMIT $1 FOR UPDATE SKIP LOCKED"#,
+        FROM outbox WHERE sent_at IS NULL AND set_aside_at IS NULL
+        ORDER BY position LIMIT $1 FOR UPDATE SKIP LOCKED"#,
         BATCH
     )
     .fetch_all(tx)
     .await
 }
 
-async fn mark_sent(tx: &mut PgConnection, sent: &[(i64, i64)]) -> sqlx::Result<()> {
+/// Returns whether the broker has given out a sequence that belongs to another row: the stream went
+/// back, and nobody has noticed yet. In the same statement, because it runs for every batch.
+async fn mark_sent(tx: &mut PgConnection, sent: &[(i64, i64)]) -> sqlx::Result<bool> {
     let (positions, sequences): (Vec<i64>, Vec<i64>) = sent.iter().copied().unzip();
-    sqlx::query!(
+    sqlx::query_scalar!(
         r#"-- outbox_mark_sent
-        UPDATE outbox SET sent_at = clock_timestamp(), stream_sequence = sent.sequence
-        FROM unnest($1::bigint[], $2::bigint[]) AS sent (position, sequence)
-        WHERE outbox.position = sent.position"#,
+        WITH marked AS (
+            UPDATE outbox SET sent_at = clock_timestamp(), stream_sequence = sent.sequence
+            FROM unnest($1::bigint[], $2::bigint[]) AS sent (position, sequence)
+            WHERE outbox.position = sent.position)
+        SELECT EXISTS (
+            SELECT FROM outbox
+            WHERE stream_sequence = ANY($2) AND position <> ALL($1)) AS "reused!""#,
         &positions,
         &sequences
     )
-    .execute(tx)
-    .await?;
-    Ok(())
+    .fetch_one(tx)
+    .await
 }
 
 async fn set_aside(tx: &mut PgConnection, rows: &[(i64, String)]) -> sqlx::Result<()> {

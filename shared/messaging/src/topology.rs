@@ -121,8 +121,8 @@ pub async fn reconcile_consumers(
 }
 
 /// Declares the durable consumer of `service` on one stream. Its filters only ever widen: a newer
-/// replica may subscribe to more than this one knows, and what a narrower filter has passed over never
-/// comes back (nats-server #7268).
+/// replica may subscribe to more than this one knows, and what a narrower filter has passed over
+/// never comes back (nats-server #7268).
 pub(crate) async fn reconcile_consumer(
     broker: &Broker,
     service: Service,
@@ -228,8 +228,8 @@ fn consumer(service: Service, source: Source) -> pull::Config {
     }
 }
 
-/// All major versions of a fact: an unknown version waits for a newer replica. A narrower filter would
-/// skip it silently.
+/// All major versions of a fact: an unknown version waits for a newer replica. A narrower filter
+/// would skip it silently.
 fn subject_filter(subject: Subject) -> String {
     let fact = subject
         .as_str()

@@ -1,4 +1,5 @@
-//! `sagacity dlq`: look at dead letters, send them back to the service that gave up, or discard them.
+//! `sagacity dlq`: look at dead letters, send them back to the service that gave up, or discard
+//! them.
 //!
 //! A redriven event goes to a stream that only its service consumes, and passes its inbox: it is
 //! applied once, even if it is redriven twice. The dead letter is deleted after the broker has the
@@ -18,7 +19,7 @@ use contracts::{
 };
 use devstack::{
     Endpoints,
-    jetstream::{StreamMessage, connect, read_stream},
+    jetstream::{StreamMessage, connect, publish, read_stream},
 };
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -271,8 +272,8 @@ async fn redrive(jetstream: &jetstream::Context, letter: &Letter) -> anyhow::Res
             redriven.append(name.clone(), value.clone());
         }
     }
-    // The broker drops a repetition of the same redrive, the inbox any other.
-    // With the event's id: a stream of dead letters that was created again repeats its sequences.
+    // The broker drops a repetition of the same redrive, the inbox any other. With the event's id:
+    // a stream of dead letters that was created again repeats its sequences.
     let event = letter.header(event_header::ID);
     let id = format!("redrive-{}-{}-{event}", letter.service(), letter.0.sequence);
     redriven.insert(NATS_MESSAGE_ID, id);
@@ -324,19 +325,4 @@ async fn audit(
 async fn delete(stream: &Stream, sequence: u64) -> anyhow::Result<()> {
     let deleted = stream.delete_message(sequence).await;
     deleted.map(drop).context("delete the dead letter")
-}
-
-async fn publish(
-    jetstream: &jetstream::Context,
-    subject: String,
-    headers: HeaderMap,
-    payload: Vec<u8>,
-) -> anyhow::Result<()> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "an operator sends back what an outbox has published before"
-    )]
-    let published = jetstream.publish_with_headers(subject, headers, payload.into());
-    published.await?.await?;
-    Ok(())
 }

@@ -78,13 +78,9 @@ async fn publish(jetstream: &jetstream::Context) -> EventId {
         },
     };
     let headers = headers::to_headers(&envelope, Service::Order);
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the test publishes as the order service"
-    )]
-    let published =
-        jetstream.publish_with_headers(event.subject().as_str(), headers, event.encode().into());
-    published.await.unwrap().await.unwrap();
+    let subject = event.subject().to_string();
+    let published = devstack::jetstream::publish(jetstream, subject, headers, event.encode());
+    published.await.unwrap();
     envelope.event_id
 }
 

@@ -37,6 +37,26 @@ pub fn connect(options: ConnectOptions, url: &str) -> BoxFuture<'_, anyhow::Resu
     .boxed()
 }
 
+/// Publishes a message past any outbox, and waits until the broker has it: for operators' tools,
+/// and for tests that stand for a service.
+pub fn publish<'a>(
+    jetstream: &'a jetstream::Context,
+    subject: String,
+    headers: HeaderMap,
+    payload: Vec<u8>,
+) -> BoxFuture<'a, anyhow::Result<()>> {
+    async move {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "no service of the system publishes with it"
+        )]
+        let published = jetstream.publish_with_headers(subject, headers, payload.into());
+        published.await?.await?;
+        Ok(())
+    }
+    .boxed()
+}
+
 /// All messages that are in a stream now, oldest first.
 pub async fn read_stream(
     jetstream: &jetstream::Context,

@@ -1,38 +1,75 @@
-//! The broker forgets: its disk is deleted or replaced by an older copy, or a stream is deleted. Every
-//! event is published again, and applied once.
+//! The broker forgets: its disk is deleted or replaced by an older copy, or a stream is deleted.
+//! Every event is published again, and applied once.
 
 use std::{collections::HashSet, fs, io, path::Path};
 
 use contracts::OrderId;
 
-use crate::fixture::{Fixture, eventually};
+use crate::fixture::{Fixture, Running, eventually};
 
-/// Publishes `count` events; returns their orders.
-async fn publish(fixture: &Fixture, count: usize) -> Vec<OrderId> {
-    let mut orders = Vec::new();
-    for _ in 0..count {
-        let order = OrderId::new();
-        fixture.publish(order).await;
-        orders.push(order);
-    }
-    orders
+/// A publisher and a consumer that run, and the orders of all events so far.
+struct Traffic {
+    fixture: Fixture,
+    publisher: Running,
+    consumer: Running,
+    orders: Vec<OrderId>,
 }
 
-/// Waits until all `orders` are applied and in the stream; each must have been applied once.
-async fn all_arrive(fixture: &Fixture, orders: &[OrderId]) {
-    eventually("all events are applied", async || {
-        fixture.applied().await.len() >= orders.len()
-    })
-    .await;
-    let expected: HashSet<_> = orders.iter().copied().collect();
-    eventually("all events are in the stream", async || {
-        let held: HashSet<_> = fixture.stream("ORDER").await.into_iter().collect();
-        held.is_superset(&expected)
-    })
-    .await;
-    let applied = fixture.applied().await;
-    assert_eq!(applied.len(), orders.len(), "each is applied once");
-    assert_eq!(applied.into_iter().collect::<HashSet<_>>(), expected);
+impl Traffic {
+    /// Starts both, and waits until `events` have arrived.
+    async fn start(events: usize) -> Self {
+        let fixture = Fixture::new().await;
+        let mut traffic = Self {
+            publisher: fixture.run_publisher(),
+            consumer: fixture.run_consumer(),
+            orders: Vec::new(),
+            fixture,
+        };
+        traffic.publish(events).await;
+        traffic.all_arrive().await;
+        traffic
+    }
+
+    /// The same, after which the broker's store is copied and 30 more events arrive, which the copy
+    /// does not have.
+    async fn start_and_keep_a_copy() -> Self {
+        let mut traffic = Self::start(20).await;
+        traffic.fixture.crash_broker(keep).await;
+        traffic.publish(30).await;
+        traffic.all_arrive().await;
+        traffic
+    }
+
+    async fn publish(&mut self, events: usize) {
+        for _ in 0..events {
+            let order = OrderId::new();
+            self.fixture.publish(order).await;
+            self.orders.push(order);
+        }
+    }
+
+    /// Waits until all events are applied and in the stream; each must have been applied once.
+    async fn all_arrive(&self) {
+        let (fixture, orders) = (&self.fixture, &self.orders);
+        eventually("all events are applied", async || {
+            fixture.applied().await.len() >= orders.len()
+        })
+        .await;
+        let expected: HashSet<_> = orders.iter().copied().collect();
+        eventually("all events are in the stream", async || {
+            let held: HashSet<_> = fixture.stream("ORDER").await.into_iter().collect();
+            held.is_superset(&expected)
+        })
+        .await;
+        let applied = fixture.applied().await;
+        assert_eq!(applied.len(), orders.len(), "each is applied once");
+        assert_eq!(applied.into_iter().collect::<HashSet<_>>(), expected);
+    }
+
+    async fn stop(self) {
+        self.publisher.stop().await;
+        self.consumer.stop().await;
+    }
 }
 
 /// Keeps a copy of the broker's store.
@@ -62,44 +99,31 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 
 #[tokio::test]
 async fn a_broker_whose_disk_was_deleted_gets_every_event_again() {
-    let mut fixture = Fixture::new().await;
-    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
-    let mut orders = publish(&fixture, 30).await;
-    all_arrive(&fixture, &orders).await;
-    fixture
-        .crash_broker(|store| fs::remove_dir_all(store))
-        .await;
-    orders.extend(publish(&fixture, 10).await);
-    all_arrive(&fixture, &orders).await;
-    publisher.stop().await;
-    consumer.stop().await;
+    let mut traffic = Traffic::start(30).await;
+    let delete = |store: &Path| fs::remove_dir_all(store);
+    traffic.fixture.crash_broker(delete).await;
+    traffic.publish(10).await;
+    traffic.all_arrive().await;
+    traffic.stop().await;
 }
 
 #[tokio::test]
 async fn a_broker_that_went_back_in_time_gets_what_it_lost_again() {
-    let mut fixture = Fixture::new().await;
-    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
-    let mut orders = publish(&fixture, 20).await;
-    all_arrive(&fixture, &orders).await;
-    fixture.crash_broker(keep).await;
-    orders.extend(publish(&fixture, 30).await);
-    all_arrive(&fixture, &orders).await;
-    fixture.crash_broker(restore).await;
-    orders.extend(publish(&fixture, 10).await);
-    all_arrive(&fixture, &orders).await;
-    publisher.stop().await;
-    consumer.stop().await;
+    let mut traffic = Traffic::start_and_keep_a_copy().await;
+    traffic.fixture.crash_broker(restore).await;
+    traffic.publish(10).await;
+    traffic.all_arrive().await;
+    traffic.stop().await;
 }
 
 #[tokio::test]
 async fn a_stream_that_has_used_its_sequences_again_gets_what_it_lost_again() {
-    let mut fixture = Fixture::new().await;
-    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
-    let mut orders = publish(&fixture, 20).await;
-    all_arrive(&fixture, &orders).await;
-    fixture.crash_broker(keep).await;
-    orders.extend(publish(&fixture, 30).await);
-    all_arrive(&fixture, &orders).await;
+    let Traffic {
+        mut fixture,
+        publisher,
+        consumer,
+        mut orders,
+    } = Traffic::start_and_keep_a_copy().await;
     publisher.stop().await;
     fixture.crash_broker(restore).await;
     // The stream is as long as before when the relay looks at it, but with other events.
@@ -108,23 +132,23 @@ async fn a_stream_that_has_used_its_sequences_again_gets_what_it_lost_again() {
         fixture.publish_copy_of(other).await;
         orders.push(other);
     }
-    let publisher = fixture.run_publisher();
-    all_arrive(&fixture, &orders).await;
-    publisher.stop().await;
-    consumer.stop().await;
+    let traffic = Traffic {
+        publisher: fixture.run_publisher(),
+        fixture,
+        consumer,
+        orders,
+    };
+    traffic.all_arrive().await;
+    traffic.stop().await;
 }
 
 #[tokio::test]
 async fn a_deleted_stream_comes_back_with_every_event() {
-    let fixture = Fixture::new().await;
-    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
-    let mut orders = publish(&fixture, 30).await;
-    all_arrive(&fixture, &orders).await;
-    fixture.delete_stream("ORDER").await;
-    orders.extend(publish(&fixture, 10).await);
-    all_arrive(&fixture, &orders).await;
-    publisher.stop().await;
-    consumer.stop().await;
+    let mut traffic = Traffic::start(30).await;
+    traffic.fixture.delete_stream("ORDER").await;
+    traffic.publish(10).await;
+    traffic.all_arrive().await;
+    traffic.stop().await;
 }
 
 #[tokio::test]
@@ -137,7 +161,10 @@ async fn an_event_that_cannot_be_published_does_not_hold_up_the_others() {
         .await
         .unwrap();
     let publisher = fixture.run_publisher();
-    let orders = publish(&fixture, 3).await;
+    let orders = [OrderId::new(), OrderId::new(), OrderId::new()];
+    for order in orders {
+        fixture.publish(order).await;
+    }
     eventually("the others are published", async || {
         fixture.stream("ORDER").await == orders
     })

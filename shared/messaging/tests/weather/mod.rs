@@ -1,5 +1,5 @@
-//! What the guarantees are worth when the database or the broker is in trouble, and while two versions
-//! of a service run beside each other.
+//! What the guarantees are worth when the database or the broker is in trouble, and while two
+//! versions of a service run beside each other.
 
 mod broker;
 
