@@ -24,8 +24,12 @@ pub fn expected_pairs() -> BTreeSet<Pair> {
     from_edges.chain(from_commands).collect()
 }
 
-/// The pairs in all streams. Fails on a pair that the choreography does not declare.
-pub async fn observe(jetstream: &jetstream::Context) -> anyhow::Result<BTreeSet<Pair>> {
+/// The pairs in all streams; `recorded` are the events of all outboxes, since a stream may have lost
+/// a cause. Fails on a pair that the choreography does not declare.
+pub async fn observe(
+    jetstream: &jetstream::Context,
+    recorded: &HashMap<EventId, Subject>,
+) -> anyhow::Result<BTreeSet<Pair>> {
     let mut envelopes = Vec::new();
     for stream in Service::ALL.into_iter().filter_map(Service::stream) {
         for message in read_stream(jetstream, stream).await? {
@@ -34,13 +38,9 @@ pub async fn observe(jetstream: &jetstream::Context) -> anyhow::Result<BTreeSet<
             envelopes.push(envelope.with_context(|| format!("a message on {subject}"))?);
         }
     }
-    let subjects = envelopes
-        .iter()
-        .map(|envelope| (envelope.event_id, envelope.subject));
-    let subjects: HashMap<EventId, Subject> = subjects.collect();
     let mut pairs = BTreeSet::new();
     for envelope in &envelopes {
-        let cause = subjects.get(&envelope.cause.causation_id).copied();
+        let cause = recorded.get(&envelope.cause.causation_id).copied();
         ensure!(
             allows(cause, envelope.subject),
             "{} followed from {cause:?}, which is not in the choreography",

@@ -1,14 +1,16 @@
 //! A whole system for one scenario.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream;
 use audit::{Expectations, audit};
 use client::{Customer, Lines, http_client};
+use contracts::{EventId, Service, Subject};
 use devstack::{Endpoints, test::wait_for};
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
+use uuid::Uuid;
 
 use crate::{Deployment, Pair, edges};
 
@@ -124,6 +126,21 @@ impl Shop {
         Ok(())
     }
 
+    /// Every event in an outbox.
+    async fn recorded(&self) -> anyhow::Result<HashMap<EventId, Subject>> {
+        let mut recorded = HashMap::new();
+        for service in Service::ALL {
+            let mut database = self.database(service.name()).await?;
+            let rows: Vec<(Uuid, String)> = sqlx::query_as("SELECT event_id, subject FROM outbox")
+                .fetch_all(&mut database)
+                .await?;
+            for (id, subject) in rows {
+                recorded.insert(EventId(id), subject.parse()?);
+            }
+        }
+        Ok(recorded)
+    }
+
     pub async fn jetstream(&self) -> anyhow::Result<jetstream::Context> {
         Ok(jetstream::new(
             async_nats::connect(&self.endpoints().nats).await?,
@@ -166,7 +183,7 @@ impl Shop {
     pub async fn close(self, expectations: Expectations) -> anyhow::Result<BTreeSet<Pair>> {
         let report = audit(self.endpoints(), expectations).await?;
         ensure!(report.holds(), "invariants are broken:\n{}", report.table());
-        let pairs = edges::observe(&self.jetstream().await?).await?;
+        let pairs = edges::observe(&self.jetstream().await?, &self.recorded().await?).await?;
         match expectations == Expectations::default() {
             true => self.deployment.close().await?,
             false => self.deployment.abandon().await?,

@@ -240,7 +240,8 @@ async fn wait_until_idle(shop: &Shop, service: Service) -> anyhow::Result<()> {
         }
         _ => "SELECT 0::bigint",
     };
-    let unpublished = "SELECT count(*) FROM outbox WHERE sent_at IS NULL";
+    let unpublished = "SELECT count(*) FROM outbox
+        WHERE position > (SELECT position FROM outbox_checkpoint ORDER BY id DESC LIMIT 1)";
     wait_for(&format!("{service} is idle"), async || {
         if unhandled_events(&jetstream, service).await? > 0 {
             return Ok(None);

@@ -61,9 +61,6 @@ pub struct TimelineEvent {
     /// The distributed trace that it is part of.
     #[schema(example = "0af7651916cd43dd8448eb211c80319c")]
     pub trace_id: String,
-    /// In the service's event stream; null until it is published.
-    #[schema(required = true)]
-    pub stream_sequence: Option<u64>,
     /// Its place among the order's events in the service's log, from 1.
     #[serde(skip)]
     pub nth: usize,
@@ -172,7 +169,6 @@ impl TimelineEvent {
             cause: None,
             correlation_id: event.correlation_id,
             trace_id: trace_id(&event.traceparent).to_owned(),
-            stream_sequence: Some(event.stream_sequence).filter(|sequence| *sequence > 0),
             id: event.event_id,
             nth: 0,
             shown_at: None,

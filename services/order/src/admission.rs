@@ -1,4 +1,5 @@
-//! Admission control: new orders are refused while accepted ones wait for too long.
+//! Admission control: new orders are refused while accepted ones wait for too long, or while the broker
+//! could not keep what fails.
 //!
 //! An order that is accepted although nothing moves is charged just before its deadline, cancelled,
 //! and refunded: work for everybody and a sale for nobody. Refusing at the edge keeps the orders
@@ -12,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use messaging::Participant;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -31,11 +33,11 @@ impl Admission {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// Observes the orders in flight until `stopping`. An order waits for too long when a third of
+    /// Observes the orders in flight, and the room that the broker has left, until `stopping`. An order waits for too long when a third of
     /// `deadline` has passed: the rest must suffice for its payment and its reservation.
     pub async fn run(
         self,
-        pool: PgPool,
+        participant: Participant,
         deadline: Duration,
         stopping: CancellationToken,
     ) -> anyhow::Result<()> {
@@ -47,8 +49,8 @@ impl Admission {
                 _ = ticks.tick() => {}
                 () = stopping.cancelled() => return Ok(()),
             }
-            match late(&pool, left).await {
-                Ok(late) => self.observe(late),
+            match late(&participant.pool, left).await {
+                Ok(late) => self.observe(late, participant.storage.is_nearly_full()),
                 Err(error) => {
                     tracing::warn!(%error,
                         "orders in flight cannot be counted; admission stays as it is");
@@ -57,14 +59,16 @@ impl Admission {
         }
     }
 
-    fn observe(&self, late: i64) {
-        let closed = late >= MANY;
+    fn observe(&self, late: i64, broker_is_full: bool) {
+        let closed = late >= MANY || broker_is_full;
         if self.closed.swap(closed, Ordering::Relaxed) == closed {
             return;
         }
         if closed {
             tracing::warn!(
-                "accepted orders wait for too long; new ones are refused until they move"
+                late,
+                broker_is_full,
+                "new orders are refused until accepted ones move and the broker has room"
             );
         } else {
             tracing::info!("accepted orders move again; new ones are admitted");
@@ -95,8 +99,10 @@ mod tests {
     fn many_late_orders_close_admission_and_a_few_do_not() {
         let admission = Admission::default();
         for (late, closed) in [(0, false), (MANY - 1, false), (MANY, true), (3, false)] {
-            admission.observe(late);
+            admission.observe(late, false);
             assert_eq!(admission.is_closed(), closed, "{late}");
         }
+        admission.observe(0, true);
+        assert!(admission.is_closed(), "the broker is full");
     }
 }

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::domain::OrderRequest;
 
@@ -119,31 +120,40 @@ pub async fn earlier(tx: &mut PgConnection, keys: &[&Key]) -> sqlx::Result<HashM
 /// Deletes keys after [`IdempotencyKey::RETENTION`], until `stopping`.
 pub async fn prune(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(PRUNE_INTERVAL);
+    let mut pruned = Uuid::nil();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             () = stopping.cancelled() => return Ok(()),
         }
-        if let Err(error) = prune_all(&pool).await {
+        if let Err(error) = prune_all(&pool, &mut pruned).await {
             tracing::warn!(%error,
                 "could not prune idempotency keys; the next attempt is in {PRUNE_INTERVAL:?}");
         }
     }
 }
 
-async fn prune_all(pool: &PgPool) -> sqlx::Result<()> {
+/// Deletes in steps that begin behind `pruned`, the order of the last key that was deleted: a snapshot
+/// that is held for long keeps deleted rows, and each step would read all of them again.
+///
+/// The table is not partitioned by time, as outbox and inbox are: a partition key would have to be part
+/// of the constraint that makes a key unique, and a key could then be used once a day.
+async fn prune_all(pool: &PgPool, pruned: &mut Uuid) -> sqlx::Result<()> {
     loop {
-        let pruned = sqlx::query!(
+        let deleted = sqlx::query_scalar!(
             r#"-- idempotency_prune
             DELETE FROM idempotency_keys WHERE (customer_id, key) IN (
                 SELECT customer_id, key FROM idempotency_keys
-                WHERE order_id < $1 ORDER BY order_id LIMIT $2)"#,
+                WHERE order_id > $1 AND order_id < $2 ORDER BY order_id LIMIT $3)
+            RETURNING order_id"#,
+            *pruned,
             messaging::oldest_id(IdempotencyKey::RETENTION),
             PRUNE_STEP
         )
-        .execute(pool)
+        .fetch_all(pool)
         .await?;
-        if pruned.rows_affected() < PRUNE_STEP as u64 {
+        *pruned = deleted.iter().copied().max().unwrap_or(*pruned);
+        if deleted.len() < PRUNE_STEP as usize {
             return Ok(());
         }
     }

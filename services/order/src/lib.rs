@@ -67,7 +67,7 @@ async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> 
     service.spawn("intake", accepting);
     service.spawn(
         "admission",
-        admission.run(pool.clone(), deadline, service.stopping()),
+        admission.run(participant.clone(), deadline, service.stopping()),
     );
     service.spawn(
         "deadline sweep",

@@ -184,6 +184,11 @@ pub struct BrokerSettings {
     /// NATS address; the server must be 2.12 or later with JetStream
     #[arg(id = "nats-url", long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_parser = nats_url)]
     pub url: String,
+    /// Bytes of the stream of each publisher, the same for all services; the broker's store must hold
+    /// three of them and 784 MiB
+    #[arg(long, env = "STREAM_MAX_BYTES", default_value_t = 2_147_483_648,
+          value_parser = clap::value_parser!(i64).range(65_536..))]
+    pub stream_max_bytes: i64,
 }
 
 fn nats_url(text: &str) -> Result<String, String> {

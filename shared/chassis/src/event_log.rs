@@ -42,7 +42,6 @@ impl EventLogService for EventLogApi {
 }
 
 fn into_proto(recorded: Recorded) -> RecordedEvent {
-    let sequence = recorded.stream_sequence;
     RecordedEvent {
         event_id: recorded.event_id.to_string(),
         subject: recorded.subject,
@@ -51,8 +50,6 @@ fn into_proto(recorded: Recorded) -> RecordedEvent {
         correlation_id: recorded.cause.correlation_id.to_string(),
         traceparent: recorded.cause.traceparent.unwrap_or_default(),
         recorded_at: Some(status::timestamp(recorded.recorded_at)),
-        stream_sequence: sequence
-            .and_then(|sequence| sequence.try_into().ok())
-            .unwrap_or(0),
+        ..RecordedEvent::default()
     }
 }

@@ -98,8 +98,11 @@ impl ServiceContext {
     ) -> BoxFuture<'a, anyhow::Result<Participant>> {
         Box::pin(async move {
             let pool = self.connect(database, migrator).await?;
+            let limit = broker.stream_max_bytes;
             let broker = Broker::connect(&broker.url, self.service.name()).await;
-            let broker = broker.context("connect to the broker that NATS_URL names")?;
+            let broker = broker
+                .context("connect to the broker that NATS_URL names")?
+                .with_stream_max_bytes(limit);
             let participant = Participant::new(self.service, pool.clone(), broker);
             let readiness = &self.process.readiness;
             readiness.check("database", move || database::ping(pool.clone()));

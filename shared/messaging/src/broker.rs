@@ -14,6 +14,8 @@ use crate::backoff;
 const OLDEST_SERVER: (u32, u32) = (2, 12);
 pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Half a million orders and more, at about 3 KB an order in three streams.
+pub const STREAM_MAX_BYTES: i64 = 2 * 1024 * 1024 * 1024;
 
 /// A connection and its JetStream context; cheap to clone.
 #[derive(Clone, Debug)]
@@ -22,6 +24,8 @@ pub struct Broker {
     pub(crate) jetstream: jetstream::Context,
     /// Counts connections; changes wake loops that wait for the broker.
     connections: watch::Receiver<u64>,
+    /// Bytes of the stream of each publisher.
+    pub(crate) stream_max_bytes: i64,
 }
 
 /// Why there is no connection.
@@ -78,13 +82,37 @@ impl Broker {
             client,
             jetstream,
             connections,
+            stream_max_bytes: STREAM_MAX_BYTES,
         })
+    }
+
+    /// With another limit for the stream of each publisher, in bytes. All services must agree.
+    #[must_use]
+    pub fn with_stream_max_bytes(self, stream_max_bytes: i64) -> Self {
+        Self {
+            stream_max_bytes,
+            ..self
+        }
     }
 
     /// How often the connection has been established. A change means that the broker may have lost
     /// what it had not yet written to its disk.
     pub(crate) fn connections(&self) -> u64 {
         *self.connections.borrow()
+    }
+
+    /// Tells other processes of the service that there is something to publish. It may be lost.
+    pub(crate) async fn hint(&self, subject: &str) {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a hint is not an event, and may be lost"
+        )]
+        if self.is_connected() {
+            let _lost = self
+                .client
+                .publish(subject.to_owned(), Default::default())
+                .await;
+        }
     }
 
     pub(crate) fn is_connected(&self) -> bool {

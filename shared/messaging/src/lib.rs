@@ -7,13 +7,15 @@
 //! - Deciding: [`UnitOfWork`] executes commands on locked aggregates and writes them with their events.
 //! - An event that fails is retried with back-off and then kept as a dead letter; none is dropped.
 //!
-//! Reading order: [`outbox`], `relay`, `reconcile`, [`inbox`], [`handler`], [`unit_of_work`],
-//! `batch`, `consumer`, `dead_letter`, [`topology`], [`run`](mod@run).
+//! Reading order: [`outbox`], `tail`, `relay`, `checkpoint`, `reconcile`, [`inbox`], [`handler`],
+//! [`unit_of_work`], `batch`, `consumer`, `dead_letter`, `partitions`, [`topology`],
+//! [`run`](mod@run).
 #![warn(missing_docs, unreachable_pub)]
 
 pub mod backoff;
 mod batch;
 mod broker;
+mod checkpoint;
 mod consumer;
 mod database;
 mod dead_letter;
@@ -23,22 +25,26 @@ pub mod inbox;
 mod metrics;
 pub mod outbox;
 mod participant;
+mod partitions;
 mod progress;
-mod prune;
+mod publish;
 mod reconcile;
 mod relay;
 pub mod run;
+mod storage;
+mod tail;
 pub mod topology;
 mod trace;
 pub mod unit_of_work;
 
-pub use broker::{Broker, BrokerError};
+pub use broker::{Broker, BrokerError, STREAM_MAX_BYTES};
 pub use database::{TRANSACTION_TIMEOUT, in_time, is_unavailable};
 pub use handler::{Delivery, Handler, Outcome};
 pub use participant::Participant;
+pub use partitions::oldest_id;
 pub use progress::Progress;
-pub use prune::oldest_id;
 pub use relay::FLUSH_TIMEOUT;
+pub use storage::Storage;
 pub use unit_of_work::{Aggregate, UnitOfWork};
 
 /// The migrations of outbox and inbox; run them before the service's own.

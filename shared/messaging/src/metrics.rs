@@ -18,6 +18,8 @@ pub(crate) struct Metrics {
     batch: Histogram<u64>,
     published: Counter<u64>,
     set_aside: Counter<u64>,
+    replayed: Counter<u64>,
+    stream_use: Gauge<f64>,
     /// When the oldest event was recorded that has not been published.
     oldest: Arc<Mutex<Option<OffsetDateTime>>>,
     paused: Gauge<f64>,
@@ -50,6 +52,16 @@ impl Metrics {
                 .u64_counter("messaging.outbox.set_aside")
                 .with_description("Events that cannot be published and wait for an operator")
                 .with_unit("{event}")
+                .build(),
+            replayed: meter
+                .u64_counter("messaging.outbox.replayed")
+                .with_description("Events published again because the broker has lost them")
+                .with_unit("{event}")
+                .build(),
+            stream_use: meter
+                .f64_gauge("messaging.stream.use")
+                .with_description("Share of a stream's bytes that is in use")
+                .with_unit("1")
                 .build(),
             oldest: observe_outbox_age(&meter, service),
             paused: meter
@@ -89,6 +101,18 @@ impl Metrics {
     pub(crate) fn set_aside(&self, events: usize) {
         self.set_aside
             .add(events as u64, &[KeyValue::new("service", self.service)]);
+    }
+
+    /// `positions`: how far the relay went back.
+    pub(crate) fn replayed(&self, positions: i64) {
+        let events = u64::try_from(positions).unwrap_or_default();
+        self.replayed
+            .add(events, &[KeyValue::new("service", self.service)]);
+    }
+
+    pub(crate) fn stream_use(&self, stream: &'static str, share: f64) {
+        self.stream_use
+            .record(share, &[KeyValue::new("stream", stream)]);
     }
 
     /// Notes when the oldest unpublished event was recorded; `None` when there is none.

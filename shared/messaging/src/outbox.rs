@@ -1,8 +1,7 @@
 //! The transactional outbox: the only way to publish an event.
 //!
-//! A row is committed together with the state that it reports, and published later by the relay. The
-//! row keeps the stream sequence it got, so that an event that the broker loses can be found and
-//! published again.
+//! A row is committed together with the state that it reports, and published later by the relay. Rows
+//! are never changed: the outbox is a log.
 
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use contracts::{Cause, CorrelationId, Event, EventId, OrderId};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 /// An event that is about to be appended.
 #[derive(Debug)]
@@ -94,8 +94,9 @@ pub async fn append(tx: &mut PgConnection, events: &[Outgoing]) -> sqlx::Result<
     sqlx::query!(
         r#"-- outbox_append
         INSERT INTO outbox
-            (event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, recorded_at)
-        SELECT event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, recorded_at
+            (event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, recorded_at, sent_at)
+        -- sent_at keeps the version before this one from publishing the whole log after a roll-back.
+        SELECT event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, recorded_at, now()
         FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::bytea[], $5::uuid[], $6::uuid[], $7::text[],
                     $8::timestamptz[])
             WITH ORDINALITY
@@ -118,6 +119,8 @@ pub async fn append(tx: &mut PgConnection, events: &[Outgoing]) -> sqlx::Result<
 /// An event as the outbox keeps it.
 #[derive(Debug, Clone)]
 pub struct Recorded {
+    /// Its place in the outbox.
+    pub position: i64,
     /// The event.
     pub event_id: EventId,
     /// Its subject.
@@ -130,32 +133,48 @@ pub struct Recorded {
     pub cause: Cause,
     /// When it was recorded.
     pub recorded_at: OffsetDateTime,
-    /// Its sequence in the stream; `None` while it has not been published.
-    pub stream_sequence: Option<i64>,
+}
+
+pub(crate) struct Row {
+    pub(crate) position: i64,
+    pub(crate) event_id: Uuid,
+    pub(crate) subject: String,
+    pub(crate) order_id: Uuid,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) correlation_id: Uuid,
+    pub(crate) causation_id: Uuid,
+    pub(crate) traceparent: Option<String>,
+    pub(crate) recorded_at: OffsetDateTime,
+}
+
+impl From<Row> for Recorded {
+    fn from(row: Row) -> Self {
+        Self {
+            position: row.position,
+            event_id: EventId(row.event_id),
+            subject: row.subject,
+            order_id: OrderId(row.order_id),
+            payload: row.payload,
+            cause: Cause {
+                correlation_id: CorrelationId(row.correlation_id),
+                causation_id: EventId(row.causation_id),
+                traceparent: row.traceparent,
+            },
+            recorded_at: row.recorded_at,
+        }
+    }
 }
 
 /// All events of an order that this outbox still holds, oldest first.
 pub async fn history(pool: &PgPool, order_id: OrderId) -> sqlx::Result<Vec<Recorded>> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        Row,
         r#"-- outbox_history
-        SELECT event_id, subject, payload, correlation_id, causation_id, traceparent, recorded_at, stream_sequence
+        SELECT position, event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, recorded_at
         FROM outbox WHERE order_id = $1 ORDER BY position"#,
         order_id.0
     )
     .fetch_all(pool)
     .await?;
-    let recorded = rows.into_iter().map(|row| Recorded {
-        event_id: EventId(row.event_id),
-        subject: row.subject,
-        order_id,
-        payload: row.payload,
-        cause: Cause {
-            correlation_id: CorrelationId(row.correlation_id),
-            causation_id: EventId(row.causation_id),
-            traceparent: row.traceparent,
-        },
-        recorded_at: row.recorded_at,
-        stream_sequence: row.stream_sequence,
-    });
-    Ok(recorded.collect())
+    Ok(rows.into_iter().map(Recorded::from).collect())
 }

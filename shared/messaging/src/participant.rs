@@ -5,7 +5,10 @@ use std::time::Duration;
 use contracts::Service;
 use sqlx::PgPool;
 
-use crate::{Broker, Progress, metrics::Metrics, outbox::Wake, topology};
+use crate::{
+    Broker, Progress, metrics::Metrics, outbox::Wake, partitions::OUTBOX_RETENTION,
+    storage::Storage,
+};
 
 /// A service as a participant of the saga; cheap to clone.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ pub struct Participant {
     /// How long an event of an unknown version waits for a newer replica before it becomes a dead
     /// letter.
     pub unknown_patience: Duration,
+    /// How much room the broker has left.
+    pub storage: Storage,
     pub(crate) metrics: Metrics,
 }
 
@@ -38,7 +43,7 @@ const MAX_ATTEMPTS: u32 = 8;
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 impl Participant {
-    /// A participant that keeps its outbox for as long as the streams keep events.
+    /// A participant that keeps published events for a week.
     pub fn new(service: Service, pool: PgPool, broker: Broker) -> Self {
         Self {
             service,
@@ -46,9 +51,10 @@ impl Participant {
             broker,
             wake: Wake::default(),
             progress: Progress::default(),
-            outbox_retention: Some(topology::STREAM_MAX_AGE),
+            outbox_retention: Some(OUTBOX_RETENTION),
             max_attempts: MAX_ATTEMPTS,
             unknown_patience: UNKNOWN_PATIENCE,
+            storage: Storage::default(),
             metrics: Metrics::new(service),
         }
     }

@@ -1,134 +1,142 @@
-//! Finds events that the broker has lost, and has them published again.
+//! Compares the broker's stream with the outbox, and finds where publication must begin again.
 //!
-//! JetStream acknowledges before it writes to its disk: a broker that loses power, whose disk is
-//! replaced by an older copy, or whose stream an operator deletes, forgets events that the relay
-//! has marked as sent. The outbox, committed with fsync, does not. It knows which event was
-//! acknowledged at which sequence of the stream.
+//! JetStream acknowledges before it writes to its disk. A broker that loses power, whose disk is
+//! replaced by an older copy, or whose stream an operator deletes, forgets events that it has
+//! acknowledged. A stream also drops events by age and size that a subscriber has not seen while it
+//! was away. The outbox, committed with fsync, forgets neither.
 //!
-//! A stream forgets its end: up to some sequence it still holds what was acknowledged there. After
-//! that it holds nothing, or other events, because the broker counts on from there. The reconciler
-//! searches that point and marks everything after it as not sent. The relay publishes it again;
-//! inboxes drop what consumers had applied before.
+//! - A stream that forgets loses its end: up to some checkpoint it holds what was published there,
+//!   after that it holds nothing, or other events, because the broker counts on from there.
+//! - A stream that drops loses its beginning: its first event is beyond what every subscriber has
+//!   handled.
+//!
+//! In both cases the relay goes back to a checkpoint and publishes again what comes after it.
+//! Inboxes drop what subscribers had applied before.
 
 use anyhow::Context as _;
-use async_nats::{
-    header::NATS_MESSAGE_ID,
-    jetstream::stream::{RawMessageErrorKind, Stream},
+use async_nats::jetstream::{
+    consumer::Info,
+    context::ConsumerInfoErrorKind,
+    stream::{RawMessageErrorKind, State, Stream},
 };
-use sqlx::PgPool;
+use contracts::{Service, choreography::subscriptions, header};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{Participant, topology::STREAM_MAX_AGE};
+use crate::{
+    Participant,
+    checkpoint::{self, Checkpoint},
+};
 
-/// Rows per statement, so that none holds many locks for long.
-const STEP: i64 = 5_000;
-
-/// Compares the end of the service's stream with the outbox. Marks events that the stream has lost
-/// as not sent, and returns how many.
+/// Compares, and notes what every subscriber has handled. Returns whether the relay must begin again
+/// at the newest checkpoint; `published` is the highest position that it has published.
 ///
 /// # Errors
 /// Those of the database and the broker; nothing is lost by trying again.
-pub(crate) async fn reconcile(participant: &Participant) -> anyhow::Result<u64> {
-    let Some(name) = participant.service.stream() else {
-        return Ok(0);
-    };
-    let pool = &participant.pool;
-    let Some(newest) = newest_sequence(pool)
-        .await
-        .context("find the newest sequence")?
-    else {
-        return Ok(0);
-    };
+pub(crate) async fn reconcile(
+    participant: &Participant,
+    connection: &mut PgConnection,
+    name: &str,
+    published: i64,
+) -> anyhow::Result<bool> {
     let stream = participant.broker.jetstream.get_stream(name).await;
     let stream = stream.context("look at the stream")?;
     let state = &stream.cached_info().state;
-    let (first, last) = (
-        i64::try_from(state.first_sequence)?,
-        i64::try_from(state.last_sequence)?,
-    );
-    if newest <= last && (newest < first || agrees(pool, &stream, newest).await?) {
-        return Ok(0);
-    }
-    let intact = last_intact(pool, &stream, first, last.min(newest)).await?;
-    let lost = mark_unsent(pool, intact)
-        .await
-        .context("mark lost events as not sent")?;
-    if lost > 0 {
-        tracing::error!(service = %participant.service, stream = name, intact, lost,
-            "the broker has lost events after a sequence of the stream; they are published again");
-    }
-    Ok(lost)
+    let newest = checkpoint::newest(connection).await?;
+    let settled = checkpoint::oldest(connection).await?;
+    let (begin, reason) = if !agrees(&stream, &newest).await? {
+        let intact = last_intact(connection, &stream, &newest).await?;
+        (intact, "the broker has lost the end of the stream")
+    } else if newest.position > settled.position && is_dropped(state, &settled) {
+        let reason = "the stream has dropped events that a subscriber has not handled";
+        (settled, reason)
+    } else {
+        let handled = handled_by_all(participant.service, &stream).await?;
+        checkpoint::settle(connection, i64::try_from(handled)?).await?;
+        return Ok(false);
+    };
+    let until = published.max(newest.position);
+    let last = i64::try_from(state.last_sequence)?;
+    checkpoint::rewind(connection, begin.position, until, last, reason).await?;
+    participant.metrics.replayed(until - begin.position);
+    tracing::error!(service = %participant.service, stream = name, reason,
+        after = begin.position, until,
+        "events are published again, from one position of the outbox to another");
+    Ok(true)
 }
 
-/// The last sequence of the stream that still holds what the outbox knows was acknowledged there;
-/// one before `first` when there is none.
-async fn last_intact(pool: &PgPool, stream: &Stream, first: i64, last: i64) -> anyhow::Result<i64> {
-    let (mut intact, mut broken) = (first.max(1) - 1, last + 1);
-    while broken - intact > 1 {
-        let middle = intact + (broken - intact) / 2;
-        if agrees(pool, stream, middle).await? {
-            intact = middle;
-        } else {
-            broken = middle;
+/// Whether the stream has dropped what comes next after a checkpoint.
+fn is_dropped(state: &State, checkpoint: &Checkpoint) -> bool {
+    i64::try_from(state.first_sequence).is_ok_and(|first| first > checkpoint.stream_sequence + 1)
+}
+
+/// The last checkpoint found at which the stream holds what was published there, or the oldest one.
+/// Goes back in steps that double: it may go back a little too far, which only repeats events.
+async fn last_intact(
+    connection: &mut PgConnection,
+    stream: &Stream,
+    newest: &Checkpoint,
+) -> anyhow::Result<Checkpoint> {
+    let oldest = checkpoint::oldest(connection).await?;
+    let mut steps = 1;
+    loop {
+        let candidate = checkpoint::at(connection, newest.id - steps).await?;
+        if candidate.id <= oldest.id || agrees(stream, &candidate).await? {
+            return Ok(candidate);
         }
+        steps *= 2;
     }
-    Ok(intact)
 }
 
-/// Whether stream and outbox have the same event at a sequence. By id: a stream that went back
-/// gives its sequences to other events.
-async fn agrees(pool: &PgPool, stream: &Stream, sequence: i64) -> anyhow::Result<bool> {
-    let message = match stream.get_raw_message(u64::try_from(sequence)?).await {
+/// Whether the stream holds at a checkpoint what was published there. By id: a stream that went back
+/// gives its sequences to other events. What the stream has dropped by age counts as there.
+async fn agrees(stream: &Stream, checkpoint: &Checkpoint) -> anyhow::Result<bool> {
+    let state = &stream.cached_info().state;
+    let sequence = u64::try_from(checkpoint.stream_sequence)?;
+    if sequence > state.last_sequence {
+        return Ok(false);
+    }
+    let Some(event_id) = checkpoint.event_id else {
+        return Ok(true);
+    };
+    if sequence < state.first_sequence {
+        return Ok(true);
+    }
+    let message = match stream.get_raw_message(sequence).await {
         Ok(message) => message,
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => return Ok(false),
         Err(error) => return Err(error).context("read a message of the stream"),
     };
-    let id = message.headers.get(NATS_MESSAGE_ID);
+    let id = message.headers.get(header::ID);
     let id: Option<Uuid> = id.and_then(|id| id.as_str().parse().ok());
-    let acknowledged = sqlx::query_scalar!(
-        "-- outbox_at_sequence\nSELECT event_id FROM outbox WHERE stream_sequence = $1",
-        sequence
-    );
-    let acknowledged = acknowledged.fetch_all(pool).await?;
-    // None: the row is pruned, or the event is a copy from elsewhere.
-    Ok(acknowledged.iter().all(|event| Some(*event) == id))
+    Ok(id == Some(event_id))
 }
 
-async fn newest_sequence(pool: &PgPool) -> sqlx::Result<Option<i64>> {
-    sqlx::query_scalar!(
-        r#"-- outbox_newest_sequence
-        SELECT stream_sequence FROM outbox WHERE stream_sequence IS NOT NULL
-        ORDER BY stream_sequence DESC LIMIT 1"#
-    )
-    .fetch_optional(pool)
-    .await
-    .map(Option::flatten)
-}
-
-/// Marks events as not sent that were acknowledged after a sequence. Those that are so old that the
-/// stream would have dropped them by now stay as they are.
-async fn mark_unsent(pool: &PgPool, after: i64) -> sqlx::Result<u64> {
-    let mut lost = 0;
-    loop {
-        let marked = sqlx::query_scalar!(
-            r#"-- outbox_mark_unsent
-            UPDATE outbox
-            SET stream_sequence = NULL,
-                sent_at = CASE WHEN recorded_at > now() - make_interval(secs => $3) THEN NULL
-                               ELSE sent_at END
-            WHERE position IN (
-                SELECT position FROM outbox WHERE stream_sequence > $1
-                ORDER BY stream_sequence DESC LIMIT $2)
-            RETURNING sent_at IS NULL AS "lost!""#,
-            after,
-            STEP,
-            STREAM_MAX_AGE.as_secs_f64()
-        )
-        .fetch_all(pool)
-        .await?;
-        lost += marked.iter().filter(|lost| **lost).count() as u64;
-        if marked.len() < STEP as usize {
-            return Ok(lost);
+/// The sequence up to which every subscriber has handled the stream: applied, or kept as a dead
+/// letter. 0 while a subscriber has never been there.
+async fn handled_by_all(service: Service, stream: &Stream) -> anyhow::Result<u64> {
+    // Read before the consumers: what arrives in between is not counted as handled.
+    let last = stream.cached_info().state.last_sequence;
+    let mut handled = last;
+    for subscriber in Service::ALL {
+        if subscriptions(subscriber, service).is_empty() {
+            continue;
         }
+        let by_one = match stream.consumer_info(subscriber.name()).await {
+            Ok(info) => handled_by(&info, last),
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => 0,
+            Err(error) => return Err(error).context("look at a consumer"),
+        };
+        handled = handled.min(by_one);
+    }
+    Ok(handled)
+}
+
+/// The broker's own floor stops at the last event that a consumer subscribes to.
+fn handled_by(info: &Info, last: u64) -> u64 {
+    if info.num_pending == 0 && info.num_ack_pending == 0 {
+        last
+    } else {
+        info.ack_floor.stream_sequence
     }
 }

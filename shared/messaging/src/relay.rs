@@ -1,323 +1,379 @@
 //! The relay: publishes the outbox, at least once.
 //!
-//! - A row is marked as sent only after the broker has acknowledged it. A relay that dies in between
-//!   publishes it again, and the broker (`Nats-Msg-Id`) or the consumer's inbox drops the repetition.
-//! - Rows are claimed by state (`sent_at IS NULL`) with `FOR UPDATE SKIP LOCKED`, never by position: a
-//!   transaction that commits late is not skipped, and any number of replicas may relay at once.
-//! - Before it publishes over a new connection, and regularly, it has the stream compared with the
-//!   outbox (`reconcile`): what the broker has lost is published again.
+//! - The outbox is a log. The relay reads it from where it has got to ([`Tail`]) and writes nothing
+//!   to its rows. It notes a [`Checkpoint`](crate::checkpoint::Checkpoint) about once a second, and
+//!   begins there after any failure: events since then are published again, and the broker
+//!   (`Nats-Msg-Id`) or the consumer's inbox drops the repetition.
+//! - One process of a service relays at a time: the one whose session holds an advisory lock. The
+//!   others stand by, and tell it of their commits. PostgreSQL releases the lock when the session
+//!   ends, so that another process goes on at once. Two that relay at the same time, because one of
+//!   them does not know yet that its session has ended, only publish twice.
+//! - Over each new connection, and regularly, the stream is compared with the outbox (`reconcile`):
+//!   what the broker has lost is published again.
 //! - A row that can never be published is set aside, and does not hold up the others.
 //! - While the broker or the database is unavailable, rows stay where they are and the relay backs off.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use async_nats::jetstream::context::PublishAckFuture;
-use contracts::{Cause, CorrelationId, EventId, OrderId};
-use futures::future::join_all;
-use sqlx::PgConnection;
-use time::OffsetDateTime;
+use async_nats::Subscriber;
+use futures::{FutureExt as _, StreamExt as _};
+use sqlx::{Connection as _, PgConnection};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use crate::{Participant, backoff, broker::ACK_TIMEOUT, headers, reconcile, topology};
+use crate::{
+    Participant, backoff,
+    backoff::Outage,
+    checkpoint::{self, Replay},
+    outbox::Recorded,
+    publish::{self, Published, Sent},
+    reconcile,
+    tail::Tail,
+    topology,
+};
 
-/// Rows per transaction, and publishes in flight. Beyond this the broker's throughput no longer grows.
+/// Rows per read, and publishes in flight. Beyond this the broker's throughput no longer grows.
 const BATCH: i64 = 512;
 /// Poll interval, in case a wake-up is lost: a process may die between its commit and the wake-up.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long shutdown waits for the outbox to drain. Events that are left are published after the next
 /// start, or by another replica.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often the end of the stream is compared with the outbox while the connection is undisturbed:
-/// an operator may have deleted the stream.
+/// How often a relay that is busy notes where it has got to.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the stream is compared with the outbox while the connection is undisturbed: an operator
+/// may have deleted the stream.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
-/// More than our headers ever need.
-const HEADER_BYTES: usize = 2048;
+/// PostgreSQL ends the session of a process that is stopped or cut off after this time; another
+/// process then relays. A relay that runs polls far more often.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The advisory lock of the process that relays: any number, the same for all versions. Databases
+/// have their locks apart.
+const LOCK: i64 = 0x5a6a_0b0c;
 /// The relay's name in readiness.
 const PART: &str = "relay";
 
-pub(crate) struct Relay {
-    participant: Participant,
-    reconciled: Option<Reconciled>,
-}
-
-/// When stream and outbox were last compared, and over which connection.
-struct Reconciled {
-    at: Instant,
-    connections: u64,
-}
-
-struct Row {
-    position: i64,
-    event_id: Uuid,
-    subject: String,
-    order_id: Uuid,
-    payload: Vec<u8>,
-    correlation_id: Uuid,
-    causation_id: Uuid,
-    traceparent: Option<String>,
-    recorded_at: OffsetDateTime,
-}
-
-/// What became of a batch.
-#[derive(Default)]
-struct Published {
-    /// Position and stream sequence of the rows that the broker has acknowledged.
-    sent: Vec<(i64, i64)>,
-    /// Position of the rows that can never be published, and why.
-    set_aside: Vec<(i64, String)>,
-    /// The first failure among the others.
-    failure: Option<anyhow::Error>,
-}
-
-impl Relay {
-    pub(crate) fn new(participant: Participant) -> Self {
-        Self {
-            participant,
-            reconciled: None,
+/// Relays until `shutdown`, then flushes.
+pub(crate) async fn run(participant: Participant, stream: &str, shutdown: CancellationToken) {
+    let Participant {
+        service,
+        broker,
+        progress,
+        ..
+    } = &participant;
+    let mut delays = backoff::outage();
+    let flush_is_over = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(FLUSH_TIMEOUT).await;
+    };
+    let mut flush_is_over = std::pin::pin!(flush_is_over);
+    loop {
+        let relayed = tokio::select! {
+            relayed = relay(&participant, stream, &shutdown, &mut delays) => relayed,
+            () = broker.cut_off(&shutdown) => Err(anyhow::anyhow!("there is no connection to NATS")),
+            () = &mut flush_is_over => Err(anyhow::anyhow!("it did not end in time")),
+        };
+        let Err(error) = relayed else { return };
+        let error = format!("{error:#}");
+        if shutdown.is_cancelled() {
+            tracing::warn!(%service, error,
+                "the outbox could not be flushed; its events are published after the next start");
+            return;
+        }
+        let delay = delays.next_delay();
+        tracing::warn!(%service, error,
+            "events could not be published; they stay in the outbox, the relay retries in {delay:?}");
+        progress.obstruct(PART, error);
+        tokio::select! {
+            () = broker.pause(delay) => {}
+            () = shutdown.cancelled() => {}
         }
     }
+}
 
-    /// Relays until `shutdown`, then flushes.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        let Participant {
-            service,
-            broker,
-            wake,
-            progress,
-            ..
-        } = self.participant.clone();
-        let mut delays = backoff::outage();
-        while !shutdown.is_cancelled() {
-            let relayed = tokio::select! {
-                relayed = self.relay() => relayed,
-                // Rows that are in flight are published again after the next start.
-                () = broker.cut_off(&shutdown) => break,
-            };
-            let Err(error) = relayed else {
-                delays = backoff::outage();
-                tokio::select! {
-                    () = wake.woken() => {}
-                    () = tokio::time::sleep(POLL_INTERVAL) => {}
-                    () = shutdown.cancelled() => {}
-                }
-                continue;
-            };
-            // What the broker has answered is unknown: look before the next publication.
-            self.reconciled = None;
-            let delay = delays.next_delay();
-            let error = format!("{error:#}");
-            tracing::warn!(%service, error,
-                "events could not be published; they stay in the outbox, the relay retries in {delay:?}");
-            progress.obstruct(PART, error);
+/// Waits for the lock, then relays until `shutdown` or a failure.
+async fn relay(
+    participant: &Participant,
+    stream: &str,
+    shutdown: &CancellationToken,
+    delays: &mut Outage,
+) -> anyhow::Result<()> {
+    let timeout = SESSION_TIMEOUT.as_millis().to_string();
+    let options = (*participant.pool.connect_options()).clone();
+    let options = options.options([("idle_session_timeout", timeout)]);
+    let session = PgConnection::connect_with(&options).await;
+    let mut session = session.context("connect to the database")?;
+    let hint = format!("relay.wake.{}", participant.service);
+    if !stand_by(participant, &mut session, &hint, shutdown).await? {
+        return Ok(());
+    }
+    let hints = participant.broker.client.subscribe(hint).await;
+    let mut relay = Relay::new(participant, stream, session).await?;
+    relay
+        .run(hints.context("subscribe to hints")?, shutdown, delays)
+        .await?;
+    // Another process takes over without waiting for PostgreSQL to miss this one.
+    Ok(relay.session.close().await?)
+}
+
+/// Waits until this process may relay. Until then it tells the one that relays of its commits. False
+/// when shutdown came first, and the other process does the rest.
+async fn stand_by(
+    participant: &Participant,
+    session: &mut PgConnection,
+    hint: &str,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<bool> {
+    let Participant {
+        broker,
+        wake,
+        progress,
+        ..
+    } = participant;
+    let mut ticks = tokio::time::interval(POLL_INTERVAL);
+    loop {
+        let is_last = shutdown.is_cancelled();
+        if try_lock(session)
+            .await
+            .context("ask for the relay's lock")?
+        {
+            return Ok(true);
+        }
+        progress.touch(PART);
+        if is_last {
+            return Ok(false);
+        }
+        loop {
             tokio::select! {
-                () = broker.pause(delay) => {}
+                _ = ticks.tick() => break,
+                () = shutdown.cancelled() => break,
+                () = wake.woken() => broker.hint(hint).await,
+            }
+        }
+    }
+}
+
+async fn try_lock(session: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"-- relay_lock
+        SELECT pg_try_advisory_lock($1) AS "locked!""#,
+        LOCK
+    )
+    .fetch_one(session)
+    .await
+}
+
+/// A process that relays.
+struct Relay<'a> {
+    participant: &'a Participant,
+    stream: &'a str,
+    /// Holds the lock. Whatever is noted goes through it: a relay that has lost the lock notes
+    /// nothing.
+    session: PgConnection,
+    tail: Tail,
+    /// The last place in the stream that is known.
+    last: Place,
+    noted: Noted,
+    replay: Option<Replay>,
+    /// When stream and outbox were last compared, and over which connection.
+    reconciled: Option<(Instant, u64)>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Place {
+    event_id: Option<uuid::Uuid>,
+    sequence: i64,
+}
+
+/// The last checkpoint.
+struct Noted {
+    position: i64,
+    at: Instant,
+}
+
+impl Noted {
+    fn at(position: i64) -> Self {
+        Self {
+            position,
+            at: Instant::now(),
+        }
+    }
+}
+
+impl<'a> Relay<'a> {
+    async fn new(
+        participant: &'a Participant,
+        stream: &'a str,
+        session: PgConnection,
+    ) -> anyhow::Result<Self> {
+        let mut relay = Self {
+            participant,
+            stream,
+            session,
+            tail: Tail::after(0),
+            last: Place::default(),
+            noted: Noted::at(0),
+            replay: None,
+            reconciled: None,
+        };
+        relay.go_back().await?;
+        Ok(relay)
+    }
+
+    /// Begins at the newest checkpoint: what was published since then may be lost.
+    async fn go_back(&mut self) -> anyhow::Result<()> {
+        let checkpoint = checkpoint::newest(&mut self.session).await;
+        let checkpoint = checkpoint.context("read the relay's checkpoint")?;
+        self.tail = Tail::after(checkpoint.position);
+        self.noted = Noted::at(checkpoint.position);
+        self.last = Place {
+            event_id: checkpoint.event_id,
+            sequence: checkpoint.stream_sequence,
+        };
+        self.replay = checkpoint::last_replay(&mut self.session).await?;
+        Ok(())
+    }
+
+    async fn run(
+        &mut self,
+        mut hints: Subscriber,
+        shutdown: &CancellationToken,
+        delays: &mut Outage,
+    ) -> anyhow::Result<()> {
+        loop {
+            let is_last = shutdown.is_cancelled();
+            self.drain().await?;
+            *delays = backoff::outage();
+            if is_last {
+                return self.note().await;
+            }
+            tokio::select! {
+                () = self.participant.wake.woken() => {}
+                Some(_) = hints.next() => while hints.next().now_or_never().flatten().is_some() {},
+                () = tokio::time::sleep(POLL_INTERVAL) => self.note().await?,
                 () = shutdown.cancelled() => {}
             }
         }
-        let flushed = tokio::time::timeout(FLUSH_TIMEOUT, self.relay()).await;
-        if !matches!(flushed, Ok(Ok(()))) {
-            tracing::warn!(%service,
-                "the outbox could not be flushed; its events are published after the next start");
-        }
     }
 
-    /// Publishes until a batch is not full. An event that is appended later wakes the relay again.
-    async fn relay(&mut self) -> anyhow::Result<()> {
-        let broker = &self.participant.broker;
-        // The client would keep what is published now and send it, stale, after the outage.
-        ensure!(broker.is_connected(), "there is no connection to NATS");
-        let connections = broker.connections();
-        let is_due = self.reconciled.as_ref().is_none_or(|last| {
-            last.connections != connections || last.at.elapsed() > RECONCILE_INTERVAL
-        });
-        if is_due {
-            topology::reconcile_streams(broker).await?;
-            reconcile::reconcile(&self.participant).await?;
-            self.reconciled = Some(Reconciled {
-                at: Instant::now(),
-                connections,
-            });
-        }
+    /// Publishes until a read is not full. An event that is appended later wakes the relay again.
+    async fn drain(&mut self) -> anyhow::Result<()> {
         loop {
-            let claimed = self.relay_batch().await?;
-            self.participant.progress.touch(PART);
-            if claimed < BATCH as usize {
+            self.reconcile_if_due().await?;
+            let rows = self.tail.read(&mut self.session, BATCH).await;
+            let rows = rows.context("read the outbox")?;
+            let Participant {
+                broker,
+                metrics,
+                progress,
+                ..
+            } = self.participant;
+            metrics.outbox_oldest(rows.first().map(|oldest| oldest.recorded_at));
+            // Also when there is nothing to publish: readiness then tells of the outage. And the
+            // client would keep what is published now and send it, stale, after the outage.
+            ensure!(broker.is_connected(), "there is no connection to NATS");
+            progress.touch(PART);
+            let read = rows.len();
+            if read == 0 {
+                return Ok(());
+            }
+            let published =
+                publish::publish(broker, self.participant.service, rows, self.replay).await;
+            self.conclude(published).await?;
+            if read < BATCH as usize {
+                metrics.outbox_oldest(None);
                 return Ok(());
             }
         }
     }
 
-    /// Claims, publishes and marks one batch; returns how many rows it had.
-    async fn relay_batch(&self) -> anyhow::Result<usize> {
-        let metrics = &self.participant.metrics;
-        // The claim holds its row locks while the broker answers: that keeps two relays from
-        // publishing the same row. Only relays lock rows of the outbox, so nothing else waits.
-        let mut tx = self.participant.pool.begin().await.context("begin")?;
-        let rows = claim(&mut tx).await.context("claim outbox rows")?;
-        metrics.outbox_oldest(rows.first().map(|oldest| oldest.recorded_at));
-        if rows.is_empty() {
-            return Ok(0);
+    /// Compares stream and outbox over a new connection, and regularly. Not while the broker is away:
+    /// the outbox is read all the same, for the metrics.
+    async fn reconcile_if_due(&mut self) -> anyhow::Result<()> {
+        let broker = &self.participant.broker;
+        let connections = broker.connections();
+        let is_due = self.reconciled.is_none_or(|(at, connection)| {
+            connection != connections || at.elapsed() > RECONCILE_INTERVAL
+        });
+        if !is_due || !broker.is_connected() {
+            return Ok(());
         }
-        let claimed = rows.len();
-        let published = self.publish(rows).await;
-        // After a failure, too: rows that the broker has acknowledged need not be published again.
-        let reused = mark_sent(&mut tx, &published.sent).await;
-        let reused = reused.context("mark outbox rows as sent")?;
-        set_aside(&mut tx, &published.set_aside)
-            .await
-            .context("set outbox rows aside")?;
-        tx.commit().await.context("commit")?;
-        metrics.published(published.sent.len());
-        self.report_set_aside(&published.set_aside);
+        topology::reconcile_streams(broker).await?;
+        let head = self.tail.head();
+        let is_behind =
+            reconcile::reconcile(self.participant, &mut self.session, self.stream, head).await?;
+        let is_new = self
+            .reconciled
+            .is_some_and(|(_, connection)| connection != connections);
+        if is_behind || is_new {
+            self.go_back().await?;
+        }
+        self.reconciled = Some((Instant::now(), connections));
+        Ok(())
+    }
+
+    async fn conclude(&mut self, published: Published) -> anyhow::Result<()> {
+        let Published {
+            sent,
+            refused,
+            failure,
+        } = published;
+        self.participant.metrics.published(sent.len());
+        self.set_aside(&refused).await?;
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        let is_used = |sent: &&Sent| !sent.is_duplicate && sent.sequence <= self.last.sequence;
         ensure!(
-            !reused,
-            "the stream uses sequences again: the broker has lost events"
+            sent.iter().find(is_used).is_none(),
+            "the stream gives out sequences again: the broker has lost events"
         );
-        published.failure.map_or(Ok(claimed), Err)
+        if let Some(newest) = sent.iter().max_by_key(|sent| sent.sequence)
+            && newest.sequence > self.last.sequence
+        {
+            self.last = Place {
+                event_id: Some(newest.event_id.0),
+                sequence: newest.sequence,
+            };
+        }
+        if self.noted.at.elapsed() >= CHECKPOINT_INTERVAL {
+            self.note().await?;
+        }
+        Ok(())
     }
 
-    fn report_set_aside(&self, rows: &[(i64, String)]) {
+    /// Notes where the relay has got to, if it has moved.
+    async fn note(&mut self) -> anyhow::Result<()> {
+        let position = self.tail.complete_up_to();
+        if position != self.noted.position {
+            let Place { event_id, sequence } = self.last;
+            checkpoint::append(&mut self.session, position, event_id, sequence)
+                .await
+                .context("note a checkpoint")?;
+        }
+        self.noted = Noted::at(position);
+        Ok(())
+    }
+
+    async fn set_aside(&mut self, rows: &[(Recorded, String)]) -> anyhow::Result<()> {
         self.participant.metrics.set_aside(rows.len());
-        for (position, reason) in rows {
-            tracing::error!(service = %self.participant.service, outbox.position = position, reason,
-                "an event cannot be published; it is set aside in the outbox for an operator");
+        for (row, reason) in rows {
+            tracing::error!(service = %self.participant.service, outbox.position = row.position,
+                event.id = %row.event_id, reason,
+                "an event cannot be published; it is set aside for an operator");
+            sqlx::query!(
+                r#"-- outbox_set_aside
+                INSERT INTO outbox_set_aside (position, event_id, subject, reason) VALUES ($1, $2, $3, $4)
+                ON CONFLICT DO NOTHING"#,
+                row.position,
+                row.event_id.0,
+                row.subject,
+                reason
+            )
+            .execute(&mut self.session)
+            .await
+            .context("set an event aside")?;
         }
+        Ok(())
     }
-
-    /// Publishes all rows pipelined, then waits for all acknowledgements: one round trip per batch
-    /// instead of one per event.
-    async fn publish(&self, rows: Vec<Row>) -> Published {
-        let max_payload = self.participant.broker.client.server_info().max_payload;
-        let mut published = Published::default();
-        let mut pending = Vec::with_capacity(rows.len());
-        for row in rows {
-            let position = row.position;
-            if let Some(reason) = obstacle(&row, max_payload) {
-                published.set_aside.push((position, reason));
-                continue;
-            }
-            match self.send(row).await {
-                Ok(acknowledgement) => pending.push(acknowledged(position, acknowledgement)),
-                Err(error) => {
-                    published.failure = Some(error);
-                    break;
-                }
-            }
-        }
-        for outcome in join_all(pending).await {
-            match outcome {
-                Ok(sent) => published.sent.push(sent),
-                Err(error) => published.failure = published.failure.or(Some(error)),
-            }
-        }
-        published
-    }
-
-    async fn send(&self, row: Row) -> anyhow::Result<PublishAckFuture> {
-        let cause = Cause {
-            correlation_id: CorrelationId(row.correlation_id),
-            causation_id: EventId(row.causation_id),
-            traceparent: row.traceparent,
-        };
-        // The subject as it is: a version that was rolled back may have written one that this
-        // version does not know.
-        let event = headers::Attributes {
-            event_id: EventId(row.event_id),
-            subject: &row.subject,
-            order_id: OrderId(row.order_id),
-            time: row.recorded_at,
-            cause: &cause,
-        };
-        let headers = event.to_headers(self.participant.service);
-        let jetstream = &self.participant.broker.jetstream;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the relay is the one place that publishes events"
-        )]
-        let publish =
-            jetstream.publish_with_headers(row.subject.clone(), headers, row.payload.into());
-        // It waits while the client's buffer is full, and the broker may be away by now.
-        let published = tokio::time::timeout(ACK_TIMEOUT, publish).await;
-        published
-            .context("the connection to NATS takes no more events")?
-            .with_context(|| format!("publish event {}", row.event_id))
-    }
-}
-
-/// Why a row can never be published, if so. The client does not look: the server would close the
-/// connection, and with it end all other publications.
-fn obstacle(row: &Row, max_payload: usize) -> Option<String> {
-    let token =
-        |token: &str| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-    if !row.subject.split('.').all(token) {
-        return Some(format!("{:?} is not a subject", row.subject));
-    }
-    let size = row.payload.len() + HEADER_BYTES;
-    (size > max_payload)
-        .then(|| format!("payload and headers have {size} bytes, the broker takes {max_payload}"))
-}
-
-/// Waits for the broker's acknowledgement of a row; returns its position and its stream sequence.
-async fn acknowledged(
-    position: i64,
-    acknowledgement: PublishAckFuture,
-) -> anyhow::Result<(i64, i64)> {
-    let ack = acknowledgement
-        .await
-        .context("the broker did not acknowledge an event")?;
-    Ok((position, i64::try_from(ack.sequence)?))
-}
-
-async fn claim(tx: &mut PgConnection) -> sqlx::Result<Vec<Row>> {
-    sqlx::query_as!(
-        Row,
-        r#"-- outbox_claim
-        SELECT position, event_id, subject, order_id, payload, correlation_id, causation_id, traceparent, recorded_at
-        FROM outbox WHERE sent_at IS NULL AND set_aside_at IS NULL
-        ORDER BY position LIMIT $1 FOR UPDATE SKIP LOCKED"#,
-        BATCH
-    )
-    .fetch_all(tx)
-    .await
-}
-
-/// Returns whether the broker has given out a sequence that belongs to another row: the stream went
-/// back, and nobody has noticed yet. In the same statement, because it runs for every batch.
-async fn mark_sent(tx: &mut PgConnection, sent: &[(i64, i64)]) -> sqlx::Result<bool> {
-    let (positions, sequences): (Vec<i64>, Vec<i64>) = sent.iter().copied().unzip();
-    sqlx::query_scalar!(
-        r#"-- outbox_mark_sent
-        WITH marked AS (
-            UPDATE outbox SET sent_at = clock_timestamp(), stream_sequence = sent.sequence
-            FROM unnest($1::bigint[], $2::bigint[]) AS sent (position, sequence)
-            WHERE outbox.position = sent.position)
-        SELECT EXISTS (
-            SELECT FROM outbox
-            WHERE stream_sequence = ANY($2) AND position <> ALL($1)) AS "reused!""#,
-        &positions,
-        &sequences
-    )
-    .fetch_one(tx)
-    .await
-}
-
-async fn set_aside(tx: &mut PgConnection, rows: &[(i64, String)]) -> sqlx::Result<()> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let (positions, reasons): (Vec<i64>, Vec<String>) = rows.iter().cloned().unzip();
-    sqlx::query!(
-        r#"-- outbox_set_aside
-        UPDATE outbox SET set_aside_at = clock_timestamp(), set_aside_reason = row.reason
-        FROM unnest($1::bigint[], $2::text[]) AS row (position, reason)
-        WHERE outbox.position = row.position"#,
-        &positions,
-        &reasons
-    )
-    .execute(tx)
-    .await?;
-    Ok(())
 }

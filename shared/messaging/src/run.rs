@@ -1,4 +1,4 @@
-//! Runs a participant: its consumers, its relay and its pruning, in the right order at shutdown.
+//! Runs a participant: its consumers, its relay and the upkeep of its tables, in the right order at shutdown.
 
 use std::sync::Arc;
 
@@ -10,13 +10,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Handler, Participant,
     consumer::Consumer,
-    prune,
-    relay::Relay,
+    partitions, relay, storage,
     topology::{self, Source},
 };
 
 /// Takes part in the saga until `shutdown`: declares streams and consumers, relays the outbox, hands
-/// events to `handler`, prunes.
+/// events to `handler`, drops what is old.
 ///
 /// # Errors
 /// When the topology cannot be declared at start, or a part ends by itself. That is a bug; the
@@ -33,19 +32,24 @@ pub async fn run<H: Handler>(
         let consumer = Consumer::new(participant.clone(), Arc::clone(&handler), source);
         consumers.spawn(consumer.run(shutdown.clone()));
     }
-    let pruning = prune::run(
+    let upkeep = partitions::run(
         participant.pool.clone(),
         participant.outbox_retention,
         shutdown.clone(),
     );
-    consumers.spawn(pruning);
+    consumers.spawn(upkeep);
+    consumers.spawn(storage::run(participant.clone(), shutdown.clone()));
 
     // The relay outlives the consumers: the last batch may still append to the outbox, and those
     // events should leave before the process does.
     let consumers_done = CancellationToken::new();
     let mut relay = JoinSet::new();
-    if participant.service.stream().is_some() {
-        relay.spawn(Relay::new(participant.clone()).run(consumers_done.clone()));
+    if let Some(stream) = participant.service.stream() {
+        relay.spawn(relay::run(
+            participant.clone(),
+            stream,
+            consumers_done.clone(),
+        ));
     }
     let all_consumers = async {
         while let Some(part) = consumers.join_next().await {

@@ -20,8 +20,12 @@ use crate::Broker;
 
 const AUDIT_MAX_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
 const AUDIT_MAX_BYTES: i64 = 16 * 1024 * 1024;
-/// How long streams keep events. Inboxes remember them for longer.
-pub const STREAM_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long streams keep events. The outboxes keep them for longer, and publish again what a
+/// subscriber has missed.
+pub const STREAM_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of dead letters, and of those that are redriven. These streams refuse what does not fit.
+const DEAD_LETTERS_MAX_BYTES: i64 = 512 * 1024 * 1024;
+const REDRIVE_MAX_BYTES: i64 = 256 * 1024 * 1024;
 /// How long a delivered event may stay unacknowledged before the broker redelivers it. Short, so that
 /// another replica soon gets the events of a killed process; longer work reports progress.
 pub const ACK_WAIT: Duration = Duration::from_secs(10);
@@ -91,7 +95,7 @@ pub struct TopologyError {
 /// # Errors
 /// [`TopologyError`] when the broker is unavailable or refuses.
 pub async fn reconcile_streams(broker: &Broker) -> Result<(), TopologyError> {
-    for config in streams() {
+    for config in streams(broker.stream_max_bytes) {
         let what = format!("stream {}", config.name);
         broker
             .jetstream
@@ -158,25 +162,35 @@ fn agrees(found: &jetstream::consumer::Config, wanted: &pull::Config) -> bool {
         && found.max_deliver == wanted.max_deliver
 }
 
-fn streams() -> Vec<Config> {
+/// Bytes of all streams together, when each publisher has `max_bytes`: what the broker's store must
+/// hold.
+pub fn store_bytes(max_bytes: i64) -> i64 {
+    let streams = streams(max_bytes).into_iter();
+    streams.map(|stream| stream.max_bytes).sum()
+}
+
+fn streams(max_bytes: i64) -> Vec<Config> {
     let mut streams: Vec<Config> = Service::ALL
         .into_iter()
         .filter_map(|owner| {
             Some(stream(
                 owner.stream()?,
                 Subject::ALL.into_iter().filter(|s| s.owner() == owner),
+                max_bytes,
             ))
         })
         .collect();
     streams.push(Config {
         subjects: vec!["dlq.>".to_owned()],
         max_age: Duration::ZERO,
+        max_bytes: DEAD_LETTERS_MAX_BYTES,
         ..base(DEAD_LETTERS)
     });
     streams.push(Config {
         subjects: vec!["redrive.>".to_owned()],
         // It may hold the only copy: its service may be away for longer than streams keep events.
         max_age: Duration::ZERO,
+        max_bytes: REDRIVE_MAX_BYTES,
         ..base(REDRIVE)
     });
     streams.push(Config {
@@ -189,13 +203,18 @@ fn streams() -> Vec<Config> {
     streams
 }
 
-fn stream(name: &str, subjects: impl Iterator<Item = Subject>) -> Config {
+/// A stream of events: a window over the publisher's outbox. It drops its oldest events when it is
+/// full, so that it never stops the publisher; the relay publishes again what a subscriber has not
+/// handled by then.
+fn stream(name: &str, subjects: impl Iterator<Item = Subject>, max_bytes: i64) -> Config {
     let mut first_parts: Vec<String> = subjects
         .map(|subject| format!("{}.>", subject.owner()))
         .collect();
     first_parts.dedup();
     Config {
         subjects: first_parts,
+        discard: DiscardPolicy::Old,
+        max_bytes,
         ..base(name)
     }
 }
@@ -254,7 +273,7 @@ mod tests {
 
     #[test]
     fn every_subject_has_one_stream() {
-        let streams = streams();
+        let streams = streams(1);
         for subject in Subject::ALL {
             let prefix = format!("{}.>", subject.owner());
             assert_eq!(

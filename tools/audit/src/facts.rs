@@ -86,12 +86,16 @@ pub(crate) struct OutboxRow {
     pub(crate) event_id: Uuid,
     pub(crate) subject: String,
     pub(crate) sent: bool,
-    /// Whether the stream must still have the event: streams keep seven days.
+    /// Whether the stream must still have the event: it keeps a day, and an event that every
+    /// subscriber has handled need not come back to a broker that has lost it.
     pub(crate) is_retained: bool,
 }
 
-const OUTBOX: &str = "SELECT event_id, subject, sent_at IS NOT NULL AS sent,
-        recorded_at > now() - interval '6 days' AS is_retained
+const OUTBOX: &str = "WITH settled AS (SELECT position FROM outbox_checkpoint ORDER BY id LIMIT 1),
+        published AS (SELECT position FROM outbox_checkpoint ORDER BY id DESC LIMIT 1)
+    SELECT event_id, subject, position <= (SELECT position FROM published) AS sent,
+        recorded_at > now() - interval '23 hours'
+            AND position > (SELECT position FROM settled) AS is_retained
     FROM outbox";
 const EVENTS: &str = "SELECT order_id, subject, payload FROM outbox ORDER BY position";
 const PAYMENTS: &str = "SELECT order_id, status, amount, currency FROM payments";

@@ -11,7 +11,8 @@ use crate::sources::Sources;
 const OPEN_ORDERS: &str = "SELECT count(*) FROM orders WHERE status IN ('pending', 'paid')";
 const OPEN_PAYMENTS: &str =
     "SELECT count(*) FROM payments WHERE status IN ('pending', 'refunding')";
-const UNSENT: &str = "SELECT count(*) FROM outbox WHERE sent_at IS NULL";
+const UNSENT: &str = "SELECT count(*) FROM outbox
+    WHERE position > (SELECT position FROM outbox_checkpoint ORDER BY id DESC LIMIT 1)";
 
 /// Waits until nothing is in flight, at most for `patience`. Returns what still is.
 pub(super) async fn wait_until_quiescent(

@@ -6,11 +6,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
 use crate::{Logs, Process, Reaper, ports, process::Spec, tools};
+
+/// What the server may store; as in deploy/nats/nats.conf.
+const STORE: &str = "10GB";
 
 /// A running nats-server.
 #[derive(Debug)]
@@ -30,13 +33,16 @@ impl NatsServer {
         logs: &Logs,
         reaper: &Reaper,
     ) -> anyhow::Result<Self> {
-        let mut arguments = vec![
-            "--addr".into(),
-            "127.0.0.1".into(),
-            "--port".into(),
-            port.to_string().into(),
-        ];
-        arguments.extend(["--jetstream".into(), "--store_dir".into(), directory.into()]);
+        // A file, since there is no argument for the limit. By itself the server takes a share of what is
+        // free, which may be less than the streams declare, although they never need it.
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        let config = directory.with_extension("conf");
+        let text = format!(
+            "host: 127.0.0.1\nport: {port}\njetstream {{ store_dir: {directory:?}, max_file_store: {STORE} }}\n"
+        );
+        std::fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+        let arguments = vec!["--config".into(), config.into()];
         let spec = Spec {
             name: "nats".to_owned(),
             program: tools::nats_server()?,

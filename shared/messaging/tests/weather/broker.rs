@@ -169,7 +169,7 @@ async fn an_event_that_cannot_be_published_does_not_hold_up_the_others() {
         fixture.stream("ORDER").await == orders
     })
     .await;
-    let set_aside = "SELECT count(*) FROM outbox WHERE set_aside_at IS NOT NULL";
+    let set_aside = "SELECT count(*) FROM outbox_set_aside";
     eventually("the event is set aside", async || {
         let set_aside = sqlx::query_scalar::<_, i64>(set_aside);
         set_aside.fetch_one(&fixture.publisher.pool).await.unwrap() == 1

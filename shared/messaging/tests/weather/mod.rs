@@ -2,6 +2,8 @@
 //! versions of a service run beside each other.
 
 mod broker;
+mod relay;
+mod retention;
 
 use std::time::Duration;
 
@@ -109,25 +111,4 @@ async fn a_consumer_never_narrows_what_a_newer_replica_subscribes_to() {
         "{filters:?}"
     );
     consumer.stop().await;
-}
-
-#[tokio::test]
-async fn what_is_older_than_its_retention_is_pruned_and_nothing_else() {
-    let fixture = Fixture::new().await;
-    let pool = &fixture.consumer.pool;
-    let day = Duration::from_secs(24 * 3600);
-    // The inbox keeps events for 8 days. The third is old, but it arrived only now.
-    for (age, received) in [(7, "7 days"), (9, "9 days"), (10, "1 hour")] {
-        let insert = "INSERT INTO inbox SELECT $1, now() - $2::text::interval";
-        let insert = sqlx::query(insert).bind(messaging::oldest_id(day * age));
-        insert.bind(received).execute(pool).await.unwrap();
-    }
-    let consumer = fixture.run_consumer();
-    let left = async || {
-        let left = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM inbox");
-        left.fetch_one(pool).await.unwrap()
-    };
-    eventually("the old row is pruned", async || left().await == 2).await;
-    consumer.stop().await;
-    assert_eq!(left().await, 2);
 }

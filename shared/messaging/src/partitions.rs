@@ -1,0 +1,320 @@
+//! Outbox and inbox are partitioned by time: what is old is dropped with its table.
+//!
+//! Dropping a partition costs the same however many rows it has, and leaves nothing behind for
+//! VACUUM. The partitions of the next days are made ahead of time. Rows that have no partition are in
+//! the default partition: those from before the first one, and events with a wrong clock. They are
+//! deleted in steps along their key.
+//!
+//! Both changes need a lock on the table for a moment. They give way to whoever uses it for longer,
+//! such as a backup, and are tried again a minute later.
+
+use std::{
+    ops::Range,
+    time::{Duration, SystemTime},
+};
+
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection, PgPool, PgTransaction};
+use time::{Date, Month, UtcOffset};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{checkpoint, topology::STREAM_MAX_AGE};
+
+const EVERY: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How many days have their partition before they begin.
+const AHEAD: u32 = 3;
+/// Rows per deletion, so that none holds many locks for long.
+const STEP: i64 = 10_000;
+/// How long a change waits for its lock; everybody else waits behind it.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
+/// PostgreSQL looks through the default partition for rows that belong to a new one.
+const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
+/// One replica at a time: any number, the same for all versions.
+const LOCK: i64 = 0x5a6a_0b0d;
+
+/// How long published events stay in an outbox: for as long as a service may be away and still get
+/// what it has missed, and for timelines.
+pub(crate) const OUTBOX_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Inboxes remember an event for longer than it can be published again and delivered.
+const INBOX_RETENTION: Duration = OUTBOX_RETENTION.saturating_add(STREAM_MAX_AGE);
+
+/// A table that is partitioned by day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Table {
+    Outbox,
+    Inbox,
+}
+
+/// Makes and drops partitions until `shutdown`. `outbox_retention` is how long published events
+/// stay; `None` keeps them without end.
+pub(crate) async fn run(
+    pool: PgPool,
+    outbox_retention: Option<Duration>,
+    shutdown: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(EVERY);
+    let mut deleted = Deleted::default();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        if let Err(error) = maintain(&pool, outbox_retention, &mut deleted).await {
+            tracing::warn!(%error,
+                "could not make or drop partitions of outbox and inbox; \
+                 the next attempt is in {EVERY:?}");
+        }
+    }
+}
+
+async fn maintain(
+    pool: &PgPool,
+    outbox_retention: Option<Duration>,
+    deleted: &mut Deleted,
+) -> sqlx::Result<()> {
+    let today = today(pool).await?;
+    let mut tables = vec![(Table::Inbox, INBOX_RETENTION)];
+    tables.extend(outbox_retention.map(|keep| (Table::Outbox, keep)));
+    for (table, keep) in tables {
+        for days in 1..=AHEAD {
+            create(pool, table, today + DAY * days).await?;
+        }
+        for (partition, day) in partitions(pool, table).await? {
+            if day + DAY + keep < today {
+                drop_partition(pool, table, &partition).await?;
+            }
+        }
+    }
+    while deleted.step_inbox(pool).await? == STEP as u64 {}
+    if let Some(keep) = outbox_retention {
+        while deleted.step_outbox(pool, keep).await? == STEP as u64 {}
+    }
+    Ok(())
+}
+
+/// The day by the database's clock.
+async fn today(pool: &PgPool) -> sqlx::Result<Date> {
+    let now = sqlx::query_scalar!(
+        r#"-- today
+        SELECT now() AS "now!""#
+    );
+    Ok(now.fetch_one(pool).await?.to_offset(UtcOffset::UTC).date())
+}
+
+impl Table {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Outbox => "outbox",
+            Self::Inbox => "inbox",
+        }
+    }
+
+    /// `outbox_20261124`.
+    fn partition(self, day: Date) -> String {
+        let (year, month, day) = day.to_calendar_date();
+        format!("{}_{year:04}{:02}{day:02}", self.name(), u8::from(month))
+    }
+
+    /// The day of a partition; `None` for the default one.
+    fn day(self, partition: &str) -> Option<Date> {
+        let digits = partition.strip_prefix(self.name())?.strip_prefix('_')?;
+        let number = |range: Range<usize>| digits.get(range)?.parse::<u16>().ok();
+        let month = Month::try_from(u8::try_from(number(4..6)?).ok()?).ok()?;
+        let day = u8::try_from(number(6..8)?).ok()?;
+        Date::from_calendar_date(number(0..4)?.into(), month, day).ok()
+    }
+
+    /// Where a day begins, as a literal of the partition's key.
+    fn bound(self, day: Date) -> String {
+        match self {
+            Self::Outbox => format!("'{day} 00:00:00+00'"),
+            Self::Inbox => {
+                let begin = day.midnight().assume_utc().unix_timestamp();
+                format!("'{}'", id_at(Duration::from_secs(begin.unsigned_abs())))
+            }
+        }
+    }
+}
+
+async fn create(pool: &PgPool, table: Table, day: Date) -> sqlx::Result<()> {
+    let (parent, partition) = (table.name(), table.partition(day));
+    let mut tx = pool.begin().await?;
+    if exists(&mut tx, &partition).await? {
+        return Ok(());
+    }
+    let (from, to) = (table.bound(day), table.bound(day + DAY));
+    let statements = format!(
+        "CREATE TABLE {partition} (LIKE {parent}_default INCLUDING ALL);
+         ALTER TABLE {parent} ATTACH PARTITION {partition} FOR VALUES FROM ({from}) TO ({to})"
+    );
+    change(tx, &partition, "made", statements).await
+}
+
+/// Drops a partition, unless somebody may still need an event in it.
+async fn drop_partition(pool: &PgPool, table: Table, partition: &str) -> sqlx::Result<()> {
+    let mut tx = pool.begin().await?;
+    if table == Table::Outbox {
+        let newest = format!("SELECT max(position) FROM {partition}");
+        let newest: Option<i64> = sqlx::query_scalar(AssertSqlSafe(newest))
+            .fetch_one(&mut *tx)
+            .await?;
+        let settled = checkpoint::oldest(&mut tx).await?.position;
+        if newest.is_some_and(|newest| newest > settled) {
+            tracing::warn!(
+                partition,
+                "a subscriber has not handled all events of a partition of the outbox; it is kept"
+            );
+            return Ok(());
+        }
+    }
+    change(tx, partition, "dropped", format!("DROP TABLE {partition}")).await
+}
+
+/// Runs `statements`, unless the tables are in use for longer than everybody else can wait, or
+/// another replica is at it.
+async fn change(
+    mut tx: PgTransaction<'_>,
+    partition: &str,
+    done: &str,
+    statements: String,
+) -> sqlx::Result<()> {
+    let limits = format!(
+        "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}",
+        LOCK_TIMEOUT.as_millis(),
+        SCAN_TIMEOUT.as_millis()
+    );
+    let changed = async {
+        tx.execute(AssertSqlSafe(limits)).await?;
+        let mine = sqlx::query_scalar!(
+            r#"-- partitions_lock
+            SELECT pg_try_advisory_xact_lock($1) AS "locked!""#,
+            LOCK
+        );
+        if !mine.fetch_one(&mut *tx).await? {
+            return Ok(());
+        }
+        tx.execute(AssertSqlSafe(statements)).await?;
+        tx.commit().await?;
+        tracing::info!(partition, "a partition was {done}");
+        Ok(())
+    };
+    match changed.await {
+        Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| gives_way(&code)) => {
+            tracing::debug!(partition, %error,
+                "a partition could not be {done}; the next attempt is in {EVERY:?}");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// A lock that is not free; a table that another replica has made or dropped meanwhile; and rows of
+/// that day in the default partition, which then keeps them.
+fn gives_way(code: &str) -> bool {
+    matches!(code, "55P03" | "42P07" | "42P01" | "23514")
+}
+
+async fn exists(tx: &mut PgConnection, table: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"-- partition_exists
+        SELECT to_regclass($1) IS NOT NULL AS "exists!""#,
+        table
+    )
+    .fetch_one(tx)
+    .await
+}
+
+/// All partitions but the default one, with their days.
+async fn partitions(pool: &PgPool, table: Table) -> sqlx::Result<Vec<(String, Date)>> {
+    let names = sqlx::query_scalar!(
+        r#"-- partitions
+        SELECT relname::text AS "name!" FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = to_regclass($1)"#,
+        table.name()
+    )
+    .fetch_all(pool)
+    .await?;
+    let days = names.into_iter();
+    let days = days.filter_map(|name| table.day(&name).map(|day| (name, day)));
+    Ok(days.collect())
+}
+
+/// What has been deleted from the default partitions. The next step begins there: a snapshot that is
+/// held for long keeps deleted rows, and a step would read all of them again.
+#[derive(Default)]
+struct Deleted {
+    outbox: i64,
+    inbox: Uuid,
+}
+
+impl Deleted {
+    async fn step_inbox(&mut self, pool: &PgPool) -> sqlx::Result<u64> {
+        let done = sqlx::query_scalar!(
+            r#"-- inbox_prune
+            DELETE FROM inbox_default WHERE event_id IN (
+                SELECT event_id FROM inbox_default
+                WHERE event_id > $1 AND event_id < $2 AND received_at < now() - make_interval(secs => $3)
+                ORDER BY event_id LIMIT $4)
+            RETURNING event_id"#,
+            self.inbox,
+            oldest_id(INBOX_RETENTION),
+            INBOX_RETENTION.as_secs_f64(),
+            STEP
+        )
+        .fetch_all(pool)
+        .await?;
+        self.inbox = done.iter().copied().max().unwrap_or(self.inbox);
+        Ok(done.len() as u64)
+    }
+
+    async fn step_outbox(&mut self, pool: &PgPool, keep: Duration) -> sqlx::Result<u64> {
+        let done = sqlx::query_scalar!(
+            r#"-- outbox_prune
+            DELETE FROM outbox_default WHERE position IN (
+                SELECT position FROM (
+                    SELECT position, recorded_at FROM outbox_default
+                    WHERE position > $1
+                      AND position <= (SELECT position FROM outbox_checkpoint ORDER BY id LIMIT 1)
+                    ORDER BY position LIMIT $3) AS oldest
+                WHERE recorded_at < now() - make_interval(secs => $2))
+            RETURNING position"#,
+            self.outbox,
+            keep.as_secs_f64(),
+            STEP
+        )
+        .fetch_all(pool)
+        .await?;
+        self.outbox = done.iter().copied().max().unwrap_or(self.outbox);
+        Ok(done.len() as u64)
+    }
+}
+
+/// The smallest UUIDv7 of a time that is `age` ago: ids below it are older.
+pub fn oldest_id(age: Duration) -> Uuid {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    id_at(now.unwrap_or_default().saturating_sub(age))
+}
+
+/// The smallest UUIDv7 of a time since 1970.
+fn id_at(time: Duration) -> Uuid {
+    let millis = u64::try_from(time.as_millis()).unwrap_or_default();
+    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_named_after_its_day() {
+        let day = Date::from_calendar_date(2026, Month::November, 5).unwrap();
+        for table in [Table::Outbox, Table::Inbox] {
+            assert_eq!(table.day(&table.partition(day)), Some(day));
+            assert_eq!(table.day(&format!("{}_default", table.name())), None);
+        }
+        assert_eq!(Table::Outbox.partition(day), "outbox_20261105");
+        assert_eq!(Table::Outbox.bound(day), "'2026-11-05 00:00:00+00'");
+        assert!(Table::Inbox.bound(day) < Table::Inbox.bound(day + DAY));
+    }
+}

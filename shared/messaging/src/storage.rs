@@ -1,0 +1,86 @@
+//! How much room the broker's streams have left.
+//!
+//! The streams of publishers never fill: they drop their oldest events. Those of dead letters refuse
+//! what does not fit, because they may hold the only copy. When they are nearly full, the events that
+//! fail next would be stuck, and new orders should wait until an operator has made room.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use async_nats::jetstream::stream::DiscardPolicy;
+use contracts::{
+    Service,
+    dead_letter::{REDRIVE, STREAM as DEAD_LETTERS},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::Participant;
+
+const EVERY: Duration = Duration::from_secs(10);
+/// The share of a stream that refuses, above which it counts as full.
+const FULL: f64 = 0.9;
+
+/// What is known of the broker's room; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Storage(Arc<AtomicBool>);
+
+impl Storage {
+    /// Whether the broker will soon refuse what it must keep.
+    pub fn is_nearly_full(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Observes until `shutdown`.
+pub(crate) async fn run(participant: Participant, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        let observed = tokio::select! {
+            observed = observe(&participant) => observed,
+            () = shutdown.cancelled() => return,
+        };
+        let Ok(is_nearly_full) = observed else {
+            // The relay and the consumers report a broker that is away.
+            continue;
+        };
+        let before = participant
+            .storage
+            .0
+            .swap(is_nearly_full, Ordering::Relaxed);
+        if is_nearly_full && !before {
+            tracing::error!(
+                "the streams of dead letters are nearly full; redrive or discard some: \
+                 an event that fails next could not be kept"
+            );
+        }
+    }
+}
+
+/// Returns whether a stream that refuses is nearly full.
+async fn observe(participant: &Participant) -> anyhow::Result<bool> {
+    let streams = Service::ALL.into_iter().filter_map(Service::stream);
+    let mut is_nearly_full = false;
+    for name in streams.chain([DEAD_LETTERS, REDRIVE]) {
+        let stream = participant.broker.jetstream.get_stream(name).await;
+        let stream = stream.with_context(|| format!("look at stream {name}"))?;
+        let info = stream.cached_info();
+        let Ok(limit @ 1..) = u64::try_from(info.config.max_bytes) else {
+            continue;
+        };
+        let share = info.state.bytes as f64 / limit as f64;
+        participant.metrics.stream_use(name, share);
+        is_nearly_full |= info.config.discard == DiscardPolicy::New && share >= FULL;
+    }
+    Ok(is_nearly_full)
+}

@@ -1,0 +1,157 @@
+//! What is old is dropped, and nothing else.
+#![expect(clippy::unwrap_used, reason = "test support")]
+
+use std::time::Duration;
+
+use contracts::OrderId;
+use sqlx::{AssertSqlSafe, PgPool};
+use uuid::Uuid;
+
+use crate::fixture::{Fixture, eventually};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+async fn partitions(pool: &PgPool, table: &str) -> Vec<String> {
+    let partitions =
+        "SELECT relname::text FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+                      WHERE inhparent = to_regclass($1) ORDER BY 1";
+    let partitions = sqlx::query_scalar(partitions).bind(table);
+    partitions.fetch_all(pool).await.unwrap()
+}
+
+/// Makes the partition of a day, as if the service had run then.
+async fn make_partition(pool: &PgPool, table: &str, days_ago: i32) -> String {
+    let bounds = "
+        WITH days AS (SELECT date_trunc('day', now(), 'utc') - make_interval(days => $2 - n) AS day, n
+                      FROM generate_series(0, 1) AS n)
+        SELECT $1 || to_char(min(day) AT TIME ZONE 'utc', '_YYYYMMDD'),
+               array_agg(CASE WHEN $1 = 'outbox' THEN day::text
+                         ELSE lpad(to_hex((extract(epoch FROM day) * 1000)::bigint), 12, '0')
+                              || repeat('0', 20) END ORDER BY n)
+        FROM days";
+    let bounds = sqlx::query_as::<_, (String, Vec<String>)>(bounds);
+    let (name, bounds) = bounds
+        .bind(table)
+        .bind(days_ago)
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    let (from, to) = (&bounds[0], &bounds[1]);
+    let create =
+        format!("CREATE TABLE {name} PARTITION OF {table} FOR VALUES FROM ('{from}') TO ('{to}')");
+    let create = sqlx::query(AssertSqlSafe(create));
+    create.execute(pool).await.unwrap();
+    name
+}
+
+/// Appends an event that was recorded some days ago.
+async fn append_old(fixture: &Fixture, days_ago: i32) {
+    let published = fixture.append_quietly(OrderId::new()).await;
+    let age =
+        "UPDATE outbox SET recorded_at = now() - make_interval(days => $2) WHERE event_id = $1";
+    let age = sqlx::query(age).bind(published.event_id.0).bind(days_ago);
+    age.execute(&fixture.publisher.pool).await.unwrap();
+}
+
+#[tokio::test]
+async fn partitions_are_made_ahead_and_dropped_when_their_events_are_old_and_handled() {
+    let fixture = Fixture::new().await;
+    let pool = &fixture.publisher.pool;
+    let old = make_partition(pool, "outbox", 10).await;
+    let recent = make_partition(pool, "outbox", 5).await;
+    let old_inbox = make_partition(pool, "inbox", 12).await;
+    append_old(&fixture, 10).await;
+    append_old(&fixture, 5).await;
+
+    // No subscriber has been there: the events are kept for it, however old.
+    let publisher = fixture.run_publisher();
+    eventually("the old partition of the inbox is dropped", async || {
+        !partitions(pool, "inbox").await.contains(&old_inbox)
+    })
+    .await;
+    eventually("partitions are made ahead", async || {
+        // The default one, those of the test, and three days.
+        partitions(pool, "outbox").await.len() == 6 && partitions(pool, "inbox").await.len() == 4
+    })
+    .await;
+    assert!(partitions(pool, "outbox").await.contains(&old));
+    fixture.declare_consumers().await;
+    let consumer = fixture.run_consumer();
+    eventually("all subscribers have handled all", async || {
+        fixture.unsettled().await == 0
+    })
+    .await;
+    publisher.stop().await;
+
+    // A backup uses the table: nothing is dropped, and nobody waits for it.
+    let mut backup = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE outbox IN ACCESS SHARE MODE")
+        .execute(&mut *backup)
+        .await
+        .unwrap();
+    let publisher = fixture.run_publisher();
+    let during = OrderId::new();
+    fixture.publish(during).await;
+    eventually("an event is applied during the backup", async || {
+        fixture.applied().await.contains(&during)
+    })
+    .await;
+    assert!(partitions(pool, "outbox").await.contains(&old));
+    publisher.stop().await;
+    backup.rollback().await.unwrap();
+
+    let publisher = fixture.run_publisher();
+    eventually("the old partition is dropped", async || {
+        !partitions(pool, "outbox").await.contains(&old)
+    })
+    .await;
+    assert!(partitions(pool, "outbox").await.contains(&recent));
+    publisher.stop().await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_older_than_its_retention_is_pruned_and_nothing_else() {
+    let fixture = Fixture::new().await;
+    let pool = &fixture.consumer.pool;
+    // The inbox keeps events for 8 days. The third is old, but it arrived only now.
+    for (age, received) in [(7, "7 days"), (9, "9 days"), (10, "1 hour")] {
+        let insert = "INSERT INTO inbox SELECT $1, now() - $2::text::interval";
+        let insert = sqlx::query(insert).bind(messaging::oldest_id(DAY * age));
+        insert.bind(received).execute(pool).await.unwrap();
+    }
+    let consumer = fixture.run_consumer();
+    let left = async || {
+        let left = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM inbox");
+        left.fetch_one(pool).await.unwrap()
+    };
+    eventually("the old row is pruned", async || left().await == 2).await;
+    consumer.stop().await;
+    assert_eq!(left().await, 2);
+}
+
+#[tokio::test]
+async fn an_event_is_applied_once_whatever_partition_its_id_belongs_to() {
+    let fixture = Fixture::new().await;
+    fixture.declare().await;
+    make_partition(&fixture.consumer.pool, "inbox", 0).await;
+    let consumer = fixture.run_consumer();
+    // Of today, of a day without a partition, and of no time at all.
+    let ids = [
+        Uuid::now_v7(),
+        messaging::oldest_id(DAY * 3),
+        Uuid::from_u128(7),
+    ];
+    let orders = ids.map(OrderId);
+    for expected in [3, 3] {
+        for order in orders {
+            fixture.publish_copy_of(order).await;
+        }
+        eventually("everything is acknowledged", async || {
+            fixture.applied().await.len() >= expected && fixture.is_idle("ORDER").await
+        })
+        .await;
+    }
+    assert_eq!(fixture.applied().await.len(), 3);
+    consumer.stop().await;
+}
