@@ -22,6 +22,9 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// the provider are no overload.
 const MANY: i64 = 64;
 
+/// How far back late orders are counted.
+const OVERDUE: Duration = Duration::from_secs(60);
+
 /// Whether new orders are admitted; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Admission {
@@ -83,9 +86,12 @@ async fn late(pool: &PgPool, left: Duration) -> sqlx::Result<i64> {
         SELECT count(*) AS "late!" FROM (
             SELECT FROM orders
             WHERE status IN ('pending', 'paid') AND deadline < now() + make_interval(secs => $1)
+              AND deadline > now() - make_interval(secs => $3)
             ORDER BY deadline LIMIT $2) AS late"#,
         left.as_secs_f64(),
-        MANY
+        MANY,
+        // Not from the beginning: see `sweep`. Orders that are overdue for longer wait for the sweep.
+        OVERDUE.as_secs_f64()
     )
     .fetch_one(pool)
     .await

@@ -51,9 +51,10 @@ pub async fn now(tx: &mut PgConnection) -> sqlx::Result<OffsetDateTime> {
 }
 
 /// Locks up to `limit` orders that are in flight after their deadline and that no other transaction has
-/// locked.
+/// locked. Only those with a deadline after `from`: see `sweep`.
 pub async fn lock_overdue(
     tx: &mut PgConnection,
+    from: OffsetDateTime,
     now: OffsetDateTime,
     limit: i64,
 ) -> sqlx::Result<HashMap<OrderId, Order>> {
@@ -62,8 +63,9 @@ pub async fn lock_overdue(
         r#"-- orders_lock_overdue
         SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<OrderLine>>",
                total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
-        FROM orders WHERE status IN ('pending', 'paid') AND deadline <= $1
-        ORDER BY deadline LIMIT $2 FOR UPDATE SKIP LOCKED"#,
+        FROM orders WHERE status IN ('pending', 'paid') AND deadline > $1 AND deadline <= $2
+        ORDER BY deadline LIMIT $3 FOR UPDATE SKIP LOCKED"#,
+        from,
         now,
         limit
     )
