@@ -42,20 +42,6 @@ async fn an_outbox_is_published_after_a_restart() {
 }
 
 #[tokio::test]
-async fn two_relays_publish_every_event_once() {
-    let fixture = Fixture::new().await;
-    let relays = [fixture.run_publisher(), fixture.run_publisher()];
-    for _ in 0..300 {
-        fixture.publish(OrderId::new()).await;
-    }
-    eventually("the outbox is empty", async || fixture.unsent().await == 0).await;
-    assert_eq!(fixture.stream("ORDER").await.len(), 300);
-    for relay in relays {
-        relay.stop().await;
-    }
-}
-
-#[tokio::test]
 async fn events_wait_for_an_unavailable_broker() {
     let mut fixture = Fixture::new().await;
     let running = fixture.run_publisher();
