@@ -25,6 +25,7 @@ use crate::{
     Participant, backoff,
     backoff::Outage,
     checkpoint::{self, Replay},
+    database,
     outbox::Recorded,
     publish::{self, Published, Sent},
     reconcile,
@@ -101,7 +102,8 @@ async fn relay(
     let timeout = SESSION_TIMEOUT.as_millis().to_string();
     let options = (*participant.pool.connect_options()).clone();
     let options = options.options([("idle_session_timeout", timeout)]);
-    let session = PgConnection::connect_with(&options).await;
+    let connect = async { Ok(PgConnection::connect_with(&options).await?) };
+    let session = database::in_time(connect).await;
     let mut session = session.context("connect to the database")?;
     let hint = format!("relay.wake.{}", participant.service);
     if !stand_by(participant, &mut session, &hint, shutdown).await? {
@@ -153,14 +155,13 @@ async fn stand_by(
     }
 }
 
-async fn try_lock(session: &mut PgConnection) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
+async fn try_lock(session: &mut PgConnection) -> anyhow::Result<bool> {
+    let lock = sqlx::query_scalar!(
         r#"-- relay_lock
         SELECT pg_try_advisory_lock($1) AS "locked!""#,
         LOCK
-    )
-    .fetch_one(session)
-    .await
+    );
+    database::in_time(async { Ok(lock.fetch_one(session).await?) }).await
 }
 
 /// A process that relays.
@@ -260,8 +261,8 @@ impl<'a> Relay<'a> {
     async fn drain(&mut self) -> anyhow::Result<()> {
         loop {
             self.reconcile_if_due().await?;
-            let rows = self.tail.read(&mut self.session, BATCH).await;
-            let rows = rows.context("read the outbox")?;
+            let read = async { Ok(self.tail.read(&mut self.session, BATCH).await?) };
+            let rows = database::in_time(read).await.context("read the outbox")?;
             let Participant {
                 broker,
                 metrics,
@@ -300,8 +301,8 @@ impl<'a> Relay<'a> {
         }
         topology::reconcile_streams(broker).await?;
         let head = self.tail.head();
-        let is_behind =
-            reconcile::reconcile(self.participant, &mut self.session, self.stream, head).await?;
+        let compare = reconcile::reconcile(self.participant, &mut self.session, self.stream, head);
+        let is_behind = database::in_time(compare).await?;
         let is_new = self
             .reconciled
             .is_some_and(|(_, connection)| connection != connections);
@@ -347,7 +348,8 @@ impl<'a> Relay<'a> {
         let position = self.tail.complete_up_to();
         if position != self.noted.position {
             let Place { event_id, sequence } = self.last;
-            checkpoint::append(&mut self.session, position, event_id, sequence)
+            let append = checkpoint::append(&mut self.session, position, event_id, sequence);
+            database::in_time(async { Ok(append.await?) })
                 .await
                 .context("note a checkpoint")?;
         }
