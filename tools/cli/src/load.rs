@@ -6,6 +6,7 @@ mod placing;
 mod sagas;
 
 use std::{
+    collections::BTreeMap,
     io::{IsTerminal as _, Write as _},
     sync::{
         Arc,
@@ -22,8 +23,8 @@ use devstack::Endpoints;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use crate::measure;
-use figures::{Figures, Latency};
+use crate::measure::{self, Usages};
+use figures::{Figures, Latency, Window};
 use sagas::Sagas;
 
 #[derive(Args, Clone, Debug)]
@@ -91,10 +92,16 @@ impl Load {
         if !self.json && std::io::stderr().is_terminal() {
             background.spawn(Arc::clone(&run).print_progress());
         }
-        let accept_latencies = Arc::clone(&run).place_all().await?;
+        let early = tokio::spawn(Arc::clone(&run).usage_after_a_tenth(endpoints.pids.clone()));
+        Arc::clone(&run).place_all().await?;
         let accept_seconds = run.began.elapsed().as_secs_f64();
-        run.wait_for_sagas().await?;
+        let ended = run.wait_for_sagas().await;
+        if ended.is_err() {
+            early.abort();
+        }
+        ended?;
         background.shutdown().await;
+        let early = early.await?;
         let processes = measure::since(&before, measure::usage(&endpoints.pids));
         let sagas = std::mem::take(&mut *run.sagas.lock());
         let saga_seconds = sagas.seconds_since(run.began);
@@ -108,10 +115,13 @@ impl Load {
             accepted_per_second: orders / accept_seconds,
             saga_seconds,
             sagas_per_second: orders / saga_seconds,
-            accept_latency_ms: Latency::from_samples(accept_latencies),
-            saga_latency_ms: Latency::from_samples(sagas.latencies),
+            accept_latency_ms: Latency::from_samples(&sagas.accepts),
+            saga_latency_ms: Latency::from_samples(&sagas.ends),
+            first: Window::first(&sagas, run.began),
+            last: Window::last(&sagas),
             cpu_ms_per_order: measure::cpu_seconds(&processes) * 1000.0 / orders,
             services_resident_mb: measure::services_resident_mb(&processes),
+            resident_mb_after_a_tenth: measure::resident_mb(&early),
             processes,
             invariants: audit::audit(endpoints, Expectations::default()).await?,
         };
@@ -124,17 +134,24 @@ impl Load {
 }
 
 impl Run {
-    /// Places all orders; returns the time that each took to be accepted.
-    async fn place_all(self: Arc<Self>) -> anyhow::Result<Vec<Duration>> {
+    async fn place_all(self: Arc<Self>) -> anyhow::Result<()> {
         let workers = self.load.concurrency.min(self.load.orders);
         let mut working: JoinSet<_> = (0..workers)
             .map(|_| placing::work(Arc::clone(&self)))
             .collect();
-        let mut latencies = Vec::new();
         while let Some(ended) = working.join_next().await {
-            latencies.extend(ended??);
+            ended??;
         }
-        Ok(latencies)
+        Ok(())
+    }
+
+    /// What the processes use when a tenth of the sagas has ended: memory that has grown since then
+    /// grows with what was handled.
+    async fn usage_after_a_tenth(self: Arc<Self>, pids: BTreeMap<String, u32>) -> Usages {
+        while self.sagas.lock().ended() < self.load.orders.div_ceil(10) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        measure::usage(&pids)
     }
 
     async fn wait_for_sagas(&self) -> anyhow::Result<()> {

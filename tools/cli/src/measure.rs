@@ -52,6 +52,12 @@ pub(crate) fn cpu_seconds(usages: &Usages) -> f64 {
     usages.values().map(|usage| usage.cpu_seconds).sum()
 }
 
+/// Resident memory by process.
+pub(crate) fn resident_mb(usages: &Usages) -> BTreeMap<String, f64> {
+    let resident = |(name, usage): (&String, &Usage)| (name.clone(), usage.resident_mb);
+    usages.iter().map(resident).collect()
+}
+
 /// The services and the gateway together, without servers and stand-ins.
 pub(crate) fn services_resident_mb(usages: &Usages) -> f64 {
     MEMBERS

@@ -1,10 +1,15 @@
 //! The figures of a run, as text and as JSON.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use audit::Report;
 use serde::Serialize;
 
+use super::sagas::{Sagas, Sample};
 use crate::measure::Usage;
 
 #[derive(Debug, Serialize)]
@@ -23,8 +28,13 @@ pub(super) struct Figures {
     pub(super) accept_latency_ms: Latency,
     /// From the response to the end of the saga.
     pub(super) saga_latency_ms: Latency,
+    /// The first and the last orders of a long run: they differ when cost grows with what was handled.
+    pub(super) first: Option<Window>,
+    pub(super) last: Option<Window>,
     /// CPU during the run, and memory, by process.
     pub(super) processes: BTreeMap<String, Usage>,
+    /// Resident memory when a tenth of the sagas had ended.
+    pub(super) resident_mb_after_a_tenth: BTreeMap<String, f64>,
     /// All processes of the system together, without this one.
     pub(super) cpu_ms_per_order: f64,
     /// The services together, after the run.
@@ -40,8 +50,66 @@ pub(super) struct Latency {
     max: f64,
 }
 
+/// Figures of a part of a run.
+#[derive(Debug, Serialize)]
+pub(super) struct Window {
+    sagas_per_second: f64,
+    accept_latency_ms: Latency,
+    saga_latency_ms: Latency,
+}
+
+/// Orders of a window; a run of fewer than two windows has none.
+const WINDOW: usize = 10_000;
+
+impl Window {
+    pub(super) fn first(sagas: &Sagas, began: Instant) -> Option<Self> {
+        Self::new(began, sagas.accepts.get(..WINDOW)?, window(&sagas.ends, 0)?)
+    }
+
+    pub(super) fn last(sagas: &Sagas) -> Option<Self> {
+        let accepts = sagas.accepts.len().checked_sub(WINDOW)?;
+        let ends = sagas.ends.len().checked_sub(WINDOW)?;
+        let before = sagas.ends.get(ends.checked_sub(1)?)?.at;
+        Self::new(
+            before,
+            sagas.accepts.get(accepts..)?,
+            window(&sagas.ends, ends)?,
+        )
+    }
+
+    fn new(began: Instant, accepts: &[Sample], ends: &[Sample]) -> Option<Self> {
+        let took = ends.last()?.at.saturating_duration_since(began);
+        Some(Self {
+            sagas_per_second: ends.len() as f64 / took.as_secs_f64(),
+            accept_latency_ms: Latency::from_samples(accepts),
+            saga_latency_ms: Latency::from_samples(ends),
+        })
+    }
+}
+
+/// The window that begins at an index, if there are two of them.
+fn window(ends: &[Sample], from: usize) -> Option<&[Sample]> {
+    (ends.len() >= 2 * WINDOW).then(|| ends.get(from..from + WINDOW))?
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            sagas_per_second,
+            accept_latency_ms: accept,
+            saga_latency_ms: saga,
+        } = self;
+        write!(
+            f,
+            "{sagas_per_second:.0} sagas/s, accept p50 {:.1} p99 {:.1} ms, saga p50 {:.1} p99 {:.1} ms",
+            accept.p50, accept.p99, saga.p50, saga.p99
+        )
+    }
+}
+
 impl Latency {
-    pub(super) fn from_samples(mut samples: Vec<Duration>) -> Self {
+    pub(super) fn from_samples(samples: &[Sample]) -> Self {
+        let mut samples: Vec<Duration> = samples.iter().map(|sample| sample.latency).collect();
         samples.sort_unstable();
         let percentile = |percent: usize| {
             let rank = (samples.len() * percent).div_ceil(100);
@@ -81,6 +149,11 @@ impl fmt::Display for Figures {
         )?;
         writeln!(f, "accept     {}", self.accept_latency_ms)?;
         writeln!(f, "saga       {}", self.saga_latency_ms)?;
+        for (name, window) in [("first", &self.first), ("last", &self.last)] {
+            if let Some(window) = window {
+                writeln!(f, "{name:<5} {WINDOW} {window}")?;
+            }
+        }
         for (name, usage) in &self.processes {
             let Usage {
                 cpu_seconds,
@@ -90,7 +163,11 @@ impl fmt::Display for Figures {
             writeln!(
                 f,
                 "  {name:<12} {cpu_seconds:>7.1} CPU s   {resident_mb:>6.0} MB resident, \
-                 peak {peak_mb:.0} MB"
+                 peak {peak_mb:.0} MB, {:.0} MB after a tenth",
+                self.resident_mb_after_a_tenth
+                    .get(name)
+                    .copied()
+                    .unwrap_or_default()
             )?;
         }
         // Without process ids nothing is known about the processes: the system runs elsewhere.
@@ -111,14 +188,46 @@ mod tests {
 
     #[test]
     fn percentiles_are_the_smallest_samples_that_cover_their_share() {
-        let samples = (1..=200).rev().map(Duration::from_millis).collect();
+        let at = Instant::now();
+        let sample = |latency| Sample { at, latency };
+        let samples: Vec<_> = (1..=200)
+            .rev()
+            .map(|millis| sample(Duration::from_millis(millis)))
+            .collect();
         let expected = Latency {
             p50: 100.0,
             p90: 180.0,
             p99: 198.0,
             max: 200.0,
         };
-        assert_eq!(Latency::from_samples(samples), expected);
-        assert_eq!(Latency::from_samples(Vec::new()).max, 0.0);
+        assert_eq!(Latency::from_samples(&samples), expected);
+        assert_eq!(Latency::from_samples(&[]).max, 0.0);
+    }
+
+    #[test]
+    fn the_first_and_the_last_orders_are_compared_in_a_long_run() {
+        let began = Instant::now();
+        let mut sagas = Sagas::default();
+        assert!(Window::first(&sagas, began).is_none() && Window::last(&sagas).is_none());
+        for nth in 1..=3 * WINDOW as u64 {
+            // Ten thousand in ten seconds, then in twenty.
+            let millis = if nth <= 20_000 { nth } else { 2 * nth - 20_000 };
+            let sample = Sample {
+                at: began + Duration::from_millis(millis),
+                latency: Duration::from_millis(nth),
+            };
+            sagas.accepts.push(sample);
+            sagas.ends.push(sample);
+        }
+        let (first, last) = (Window::first(&sagas, began), Window::last(&sagas));
+        let (first, last) = (first.unwrap(), last.unwrap());
+        assert_eq!(
+            (first.sagas_per_second, last.sagas_per_second),
+            (1000.0, 500.0)
+        );
+        assert_eq!(
+            (first.saga_latency_ms.max, last.saga_latency_ms.max),
+            (10_000.0, 30_000.0)
+        );
     }
 }

@@ -15,13 +15,12 @@ use super::Run;
 
 const MAX_ATTEMPTS: u32 = 50;
 
-/// Places orders until there are enough; returns the time that each took to be accepted.
-pub(super) async fn work(run: Arc<Run>) -> anyhow::Result<Vec<Duration>> {
-    let mut latencies = Vec::new();
+/// Places orders until there are enough.
+pub(super) async fn work(run: Arc<Run>) -> anyhow::Result<()> {
     loop {
         let number = run.next.fetch_add(1, Ordering::Relaxed);
         if number >= run.load.orders {
-            return Ok(latencies);
+            return Ok(());
         }
         // With a rate, latency counts from when the order was due: a gateway that makes the workers
         // wait must not look faster for it.
@@ -35,9 +34,9 @@ pub(super) async fn work(run: Arc<Run>) -> anyhow::Result<Vec<Duration>> {
         let from = due.unwrap_or_else(Instant::now);
         let order = place(&run).await?;
         let accepted = Instant::now();
-        run.sagas.lock().accepted(order, accepted);
+        let latency = accepted - from;
+        run.sagas.lock().accepted(order, accepted, latency);
         run.accepted.fetch_add(1, Ordering::Relaxed);
-        latencies.push(accepted - from);
     }
 }
 

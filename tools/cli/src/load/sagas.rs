@@ -18,14 +18,24 @@ pub(super) struct Sagas {
     accepted: HashMap<OrderId, Instant>,
     /// With whether the order was confirmed.
     ended: HashMap<OrderId, (Instant, bool)>,
-    pub(super) latencies: Vec<Duration>,
+    /// From the request to the response, in the order of responses.
+    pub(super) accepts: Vec<Sample>,
+    /// From the response to the end of the saga, in the order of ends.
+    pub(super) ends: Vec<Sample>,
     pub(super) confirmed: u64,
     pub(super) cancelled: u64,
-    last: Option<Instant>,
+}
+
+/// When something ended, and how long it took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sample {
+    pub(super) at: Instant,
+    pub(super) latency: Duration,
 }
 
 impl Sagas {
-    pub(super) fn accepted(&mut self, order: OrderId, at: Instant) {
+    pub(super) fn accepted(&mut self, order: OrderId, at: Instant, latency: Duration) {
+        self.accepts.push(Sample { at, latency });
         match self.ended.remove(&order) {
             Some((ended, confirmed)) => self.complete(at, ended, confirmed),
             None => drop(self.accepted.insert(order, at)),
@@ -42,8 +52,8 @@ impl Sagas {
     /// Only orders of this run get here: others end without having been accepted here.
     fn complete(&mut self, accepted: Instant, ended: Instant, confirmed: bool) {
         let latency = ended.saturating_duration_since(accepted);
-        self.latencies.push(latency);
-        self.last = self.last.max(Some(ended));
+        let at = ended.max(accepted);
+        self.ends.push(Sample { at, latency });
         match confirmed {
             true => self.confirmed += 1,
             false => self.cancelled += 1,
@@ -52,12 +62,13 @@ impl Sagas {
 
     /// How many orders were accepted and have ended.
     pub(super) fn ended(&self) -> u64 {
-        self.latencies.len() as u64
+        self.ends.len() as u64
     }
 
     pub(super) fn seconds_since(&self, began: Instant) -> f64 {
-        self.last
-            .map_or(0.0, |last| last.duration_since(began).as_secs_f64())
+        self.ends
+            .last()
+            .map_or(0.0, |last| last.at.duration_since(began).as_secs_f64())
     }
 }
 
