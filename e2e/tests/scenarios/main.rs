@@ -7,6 +7,7 @@
 //! `docker compose`.
 
 mod api;
+mod auditor;
 mod containers;
 mod documentation;
 mod faults;
@@ -83,6 +84,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
         bad_input_is_rejected_and_the_field_is_named,
         another_customer_sees_nothing,
         an_order_is_shown_even_if_parts_are_unavailable;
+    auditor [Nothing]:
+        the_auditor_finds_what_is_broken;
     settings [Nothing]:
         a_wrong_setting_stops_the_process_and_is_named;
     documentation [Nothing]:

@@ -22,8 +22,8 @@ pub struct Expectations {
     pub patience: Duration,
     /// How many dead letters there must be.
     pub dead_letters: usize,
-    /// How often each event must be in its stream: more than once only where a test has published
-    /// copies.
+    /// How often each event must be in its stream at least: more than once only where a test has
+    /// published copies.
     pub copies: usize,
 }
 
@@ -52,6 +52,8 @@ pub struct Invariant {
     pub checked: usize,
     /// One text for each of them that breaks the rule.
     pub breaches: Vec<String>,
+    /// What is unusual and breaks no rule.
+    pub notes: Vec<String>,
 }
 
 impl Report {
@@ -62,7 +64,7 @@ impl Report {
             .all(|invariant| invariant.breaches.is_empty())
     }
 
-    /// The report as text, with up to five breaches of each invariant.
+    /// The report as text, with up to five breaches and notes of each invariant.
     pub fn table(&self) -> String {
         let mut table = String::new();
         for invariant in &self.invariants {
@@ -71,6 +73,7 @@ impl Report {
                 rule,
                 checked,
                 breaches,
+                notes,
             } = invariant;
             let verdict = match breaches.len() {
                 0 => "ok".to_owned(),
@@ -83,6 +86,9 @@ impl Report {
             );
             for breach in breaches.iter().take(5) {
                 let _ = writeln!(table, "           - {breach}");
+            }
+            for note in notes.iter().take(5) {
+                let _ = writeln!(table, "           note: {note}");
             }
         }
         table
@@ -107,6 +113,7 @@ pub fn audit(
             rule: "nothing is in flight any more",
             checked: 1,
             breaches: in_flight,
+            notes: Vec::new(),
         }];
         invariants.extend(rules::check(&facts, &expectations));
         Ok(Report { invariants })

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
-use contracts::{Service, choreography::subscriptions};
+use contracts::{Service, choreography::subscriptions, dead_letter::REDRIVE};
 use tokio::time::Instant;
 
 use crate::sources::Sources;
@@ -11,8 +11,11 @@ use crate::sources::Sources;
 const OPEN_ORDERS: &str = "SELECT count(*) FROM orders WHERE status IN ('pending', 'paid')";
 const OPEN_PAYMENTS: &str =
     "SELECT count(*) FROM payments WHERE status IN ('pending', 'refunding')";
+const OPEN_MAILS: &str = "SELECT count(*) FROM notifications WHERE mail_due_at IS NOT NULL";
 const UNSENT: &str = "SELECT count(*) FROM outbox
-    WHERE position > (SELECT position FROM outbox_checkpoint ORDER BY id DESC LIMIT 1)";
+    WHERE position > (SELECT position FROM outbox_checkpoint ORDER BY id DESC LIMIT 1)
+        AND NOT EXISTS (
+            SELECT FROM outbox_set_aside AS aside WHERE aside.position = outbox.position)";
 
 /// Waits until nothing is in flight, at most for `patience`. Returns what still is.
 pub(super) async fn wait_until_quiescent(
@@ -21,12 +24,28 @@ pub(super) async fn wait_until_quiescent(
 ) -> anyhow::Result<Vec<String>> {
     let deadline = Instant::now() + patience;
     loop {
-        let in_flight = in_flight(sources).await?;
+        let in_flight = look(sources).await?;
         if in_flight.is_empty() || Instant::now() > deadline {
             return Ok(in_flight);
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// What is in flight. One look asks one part after the other, and an event may move meanwhile from a
+/// part that is yet to be asked to one that was: it must lead to work that a second look finds, or to
+/// an event, and then a stream has grown.
+async fn look(sources: &mut Sources) -> anyhow::Result<Vec<String>> {
+    let before = sources.last_sequences().await?;
+    for _ in 0..2 {
+        let found = in_flight(sources).await?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    let unchanged = before == sources.last_sequences().await?;
+    let moving = "events are being published".to_owned();
+    Ok(if unchanged { Vec::new() } else { vec![moving] })
 }
 
 async fn in_flight(sources: &mut Sources) -> anyhow::Result<Vec<String>> {
@@ -35,12 +54,19 @@ async fn in_flight(sources: &mut Sources) -> anyhow::Result<Vec<String>> {
     found.extend(orders.map(|count| format!("{count} orders")));
     let payments = count(sources, Service::Payment, OPEN_PAYMENTS).await?;
     found.extend(payments.map(|count| format!("{count} payments")));
+    let mails = count(sources, Service::Notification, OPEN_MAILS).await?;
+    found.extend(mails.map(|count| format!("{count} mails")));
     for service in Service::ALL {
         let unsent = count(sources, service, UNSENT).await?;
         found.extend(unsent.map(|count| format!("{count} unsent events of {service}")));
         for owner in Service::ALL {
-            found.extend(undelivered(sources, owner, service).await?);
+            if let Some(stream) = owner.stream()
+                && !subscriptions(service, owner).is_empty()
+            {
+                found.extend(undelivered(sources, stream, service).await?);
+            }
         }
+        found.extend(undelivered(sources, REDRIVE, service).await?);
     }
     Ok(found)
 }
@@ -57,27 +83,28 @@ async fn count(
     Ok(Some(count).filter(|count| *count > 0))
 }
 
-/// The events of `owner` that `subscriber` has not acknowledged, if there are any.
+/// The events of a stream that `subscriber` has not acknowledged, if there are any.
 async fn undelivered(
     sources: &mut Sources,
-    owner: Service,
+    stream: &str,
     subscriber: Service,
 ) -> anyhow::Result<Option<String>> {
-    let stream = match owner.stream() {
-        Some(stream) if !subscriptions(subscriber, owner).is_empty() => stream,
-        _ => return Ok(None),
+    // A broker that has lost its disk gets streams and consumers back in a moment.
+    let Ok(found) = sources.jetstream.get_stream(stream).await else {
+        return Ok(Some(format!("there is no stream {stream}")));
     };
-    let stream = sources.jetstream.get_stream(stream).await?;
-    let mut consumer: PullConsumer = stream
-        .get_consumer(subscriber.name())
-        .await
-        .map_err(anyhow::Error::from_boxed)?;
+    let consumer = found.get_consumer(subscriber.name()).await;
+    let Ok(mut consumer): Result<PullConsumer, _> = consumer else {
+        return Ok(Some(format!(
+            "there is no consumer of {subscriber} on {stream}"
+        )));
+    };
     let info = consumer.info().await?;
     let (pending, unacknowledged) = (info.num_pending, info.num_ack_pending);
     let in_flight = pending > 0 || unacknowledged > 0;
     Ok(in_flight.then(|| {
         format!(
-            "events of {owner} for {subscriber}: {pending} not delivered, \
+            "events of {stream} for {subscriber}: {pending} not delivered, \
              {unacknowledged} not acknowledged"
         )
     }))

@@ -6,7 +6,7 @@ use contracts::Subject;
 use prost::Message as _;
 use proto::order::v1::{CancelReason, OrderCancelled, OrderCreated};
 
-use super::{Histories, quantities};
+use super::{Histories, invariant, quantities};
 use crate::{
     Invariant,
     facts::{EventRow, Facts, OrderRow},
@@ -28,12 +28,12 @@ pub(super) fn terminal(facts: &Facts, histories: &Histories<'_>) -> Invariant {
             breaches.push(format!("order {id} has an illegal history: {subjects}"));
         }
     }
-    Invariant {
-        name: "terminal",
-        rule: "every order is confirmed or cancelled, by a legal path",
-        checked: facts.orders.len(),
+    invariant(
+        "terminal",
+        "every order is confirmed or cancelled, by a legal path",
+        facts.orders.len(),
         breaches,
-    }
+    )
 }
 
 fn history<'a, 'b>(histories: &'b Histories<'a>, order: &OrderRow) -> &'b [&'a EventRow] {
@@ -77,12 +77,12 @@ pub(super) fn log(facts: &Facts, histories: &Histories<'_>) -> Invariant {
             "{in_log} orders in the log, {in_table} in the table"
         ));
     }
-    Invariant {
-        name: "log",
-        rule: "folding the event log of an order gives its row",
-        checked: facts.events.len(),
+    invariant(
+        "log",
+        "folding the event log of an order gives its row",
+        facts.events.len(),
         breaches,
-    }
+    )
 }
 
 /// What both the row and the events of an order state.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
+use super::invariant;
 use crate::{
     Invariant,
     facts::{Balance, Facts, OrderRow, PaymentRow},
@@ -35,12 +36,12 @@ pub(super) fn money(facts: &Facts) -> Invariant {
     for order in balances.keys().filter(|order| !orders.contains(**order)) {
         breaches.push(format!("the provider charged for an unknown order {order}"));
     }
-    Invariant {
-        name: "money",
-        rule: "provider and payments table: captured - refunded = confirmed; never two captures",
-        checked: facts.orders.len(),
+    invariant(
+        "money",
+        "provider and payments table: captured - refunded = confirmed; never two captures",
+        facts.orders.len(),
         breaches,
-    }
+    )
 }
 
 fn check(order: &OrderRow, charged: &[&Balance], payment: Option<&PaymentRow>) -> Vec<String> {
@@ -95,21 +96,7 @@ fn check(order: &OrderRow, charged: &[&Balance], payment: Option<&PaymentRow>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn order(status: &str) -> OrderRow {
-        OrderRow {
-            order_id: Uuid::nil(),
-            customer_id: Uuid::nil(),
-            status: status.to_owned(),
-            cancel_reason: None,
-            paid: true,
-            refunded: false,
-            lines: serde_json::json!([]),
-            total_amount: 500,
-            total_currency: "EUR".to_owned(),
-            version: 1,
-        }
-    }
+    use crate::rules::fixture::order;
 
     fn balance(captured: i64, refunded: i64, captures: u32) -> Balance {
         Balance {

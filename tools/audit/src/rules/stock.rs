@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::quantities;
+use super::{invariant, quantities};
 use crate::{
     Invariant,
     facts::{Facts, ReservationRow},
@@ -36,12 +36,12 @@ pub(super) fn stock(facts: &Facts) -> Invariant {
             _ => {}
         }
     }
-    Invariant {
-        name: "stock",
-        rule: "initial = on hand + reserved; exactly the confirmed orders have a reservation",
-        checked: facts.stock.len() + facts.reservations.len(),
+    invariant(
+        "stock",
+        "initial = on hand + reserved; exactly the confirmed orders have a reservation",
+        facts.stock.len() + facts.reservations.len(),
         breaches,
-    }
+    )
 }
 
 /// Compares each product's stock with the reservations of it.

@@ -1,0 +1,114 @@
+//! Whether charges were allowed at the time.
+//!
+//! A cancelled order may have been charged: the charge was in flight, or its outcome unknown, when
+//! the cancellation came. It must be refunded then, which the rule of the money states. But it must
+//! not have been charged when payment cannot have asked for the charge in time, that is
+//! - when payment heard of the order only after the order's deadline, or
+//! - when payment heard of the cancellation before it heard of the order.
+//!
+//! The time of the capture would not do: a call is repeated with the same key until its outcome is
+//! known, also after the deadline.
+
+use std::collections::{HashMap, HashSet};
+
+use contracts::Subject;
+use uuid::Uuid;
+
+use super::{Histories, invariant};
+use crate::{Invariant, facts::Facts};
+
+/// How much the clocks of the databases of order and payment may differ.
+const CLOCKS_DIFFER_SECONDS: f64 = 1.0;
+
+pub(super) fn charges(facts: &Facts, histories: &Histories<'_>) -> Invariant {
+    let charged: HashSet<&str> = facts
+        .balances
+        .iter()
+        .filter(|balance| balance.captures > 0)
+        .map(|balance| balance.order_id.as_str())
+        .collect();
+    let mut breaches = Vec::new();
+    let mut checked = 0;
+    for order in facts
+        .orders
+        .iter()
+        .filter(|order| order.status == "cancelled")
+    {
+        let id = order.order_id;
+        if !charged.contains(id.to_string().as_str()) {
+            continue;
+        }
+        checked += 1;
+        let heard = |subject| heard(&facts.heard_by_payment, histories, id, subject);
+        // An event that the inbox has forgotten says nothing.
+        let Some(created) = heard(Subject::OrderCreated) else {
+            continue;
+        };
+        let late = created - order.deadline;
+        if late > CLOCKS_DIFFER_SECONDS {
+            breaches.push(format!(
+                "order {id} was charged, but payment heard of it {late:.1} s after its deadline"
+            ));
+        }
+        if heard(Subject::OrderCancelled).is_some_and(|cancelled| cancelled < created) {
+            breaches.push(format!(
+                "order {id} was charged, but payment heard of its cancellation first"
+            ));
+        }
+    }
+    invariant(
+        "charges",
+        "no cancelled order was charged unless payment heard of it in time",
+        checked,
+        breaches,
+    )
+}
+
+/// When payment handled an event of an order.
+fn heard(
+    times: &HashMap<Uuid, f64>,
+    histories: &Histories<'_>,
+    order: Uuid,
+    subject: Subject,
+) -> Option<f64> {
+    let mut history = histories.get(&order)?.iter();
+    let event = history.find(|event| event.subject == subject.as_str())?;
+    times.get(&event.event_id).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{facts::Balance, rules::fixture};
+
+    /// The breaches of an order with its deadline at 60 s that was charged, when payment heard of
+    /// its creation and of its cancellation at these times.
+    fn breaches(created: f64, cancelled: f64) -> usize {
+        let mut facts = fixture::refunded();
+        facts.balances.push(Balance {
+            order_id: Uuid::nil().to_string(),
+            currency: "EUR".to_owned(),
+            captured: 500,
+            refunded: 500,
+            captures: 1,
+        });
+        for (event, at) in facts.events.iter().zip([created, cancelled]) {
+            facts.heard_by_payment.insert(event.event_id, at);
+        }
+        let events = facts.events.iter().collect();
+        let histories = Histories::from([(Uuid::nil(), events)]);
+        charges(&facts, &histories).breaches.len()
+    }
+
+    #[test]
+    fn a_charge_that_was_in_flight_at_the_cancellation_holds() {
+        assert_eq!(breaches(1.0, 2.0), 0);
+        assert_eq!(breaches(59.0, 61.0), 0);
+    }
+
+    #[test]
+    fn a_charge_that_cannot_have_been_asked_for_in_time_is_a_breach() {
+        assert_eq!(breaches(90.0, 91.0), 1, "payment heard of it too late");
+        assert_eq!(breaches(3.0, 2.0), 1, "the cancellation came first");
+    }
+}
