@@ -87,7 +87,7 @@ impl Deployment {
         self.processes()?.restart_database().await
     }
 
-    fn processes(&mut self) -> anyhow::Result<&mut Stack> {
+    pub fn processes(&mut self) -> anyhow::Result<&mut Stack> {
         match self {
             Self::Processes(stack) => Ok(stack),
             Self::Containers(_) => bail!("only for processes: unset SAGACITY_TARGET"),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use devstack::test;
+use devstack::test::{self, System};
 
 use crate::{Compose, Deployment, Shop, compose::State};
 
@@ -44,7 +44,16 @@ impl Harness {
 
     /// Opens a system of processes with a PostgreSQL server of its own, which may be crashed.
     pub async fn open_with_own_database(&self, name: &str) -> anyhow::Result<Shop> {
-        let stack = test::stack_with_own_server(name).await?;
+        let system = System {
+            own_server: true,
+            ..System::default()
+        };
+        Self::open_processes(name, system).await
+    }
+
+    /// Opens a system of processes.
+    pub async fn open_processes(name: &str, system: System<'_>) -> anyhow::Result<Shop> {
+        let stack = test::stack(name, system).await?;
         Shop::new(Deployment::Processes(Box::new(stack))).await
     }
 
@@ -55,7 +64,11 @@ impl Harness {
         fresh: bool,
     ) -> anyhow::Result<Deployment> {
         let Some(target) = &self.target else {
-            let stack = test::stack(name, settings).await?;
+            let system = System {
+                settings,
+                ..System::default()
+            };
+            let stack = test::stack(name, system).await?;
             return Ok(Deployment::Processes(Box::new(stack)));
         };
         let state = Arc::clone(&self.state);

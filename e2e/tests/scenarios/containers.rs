@@ -3,10 +3,7 @@
 use anyhow::ensure;
 use e2e::Harness;
 
-use crate::{
-    Outcome, close,
-    faults::{Load, place_all_kinds},
-};
+use crate::{Outcome, close, faults::place_all_kinds, load::Load};
 
 /// `docker compose stop` while orders are in progress, then `up` twice: every order is still there
 /// and ends.

@@ -2,23 +2,22 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use audit::Expectations;
-use client::Customer;
-use contracts::{CustomerId, Service, choreography::subscriptions, header};
+use contracts::{Service, choreography::subscriptions, header};
 use devstack::services;
 use e2e::{
     Harness, Shop,
     chaos::{Message, duplicate_all, publish, reverse},
     read_stream, wait_for,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
-use tokio::{process::Command, sync::watch, task::JoinSet, time::Duration};
+use tokio::process::Command;
 use uuid::Uuid;
 
-use crate::{Outcome, close};
+use crate::{Outcome, close, load::Load};
 
 /// Places orders that end in every way.
 pub async fn place_all_kinds(shop: &Shop, count: usize) -> anyhow::Result<Vec<String>> {
@@ -42,130 +41,6 @@ pub async fn place_all_kinds(shop: &Shop, count: usize) -> anyhow::Result<Vec<St
         placed.push(id);
     }
     Ok(placed)
-}
-
-/// Orders that a customer keeps placing, four at a time, while a fault is injected. It is a
-/// customer of its own: what the API shows of it must be exactly what it was told.
-pub struct Load {
-    customer: Customer,
-    tasks: JoinSet<anyhow::Result<()>>,
-    /// Ids of the orders that were answered with 201.
-    placed: watch::Sender<Vec<String>>,
-    stop: watch::Sender<bool>,
-}
-
-impl Load {
-    pub fn start(customer: &Customer) -> Self {
-        let mut load = Self {
-            customer: customer.another(CustomerId::new()),
-            tasks: JoinSet::new(),
-            placed: watch::Sender::default(),
-            stop: watch::Sender::new(false),
-        };
-        for nth in 0..4 {
-            let (placed, stop) = (load.placed.clone(), load.stop.subscribe());
-            load.tasks
-                .spawn(place_orders(load.customer.clone(), nth, placed, stop));
-        }
-        load
-    }
-
-    /// Waits until so many more orders have been placed. A customer who cannot place an order ends
-    /// the wait at once, with the reason.
-    pub async fn advance(&mut self, orders: usize) -> anyhow::Result<()> {
-        let goal = self.placed.borrow().len() + orders;
-        let what = format!("{orders} more orders");
-        let reached = wait_for(&what, async || {
-            Ok((self.placed.borrow().len() >= goal).then_some(()))
-        });
-        tokio::select! {
-            reached = reached => reached,
-            Some(task) = self.tasks.join_next() => {
-                task??;
-                bail!("a customer stopped placing orders")
-            }
-        }
-    }
-
-    /// Stops, and accounts for every order: those that were answered with 201 are those that the
-    /// customer finds, no more and no fewer, and each of them ends.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
-        self.stop.send_replace(true);
-        while let Some(task) = self.tasks.join_next().await {
-            task??;
-        }
-        let placed = self.placed.borrow().clone();
-        let unique: BTreeSet<&String> = placed.iter().collect();
-        ensure!(unique.len() == placed.len(), "two requests got one order");
-        let found = wait_for("the customer's orders end", async || {
-            let orders = all_orders(&self.customer).await?;
-            let is_over = |(_, status): &(String, String)| {
-                matches!(status.as_str(), "confirmed" | "cancelled")
-            };
-            Ok(orders.iter().all(is_over).then_some(orders))
-        })
-        .await?;
-        let found: BTreeSet<&String> = found.iter().map(|(id, _)| id).collect();
-        let lost: Vec<_> = unique.difference(&found).collect();
-        ensure!(
-            lost.is_empty(),
-            "orders were accepted and are lost: {lost:?}"
-        );
-        let extra: Vec<_> = found.difference(&unique).collect();
-        ensure!(
-            extra.is_empty(),
-            "orders exist that nobody was told of: {extra:?}"
-        );
-        Ok(())
-    }
-}
-
-/// Id and status of all orders of a customer, page by page.
-async fn all_orders(customer: &Customer) -> anyhow::Result<Vec<(String, String)>> {
-    let mut orders = Vec::new();
-    let mut path = "/api/v1/orders?limit=100".to_owned();
-    loop {
-        let page = customer.get(&path).await?;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let items = page["orders"].as_array().context("a page has orders")?;
-        orders.extend(
-            items
-                .iter()
-                .map(|order| (text(&order["id"]), text(&order["status"]))),
-        );
-        let Some(cursor) = page["next_cursor"].as_str() else {
-            return Ok(orders);
-        };
-        path = format!("/api/v1/orders?limit=100&cursor={cursor}");
-    }
-}
-
-async fn place_orders(
-    customer: Customer,
-    nth: usize,
-    placed: watch::Sender<Vec<String>>,
-    stop: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    for order in nth.. {
-        if *stop.borrow() {
-            break;
-        }
-        let is_declined = order % 7 == 0;
-        let method = if is_declined {
-            "tok_chargeDeclined"
-        } else {
-            "tok_visa"
-        };
-        let lines = [("SKU-0001", 1), ("SKU-0500", 2)];
-        let id = customer.place(&lines, method).await?;
-        if order % 5 == 0 {
-            // The service may be down at the moment; then the order is simply not cancelled.
-            let _response = customer.cancel(&id).await;
-        }
-        placed.send_modify(|placed| placed.push(id));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
 }
 
 pub async fn every_event_delivered_twice_is_applied_once(harness: &Harness) -> Outcome {
@@ -374,7 +249,8 @@ pub async fn a_killed_service_loses_no_order(harness: &Harness) -> Outcome {
         shop.deployment.wait_until_ready(service).await?;
     }
     load.advance(4).await?;
-    load.stop().await?;
+    let account = load.stop().await?;
+    ensure!(account.repeated > 0, "no request met an outage");
     close(shop).await
 }
 
@@ -397,7 +273,6 @@ pub async fn a_killed_broker_loses_no_order(harness: &Harness) -> Outcome {
     close(shop).await
 }
 
-/// The provider fails half of the time, and is down for a while: every order ends, charged once.
 pub async fn a_broker_without_its_disk_loses_no_order(harness: &Harness) -> Outcome {
     let mut shop = harness.open("disk", &[]).await?;
     let mut load = Load::start(&shop.customer);
@@ -422,6 +297,7 @@ pub async fn a_crashed_database_loses_no_order(harness: &Harness) -> Outcome {
     close(shop).await
 }
 
+/// The provider fails half of the time, and is down for a while: every order ends, charged once.
 pub async fn a_provider_that_fails_half_the_time_charges_once(harness: &Harness) -> Outcome {
     let mut shop = harness.open("provider", &[]).await?;
     let fault = json!({ "error_rate": 0.5, "latency_ms": 20 });

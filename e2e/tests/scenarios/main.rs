@@ -5,16 +5,21 @@
 //!
 //! With `SAGACITY_TARGET=http://localhost:8080` they run one after the other in the containers of
 //! `docker compose`.
+//!
+//! `-- --ignored` runs the nightly ones instead: they take minutes, or need the programs of another
+//! commit.
 
 mod api;
 mod auditor;
 mod containers;
 mod documentation;
 mod faults;
+mod load;
 mod outbox;
 mod settings;
 mod stories;
 mod telemetry;
+mod weather;
 
 use std::{
     collections::BTreeSet,
@@ -37,6 +42,12 @@ enum Needs {
     /// Containers reach no collector of a test, and do not publish their admin listeners.
     Processes,
     Browser,
+    /// Processes, and root, who may mount a disk.
+    Mount,
+    /// Processes, and libfaketime.
+    Faketime,
+    /// Processes, and minutes: only with `--ignored`.
+    Nightly,
 }
 
 impl Needs {
@@ -46,7 +57,14 @@ impl Needs {
             Self::Containers => !harness.uses_containers(),
             Self::Processes => harness.uses_containers(),
             Self::Browser => documentation::browser().is_none(),
+            Self::Mount => harness.uses_containers() || !weather::can_mount(),
+            Self::Faketime => harness.uses_containers() || weather::faketime().is_none(),
+            Self::Nightly => harness.uses_containers(),
         }
+    }
+
+    fn is_nightly(self) -> bool {
+        matches!(self, Self::Nightly)
     }
 }
 
@@ -104,6 +122,20 @@ const SCENARIOS: &[Scenario] = scenarios! {
     faults [Processes]:
         a_broker_without_its_disk_loses_no_order,
         a_crashed_database_loses_no_order;
+    weather [Processes]:
+        a_locked_table_loses_no_order,
+        statements_that_take_too_long_lose_no_order,
+        a_rotated_password_loses_no_order,
+        a_database_that_does_not_respond_loses_no_order,
+        a_broker_that_went_back_in_time_loses_no_order,
+        deleted_streams_lose_no_order,
+        a_payment_service_that_was_away_charges_nothing_late;
+    weather [Mount]:
+        a_full_disk_loses_no_order;
+    weather [Faketime]:
+        replicas_whose_clocks_differ_cancel_nothing_early;
+    weather [Nightly]:
+        a_table_that_is_locked_for_two_minutes_loses_no_order;
     containers [Containers]:
         containers_can_be_stopped_and_started,
         replicas_share_the_work;
@@ -125,8 +157,13 @@ fn main() -> ExitCode {
         arguments.test_threads = Some(1);
     }
     let observed = Arc::new(Mutex::new(BTreeSet::new()));
-    let trials = SCENARIOS.iter().map(|scenario| {
-        let is_ignored = scenario.needs.are_missing(&harness);
+    let nightly = arguments.ignored || arguments.include_ignored;
+    let scenarios = SCENARIOS.iter().filter(|scenario| {
+        // `--ignored` selects what is nightly, not what cannot run here.
+        !nightly || !scenario.needs.are_missing(&harness)
+    });
+    let trials = scenarios.map(|scenario| {
+        let is_ignored = scenario.needs.is_nightly() || scenario.needs.are_missing(&harness);
         let (harness, observed) = (harness.clone(), Arc::clone(&observed));
         let trial = Trial::test(scenario.name, move || {
             let pairs = (scenario.run)(&harness).map_err(|error| format!("{error:#}"))?;
@@ -139,7 +176,10 @@ fn main() -> ExitCode {
         trial.with_ignored_flag(is_ignored)
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    let is_filtered = arguments.filter.is_some() || arguments.exact || !arguments.skip.is_empty();
+    let is_filtered = arguments.filter.is_some()
+        || arguments.exact
+        || arguments.ignored
+        || !arguments.skip.is_empty();
     if !is_filtered && !arguments.list && !conclusion.has_failed() {
         let observed = observed.lock().unwrap_or_else(PoisonError::into_inner);
         let missing: Vec<Pair> = expected_pairs().difference(&observed).copied().collect();

@@ -36,6 +36,14 @@ pub struct Customer {
 /// Lines of an order: SKU and quantity.
 pub type Lines<'a> = &'a [(&'a str, u32)];
 
+/// An order that was accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub id: String,
+    /// Requests before the accepted one that got an error, or no response.
+    pub failures: usize,
+}
+
 /// An HTTP client for local addresses.
 pub fn http_client() -> anyhow::Result<reqwest::Client> {
     // reqwest needs a TLS provider in the process, even where only plain HTTP is spoken.
@@ -95,20 +103,32 @@ impl Customer {
 
     /// Places an order and returns its id. Retries with the same key while the response says that
     /// a retry is safe, or does not come.
-    pub fn place<'a>(
+    pub async fn place(&self, lines: Lines<'_>, payment_method: &str) -> anyhow::Result<String> {
+        let key = Uuid::now_v7().to_string();
+        let placed = self.place_with_key(lines, payment_method, &key, PLACE_FOR);
+        Ok(placed.await?.id)
+    }
+
+    /// The same, under this key and for so long.
+    pub fn place_with_key<'a>(
         &'a self,
         lines: Lines<'a>,
         payment_method: &'a str,
-    ) -> BoxFuture<'a, anyhow::Result<String>> {
+        key: &'a str,
+        patience: Duration,
+    ) -> BoxFuture<'a, anyhow::Result<Placed>> {
         async move {
-            let key = Uuid::now_v7().to_string();
-            let deadline = Instant::now() + PLACE_FOR;
+            let deadline = Instant::now() + patience;
+            let mut failures = 0;
             loop {
-                let failure = match self.try_place(lines, payment_method, &key).await {
+                let failure = match self.try_place(lines, payment_method, key).await {
                     Ok(response) if response.status() == StatusCode::CREATED => {
                         let order: Value = response.json().await?;
                         let id = order["id"].as_str().context("the order has no id")?;
-                        return Ok(id.to_owned());
+                        return Ok(Placed {
+                            id: id.to_owned(),
+                            failures,
+                        });
                     }
                     Ok(response) => {
                         let status = response.status();
@@ -122,8 +142,9 @@ impl Customer {
                 };
                 ensure!(
                     Instant::now() < deadline,
-                    "the order was not accepted within {PLACE_FOR:?}; last failure: {failure}"
+                    "the order was not accepted within {patience:?}; last failure: {failure}"
                 );
+                failures += 1;
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

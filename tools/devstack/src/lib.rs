@@ -33,7 +33,7 @@ pub use endpoints::Endpoints;
 pub use members::{MEMBERS, Member, services, with_database};
 pub use nats::NatsServer;
 pub use ports::{MemberPorts, Ports, free_port};
-pub use postgres::{Durability, Postgres};
+pub use postgres::{Durability, Paused, Postgres};
 pub use process::{Logs, Process};
 pub use reaper::Reaper;
 pub use stack::{Options, Stack, wipe};

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use crate::{Logs, Process, Reaper, ports, process::Spec, tools};
@@ -82,14 +82,26 @@ impl Postgres {
         self.url("postgres", "postgres")
     }
 
-    /// Stops the server and closes its connections.
     /// Ends the server at once and without a checkpoint: the next start recovers from its log.
     pub async fn crash(self) -> anyhow::Result<()> {
         self.process.stop(Signal::QUIT).await
     }
 
+    /// Stops the server and closes its connections.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.process.stop(Signal::INT).await
+    }
+
+    /// Stops every process of the server with SIGSTOP: connections stay open, and nothing answers.
+    /// Only on Linux. They go on when the result is dropped.
+    pub fn pause(&mut self) -> anyhow::Result<Paused> {
+        let mut paused = Paused(Vec::new());
+        // The first one is stopped first, so that it starts no other one meanwhile.
+        paused.stop(self.process.pid())?;
+        for child in children(self.process.pid())? {
+            paused.stop(child)?;
+        }
+        Ok(paused)
     }
 
     pub fn pid(&self) -> u32 {
@@ -108,6 +120,47 @@ impl Postgres {
         }
         bail!("PostgreSQL did not answer within 30 s; its log may have the reason")
     }
+}
+
+/// A server that was paused. Dropping this resumes it.
+#[derive(Debug)]
+pub struct Paused(Vec<Pid>);
+
+impl Paused {
+    fn stop(&mut self, pid: u32) -> anyhow::Result<()> {
+        let pid = Pid::from_raw(i32::try_from(pid)?).context("a process id is positive")?;
+        // A connection may have ended since the list was made.
+        if kill_process(pid, Signal::STOP).is_ok() {
+            self.0.push(pid);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ended_meanwhile = kill_process(*pid, Signal::CONT);
+        }
+    }
+}
+
+/// The processes that `parent` has started (man 5 proc).
+fn children(parent: u32) -> anyhow::Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for entry in std::fs::read_dir("/proc").context("list the processes of this machine")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        // PID (PROGRAM) STATE PARENT ...; a process may end while it is looked at.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after_program = stat.rsplit_once(')').map(|(_, rest)| rest);
+        let found = after_program.and_then(|rest| rest.split_whitespace().nth(1));
+        if found.is_some_and(|found| found == parent.to_string()) {
+            children.push(pid);
+        }
+    }
+    Ok(children)
 }
 
 async fn initialize(

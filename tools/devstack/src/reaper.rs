@@ -17,8 +17,9 @@ use parking_lot::Mutex;
 #[derive(Clone, Debug)]
 pub struct Reaper(Arc<Mutex<ChildStdin>>);
 
-/// Reads `add PID SIGNAL`, `del PID` and `dir PATH`. At the end of the pipe it sends the signals,
-/// waits for up to three seconds, kills what is left and removes the directories.
+/// Reads `add PID SIGNAL`, `del PID` and `dir PATH`. At the end of the pipe it resumes what a test
+/// has paused, sends the signals, waits for up to three seconds, kills what is left and removes the
+/// directories.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
 pids=' '
@@ -29,7 +30,11 @@ while read -r what first second; do
         dir) set -- "$@" "$first" ;;
     esac
 done
-for each in $pids; do kill -s "${each#*:}" "${each%%:*}"; done
+for each in $pids; do
+    pid=${each%%:*}
+    kill -s CONT "$pid" $(ps -o pid= --ppid "$pid")
+    kill -s "${each#*:}" "$pid"
+done
 for tenth in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
     alive=''
     for each in $pids; do kill -0 "${each%%:*}" && alive=yes; done

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use crate::{
     Durability, Endpoints, Logs, MEMBERS, NatsServer, Ports, Postgres, Process, Reaper,
-    endpoints::local_url, members, ports, postgres, process::Spec, services,
+    endpoints::local_url, free_port, members, ports, postgres, process::Spec, services,
 };
 
 /// What to start, and where.
@@ -46,6 +46,8 @@ pub struct Stack {
     postgres: Option<Postgres>,
     nats: Option<NatsServer>,
     running: BTreeMap<&'static str, Process>,
+    /// Beside the processes above: service and process.
+    replicas: Vec<(&'static str, Process)>,
     ready_after: BTreeMap<&'static str, Duration>,
     endpoints: Endpoints,
 }
@@ -98,6 +100,66 @@ impl Stack {
         self.take(service)?.stop(Signal::TERM).await
     }
 
+    /// Starts one more process of a service, on ports of its own, and waits until it is ready.
+    /// `settings` are (name, value). The other services do not call it: it shares the events and
+    /// the periodic work.
+    pub fn add_replica<'a>(
+        &'a mut self,
+        service: &'static str,
+        settings: &'a [(&'a str, &'a str)],
+    ) -> BoxFuture<'a, anyhow::Result<()>> {
+        async move {
+            let mut spec = self.spec(service)?;
+            let admin = free_port()?;
+            let listen = [
+                ("LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
+                ("ADMIN_LISTEN".to_owned(), format!("127.0.0.1:{admin}")),
+            ];
+            let settings = settings.iter();
+            let settings = settings.map(|(name, value)| (name.to_string(), value.to_string()));
+            spec.environment.extend(listen.into_iter().chain(settings));
+            spec.name = format!("{service}-replica");
+            let mut process = Process::start(&spec, &self.options.logs, &self.reaper)?;
+            process.wait_until_ready(&local_url(admin)).await?;
+            self.replicas.push((service, process));
+            Ok(())
+        }
+        .boxed()
+    }
+
+    /// Stops the added processes of a service with SIGTERM.
+    pub async fn stop_replicas(&mut self, service: &str) -> anyhow::Result<()> {
+        let replicas = self.replicas.extract_if(.., |(name, _)| *name == service);
+        for (_, process) in replicas.collect::<Vec<_>>() {
+            process.stop(Signal::TERM).await?;
+        }
+        Ok(())
+    }
+
+    /// Changes a setting of a service, from its next start on.
+    pub fn set(&mut self, service: &str, name: &str, value: &str) {
+        let settings = &mut self.options.settings;
+        settings.retain(|(owner, other, _)| owner != service || other != name);
+        settings.push((service.to_owned(), name.to_owned(), value.to_owned()));
+    }
+
+    /// The directory of the programs that are started from now on.
+    pub fn use_programs(&mut self, directory: &Path) {
+        directory.clone_into(&mut self.options.programs);
+    }
+
+    /// Changes the URL with which a service, from its next start on, and tests enter its database.
+    pub fn use_database(&mut self, service: &str, url: &str) {
+        let databases = &mut self.endpoints.databases;
+        databases.insert(service.to_owned(), url.to_owned());
+    }
+
+    /// The private PostgreSQL server.
+    pub fn postgres(&mut self) -> anyhow::Result<&mut Postgres> {
+        let postgres = self.postgres.as_mut();
+        postgres.context("the database is not a private one")
+    }
+
     fn take(&mut self, service: &str) -> anyhow::Result<Process> {
         let process = self.running.remove(service);
         process.with_context(|| format!("{service} is not running"))
@@ -133,7 +195,12 @@ impl Stack {
 
     /// The first service that has ended by itself, with its exit status.
     pub fn ended(&mut self) -> Option<String> {
-        self.running.iter_mut().find_map(|(name, process)| {
+        let running = self.running.iter_mut();
+        let running = running.map(|(name, process)| (*name, process));
+        let replicas = self.replicas.iter_mut();
+        let replicas = replicas.map(|(name, process)| (*name, process));
+        let mut all = running.chain(replicas);
+        all.find_map(|(name, process)| {
             let status = process.exit_status()?;
             Some(format!("{name} ended with {status}"))
         })
@@ -223,6 +290,7 @@ async fn start(options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
         postgres,
         nats,
         running: BTreeMap::new(),
+        replicas: Vec::new(),
         ready_after: BTreeMap::new(),
         endpoints,
     };
@@ -262,6 +330,9 @@ fn admin_urls(ports: &Ports) -> anyhow::Result<BTreeMap<String, String>> {
 async fn stop(mut stack: Stack) -> anyhow::Result<()> {
     // A failure to stop one process must not leave the others running.
     let mut failures = Vec::new();
+    for (_, replica) in stack.replicas {
+        failures.extend(replica.stop(Signal::TERM).await.err());
+    }
     for service in services().rev() {
         if let Some(process) = stack.running.remove(service) {
             failures.extend(process.stop(Signal::TERM).await.err());

@@ -93,38 +93,38 @@ pub async fn broker_environment() -> anyhow::Result<(Logs, Reaper)> {
     Ok((logs("broker"), shared().await?.reaper.clone()))
 }
 
-/// The whole system, with a broker and databases of its own. `settings` are (service, name,
-/// value).
-pub fn stack<'a>(
-    name: &'a str,
-    settings: &'a [(&'a str, &'a str, &'a str)],
-) -> BoxFuture<'a, anyhow::Result<Stack>> {
-    async move {
-        let server = shared().await?.postgres.admin_url();
-        start_stack(name, settings, Some(server)).await
-    }
-    .boxed()
+/// The whole system of one test, with a broker and databases of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct System<'a> {
+    /// (service, name, value).
+    pub settings: &'a [(&'a str, &'a str, &'a str)],
+    /// Whether it has a PostgreSQL server of its own, which may be crashed.
+    pub own_server: bool,
+    /// The directory of its programs; those of this workspace when `None`.
+    pub programs: Option<&'a Path>,
 }
 
-/// The whole system, with a PostgreSQL server of its own.
-pub fn stack_with_own_server(name: &str) -> BoxFuture<'_, anyhow::Result<Stack>> {
-    start_stack(name, &[], None)
-}
-
-fn start_stack<'a>(
-    name: &'a str,
-    settings: &'a [(&'a str, &'a str, &'a str)],
-    database: Option<String>,
-) -> BoxFuture<'a, anyhow::Result<Stack>> {
+/// Starts a system. `name` is part of the names of its logs.
+pub fn stack<'a>(name: &'a str, system: System<'a>) -> BoxFuture<'a, anyhow::Result<Stack>> {
     async move {
         let shared = shared().await?;
+        let System {
+            settings,
+            own_server,
+            programs: directory,
+        } = system;
+        let server = || shared.postgres.admin_url();
+        let database = (!own_server).then(server);
         let id = Uuid::now_v7().simple().to_string();
         let settings = settings.iter().map(|(service, name, value)| {
             (service.to_string(), name.to_string(), value.to_string())
         });
         let options = Options {
             state: shared.directory.path().join(&id),
-            programs: programs().await?,
+            programs: match directory {
+                Some(directory) => directory.to_owned(),
+                None => programs().await?,
+            },
             ports: Ports::free()?,
             durability: Durability::Ephemeral,
             database,
