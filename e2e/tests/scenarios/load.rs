@@ -122,7 +122,7 @@ impl Load {
 }
 
 /// Id and status of all orders of a customer, page by page.
-async fn all_orders(customer: &Customer) -> anyhow::Result<Vec<(String, String)>> {
+pub async fn all_orders(customer: &Customer) -> anyhow::Result<Vec<(String, String)>> {
     let mut orders = Vec::new();
     let mut path = "/api/v1/orders?limit=100".to_owned();
     loop {

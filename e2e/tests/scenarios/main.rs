@@ -11,11 +11,13 @@
 
 mod api;
 mod auditor;
+mod builds;
 mod containers;
 mod documentation;
 mod faults;
 mod load;
 mod outbox;
+mod overload;
 mod settings;
 mod stories;
 mod telemetry;
@@ -48,6 +50,8 @@ enum Needs {
     Faketime,
     /// Processes, and minutes: only with `--ignored`.
     Nightly,
+    /// Processes, and the programs of another commit: only with `--ignored`.
+    Previous,
 }
 
 impl Needs {
@@ -60,11 +64,12 @@ impl Needs {
             Self::Mount => harness.uses_containers() || !weather::can_mount(),
             Self::Faketime => harness.uses_containers() || weather::faketime().is_none(),
             Self::Nightly => harness.uses_containers(),
+            Self::Previous => harness.uses_containers() || builds::previous().is_none(),
         }
     }
 
     fn is_nightly(self) -> bool {
-        matches!(self, Self::Nightly)
+        matches!(self, Self::Nightly | Self::Previous)
     }
 }
 
@@ -134,6 +139,13 @@ const SCENARIOS: &[Scenario] = scenarios! {
         a_full_disk_loses_no_order;
     weather [Faketime]:
         replicas_whose_clocks_differ_cancel_nothing_early;
+    overload [Processes]:
+        an_overload_is_refused_and_every_accepted_order_ends;
+    overload [Nightly]:
+        a_slow_provider_at_200_orders_a_second,
+        three_times_the_sustainable_rate;
+    builds [Previous]:
+        two_builds_beside_each_other_lose_no_order;
     weather [Nightly]:
         a_table_that_is_locked_for_two_minutes_loses_no_order;
     containers [Containers]:

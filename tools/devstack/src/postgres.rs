@@ -236,6 +236,9 @@ pub(crate) async fn create_database(
     let mut admin = PgConnection::connect(admin_url)
         .await
         .context("connect as administrator")?;
+    // One after the other: several systems that start on one server create the same roles. The lock
+    // is released with the connection.
+    admin.execute("SELECT pg_advisory_lock(1)").await?;
     let exists: bool =
         sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)")
             .bind(role)
@@ -243,16 +246,10 @@ pub(crate) async fn create_database(
             .await?;
     if !exists {
         let create = format!("CREATE ROLE \"{role}\" LOGIN PASSWORD '{PASSWORD}'");
-        // Another test process may have created the role since: unique violation or duplicate.
-        if let Err(error) = admin.execute(AssertSqlSafe(create)).await {
-            let code = error
-                .as_database_error()
-                .and_then(|error| error.code().map(|code| code.into_owned()));
-            ensure!(
-                matches!(code.as_deref(), Some("42710" | "23505")),
-                "create role {role}: {error}"
-            );
-        }
+        admin
+            .execute(AssertSqlSafe(create))
+            .await
+            .with_context(|| format!("create the role {role}"))?;
     }
     let exists: bool =
         sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
@@ -271,7 +268,7 @@ pub(crate) async fn create_database(
             )))
             .await?;
     }
-    Ok(())
+    Ok(admin.close().await?)
 }
 
 /// The URL of `database` for `role` on the server of `admin_url`.
