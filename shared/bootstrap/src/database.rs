@@ -76,14 +76,18 @@ async fn migrate(pool: &PgPool, migrator: &Migrator) -> anyhow::Result<()> {
     Ok(notified.await?)
 }
 
-/// Another replica migrates, or a transaction uses the table.
+/// Another replica migrates, or a transaction uses the table (lock_not_available, deadlock_detected).
 fn is_locked_out(error: &MigrateError) -> bool {
     let error = match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
         _ => return false,
     };
     let database = error.as_database_error();
-    database.is_some_and(|error| error.code().is_some_and(|code| code == "55P03"))
+    database.is_some_and(|error| {
+        error
+            .code()
+            .is_some_and(|code| code == "55P03" || code == "40P01")
+    })
 }
 
 fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {

@@ -4,6 +4,9 @@
 -- The version before this one still works: names and columns stay. It publishes rows whose sent_at is null, so that this
 -- version fills sent_at in when it appends. After a roll-back the version before does not publish everything again.
 
+-- In the order in which a transaction of a service comes to them, so that neither waits for the other.
+LOCK TABLE inbox, outbox IN ACCESS EXCLUSIVE MODE;
+
 -- An identity column cannot belong to a partitioned table in all supported versions of PostgreSQL; a sequence can.
 ALTER TABLE outbox ALTER COLUMN position DROP IDENTITY;
 CREATE SEQUENCE outbox_position;
