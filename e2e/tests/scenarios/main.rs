@@ -18,6 +18,7 @@ mod faults;
 mod load;
 mod outbox;
 mod overload;
+mod recovery;
 mod settings;
 mod stories;
 mod telemetry;
@@ -144,6 +145,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
     overload [Nightly]:
         a_slow_provider_at_200_orders_a_second,
         three_times_the_sustainable_rate;
+    recovery [Nightly]:
+        recovery_from_each_fault;
     builds [Previous]:
         two_builds_beside_each_other_lose_no_order;
     weather [Nightly]:

@@ -143,15 +143,15 @@ async fn overload(harness: &Harness, name: &str, rate: f64) -> Outcome {
 
 /// What the customer was told.
 #[derive(Debug, Default)]
-struct Requests {
+pub struct Requests {
     accepted: BTreeSet<String>,
     /// Responses by status, and requests without a response.
-    responses: BTreeMap<String, usize>,
+    pub responses: BTreeMap<String, usize>,
     latencies: Vec<Duration>,
 }
 
 /// Offers orders at a rate, whatever becomes of them, each once; returns how many.
-async fn offer(
+pub async fn offer(
     customer: &Customer,
     rate: f64,
     time: Duration,
@@ -204,7 +204,7 @@ impl Requests {
 
 /// Every order that was accepted exists and ends, and no other exists but for requests whose outcome
 /// the customer does not know.
-async fn account(customer: &Customer, requests: &Requests) -> anyhow::Result<()> {
+pub async fn account(customer: &Customer, requests: &Requests) -> anyhow::Result<()> {
     let found = wait_for("all orders end", async || {
         let orders = all_orders(customer).await?;
         let is_over =
@@ -259,7 +259,7 @@ async fn confirmed_after(shop: &Shop, customer: CustomerId) -> anyhow::Result<St
     Ok(percentiles(times.map(Duration::from_secs_f64).collect()))
 }
 
-fn percentiles(mut samples: Vec<Duration>) -> String {
+pub fn percentiles(mut samples: Vec<Duration>) -> String {
     samples.sort_unstable();
     let percentile = |percent: usize| {
         let rank = (samples.len() * percent).div_ceil(100);
