@@ -62,9 +62,9 @@ async fn roll(shop: &mut Shop, load: &mut Load, programs: &Path) -> anyhow::Resu
 /// A directory with the services of another commit. The stand-in for the provider is today's: it is
 /// no part of the system.
 async fn programs_of(previous: &str, today: &Path) -> anyhow::Result<PathBuf> {
-    let given = Path::new(previous);
+    let given = devstack::workspace().join(previous);
     let built = match given.join("order").is_file() {
-        true => std::path::absolute(given)?,
+        true => given,
         false => build(previous).await?,
     };
     let mixed = target().join("mixed");
