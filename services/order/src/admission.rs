@@ -90,7 +90,7 @@ async fn late(pool: &PgPool, left: Duration) -> sqlx::Result<i64> {
             ORDER BY deadline LIMIT $2) AS late"#,
         left.as_secs_f64(),
         MANY,
-        // Not from the beginning: see `sweep`. Orders that are overdue for longer wait for the sweep.
+        // Not from the beginning: see `Lookback`. Orders that are overdue for longer wait for the sweep.
         OVERDUE.as_secs_f64()
     )
     .fetch_one(pool)

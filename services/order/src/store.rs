@@ -51,7 +51,8 @@ pub async fn now(tx: &mut PgConnection) -> sqlx::Result<OffsetDateTime> {
 }
 
 /// Locks up to `limit` orders that are in flight after their deadline and that no other transaction has
-/// locked. Only those with a deadline after `from`: see `sweep`.
+/// locked. Only those with a deadline after `from`: see
+/// [`Lookback`](messaging::Lookback).
 pub async fn lock_overdue(
     tx: &mut PgConnection,
     from: OffsetDateTime,
