@@ -1,41 +1,41 @@
 //! The HTTP API: Stripe's paths and form encoding, and `/sandbox` for tests and audits.
 
-use std::sync::Arc;
-
 use axum::{
     Form, Json, Router,
-    body::Bytes,
     extract::{Path, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
-use parking_lot::Mutex;
+use time::OffsetDateTime;
 
 use crate::{
-    charges,
+    charges::{self, success},
     faults::{Fault, Faults},
-    idempotency::once,
+    idempotency::{KeysInUse, once},
     journal::Journal,
-    ledger::{Intent, Ledger, Parameters, StoredResponse},
-    response,
+    ledger::{Balance, Parameters, StoredResponse},
+    queries, response,
+    tables::Tables,
 };
 
 /// What all requests share; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Sandbox {
-    pub(crate) ledger: Arc<Mutex<Ledger>>,
     pub(crate) journal: Journal,
+    pub(crate) keys_in_use: KeysInUse,
     pub(crate) faults: Faults,
 }
 
 pub(crate) fn routes(sandbox: Sandbox) -> Router {
+    let intents = post(create_intent).get(queries::list_intents);
+    let refunds = post(create_refund).get(queries::list_refunds);
     Router::new()
-        .route("/v1/payment_intents", post(create_intent))
-        .route("/v1/payment_intents/{id}", get(get_intent))
-        .route("/v1/refunds", post(create_refund))
-        .route("/v1/refunds/{id}", get(get_refund))
-        .route("/sandbox/ledger", get(list_balances))
+        .route("/v1/payment_intents", intents)
+        .route("/v1/payment_intents/{id}", get(queries::get_intent))
+        .route("/v1/refunds", refunds)
+        .route("/v1/refunds/{id}", get(queries::get_refund))
+        .route("/sandbox/ledger", get(queries::list_balances))
         .route("/sandbox/faults", get(list_faults).delete(clear_faults))
         .route("/sandbox/faults/{name}", put(set_fault))
         .with_state(sandbox)
@@ -48,19 +48,37 @@ async fn create_intent(
 ) -> Response {
     let fault = sandbox.faults.get(charges::token(&parameters));
     if fault.inject().await {
-        return response::injected_fault();
+        return response::injected_fault().into_response();
     }
     if let Some(unauthorized) = response::unauthorized(&headers) {
         return unauthorized;
     }
-    let response = once(&sandbox, &headers, &parameters, |_| {
-        charges::charge(&parameters)
-    })
-    .await;
-    if !response.headers().contains_key(response::REPLAYED) {
+    let (response, is_new) = once(&sandbox, &headers, parameters, fault, charge).await;
+    if is_new {
         fault.stall().await;
     }
     response
+}
+
+fn charge(
+    tables: &mut Tables<'_>,
+    parameters: &Parameters,
+    _fault: &Fault,
+) -> anyhow::Result<StoredResponse> {
+    let intent = match charges::charge(parameters) {
+        Ok(intent) => intent,
+        Err(invalid) => return Ok(invalid),
+    };
+    tables.put_intent(&intent)?;
+    if intent.is_captured() {
+        let capture = Balance {
+            captured: intent.amount,
+            captures: 1,
+            ..Balance::default()
+        };
+        tables.add(&intent, capture)?;
+    }
+    Ok(charges::charged(&intent))
 }
 
 async fn create_refund(
@@ -68,60 +86,41 @@ async fn create_refund(
     headers: HeaderMap,
     Form(parameters): Form<Parameters>,
 ) -> Response {
-    if sandbox.faults.get("refund").inject().await {
-        return response::injected_fault();
+    let fault = sandbox.faults.get("refund");
+    if fault.inject().await {
+        return response::injected_fault().into_response();
     }
     if let Some(unauthorized) = response::unauthorized(&headers) {
         return unauthorized;
     }
-    once(&sandbox, &headers, &parameters, |ledger| {
-        charges::refund(ledger, &parameters)
-    })
-    .await
+    once(&sandbox, &headers, parameters, fault, refund).await.0
 }
 
-async fn get_intent(
-    State(sandbox): State<Sandbox>,
-    headers: HeaderMap,
-    Path(id): Path<String>,
-) -> Response {
-    if let Some(unauthorized) = response::unauthorized(&headers) {
-        return unauthorized;
-    }
-    match sandbox.ledger.lock().intents.get(&id).map(Intent::body) {
-        Some(body) => StoredResponse { status: 200, body }.into_response(),
-        None => response::not_found("payment_intent", &id),
-    }
-}
-
-async fn get_refund(
-    State(sandbox): State<Sandbox>,
-    headers: HeaderMap,
-    Path(id): Path<String>,
-) -> Response {
-    if let Some(unauthorized) = response::unauthorized(&headers) {
-        return unauthorized;
-    }
-    let ledger = sandbox.ledger.lock();
-    let Some(refund) = ledger.refunds.get(&id) else {
-        return response::not_found("refund", &id);
+fn refund(
+    tables: &mut Tables<'_>,
+    parameters: &Parameters,
+    fault: &Fault,
+) -> anyhow::Result<StoredResponse> {
+    let now = OffsetDateTime::now_utc();
+    let id = parameters.get("payment_intent").map_or("", String::as_str);
+    let intent = tables.intent(id)?;
+    let refund = charges::refund(intent.as_ref(), parameters, fault, now);
+    let (mut intent, refund) = match (intent, refund) {
+        (Some(intent), Ok(refund)) => (intent, refund),
+        (_, Err(invalid)) => return Ok(invalid),
+        (None, Ok(_)) => anyhow::bail!("a refund of nothing"),
     };
-    let intent = ledger.intents.get(&refund.intent);
-    let body = refund.body(intent.map_or("", |intent| &intent.currency));
-    StoredResponse { status: 200, body }.into_response()
-}
-
-/// One JSON object per line and order, so that an auditor can read a million orders line by line.
-async fn list_balances(State(sandbox): State<Sandbox>) -> Response {
-    let balances = sandbox.ledger.lock().balances();
-    let mut lines = Vec::with_capacity(balances.len() * 128);
-    for balance in &balances {
-        if serde_json::to_writer(&mut lines, balance).is_ok() {
-            lines.push(b'\n');
-        }
+    if !refund.fails {
+        let part = Balance {
+            refunded: refund.amount,
+            ..Balance::default()
+        };
+        tables.add(&intent, part)?;
     }
-    let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
-    (content_type, Bytes::from(lines)).into_response()
+    let response = success(refund.body(&intent, now));
+    intent.refunds.push(refund);
+    tables.put_intent(&intent)?;
+    Ok(response)
 }
 
 async fn list_faults(State(sandbox): State<Sandbox>) -> impl IntoResponse {

@@ -1,13 +1,15 @@
-//! Charges and refunds: from parameters to a response and the records that belong to it.
+//! Charges and refunds: from parameters to a response and what it leaves in the ledger. Pure.
+
+use std::collections::BTreeMap;
 
 use serde_json::json;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use crate::ledger::{Intent, Ledger, Parameters, Record, Refund, StoredResponse};
-
-/// A response, and the changes that must be durable before it is sent.
-pub(crate) type Outcome = (StoredResponse, Vec<Record>);
+use crate::{
+    faults::Fault,
+    ledger::{Intent, Parameters, Refund, StoredResponse, milliseconds},
+};
 
 pub(crate) fn token(parameters: &Parameters) -> &str {
     let given = parameters
@@ -16,88 +18,111 @@ pub(crate) fn token(parameters: &Parameters) -> &str {
     given.map_or("", String::as_str)
 }
 
-pub(crate) fn charge(parameters: &Parameters) -> Outcome {
+/// The intent that a request asks for; an error response when it is invalid.
+pub(crate) fn charge(parameters: &Parameters) -> Result<Intent, StoredResponse> {
     let get = |name: &str| parameters.get(name).map_or("", String::as_str);
     let amount = match get("amount").parse::<i64>() {
         Ok(amount) if amount > 0 => amount,
         _ => {
             let message = "This value must be greater than or equal to 1.";
-            return invalid("amount", "parameter_invalid_integer", message);
+            return Err(invalid("amount", "parameter_invalid_integer", message));
         }
     };
     if get("currency").len() != 3 {
         let message = "Invalid currency: expected a three-letter ISO code.";
-        return invalid("currency", "invalid_currency", message);
+        return Err(invalid("currency", "invalid_currency", message));
     }
     if get("confirm") != "true" {
         let message = "The sandbox only creates intents with confirm=true.";
-        return invalid("confirm", "parameter_missing", message);
+        return Err(invalid("confirm", "parameter_missing", message));
     }
     let token = token(parameters);
     let Some(card) = Card::from_token(token) else {
         let message = format!("No such token: '{token}'");
         let parameter = "payment_method_data[card][token]";
-        return invalid(parameter, "resource_missing", &message);
+        return Err(invalid(parameter, "resource_missing", &message));
     };
-    let decline_code = match card {
-        Card::Accepted => None,
-        Card::Declined(code) => Some(code.to_owned()),
-    };
-    let intent = Intent {
-        id: format!("pi_{}", Uuid::now_v7().simple()),
+    // The id and `created` are of the same time: lists select by the id.
+    let id = Uuid::now_v7();
+    let created = id.get_timestamp().map(|created| created.to_unix().0);
+    Ok(Intent {
+        id: format!("pi_{}", id.simple()),
         amount,
         currency: get("currency").to_lowercase(),
-        order_id: get("metadata[order_id]").to_owned(),
-        captured: decline_code.is_none(),
-        decline_code,
-        refunded: 0,
-        created: now(),
-    };
-    let response = match &intent.decline_code {
-        None => success(intent.body()),
-        Some(code) => declined(code, &intent),
-    };
-    (response, vec![Record::Intent(intent)])
+        metadata: metadata(parameters),
+        decline_code: match card {
+            Card::Accepted => None,
+            Card::Declined(code) => Some(code.to_owned()),
+        },
+        refunds: Vec::new(),
+        created: created.unwrap_or_default().cast_signed(),
+    })
 }
 
-pub(crate) fn refund(ledger: &Ledger, parameters: &Parameters) -> Outcome {
-    let id = parameters.get("payment_intent").map_or("", String::as_str);
-    let Some(intent) = ledger.intents.get(id) else {
+fn metadata(parameters: &Parameters) -> BTreeMap<String, String> {
+    let entries = parameters.iter().filter_map(|(name, value)| {
+        let name = name.strip_prefix("metadata[")?.strip_suffix(']')?;
+        Some((name.to_owned(), value.clone()))
+    });
+    entries.collect()
+}
+
+/// The response to a charge that was executed.
+pub(crate) fn charged(intent: &Intent) -> StoredResponse {
+    let Some(code) = &intent.decline_code else {
+        return success(intent.body());
+    };
+    let body = json!({ "error": {
+        "type": "card_error",
+        "code": "card_declined",
+        "decline_code": code,
+        "message": "Your card was declined.",
+        "payment_intent": intent.body(),
+    }});
+    StoredResponse { status: 402, body }
+}
+
+/// The refund of an intent that a request asks for; an error response when it is impossible.
+pub(crate) fn refund(
+    intent: Option<&Intent>,
+    parameters: &Parameters,
+    fault: &Fault,
+    now: OffsetDateTime,
+) -> Result<Refund, StoredResponse> {
+    let Some(intent) = intent else {
+        let id = parameters.get("payment_intent").map_or("", String::as_str);
         let message = format!("No such payment_intent: '{id}'");
-        return invalid("payment_intent", "resource_missing", &message);
+        return Err(invalid("payment_intent", "resource_missing", &message));
     };
-    let left = match intent.captured {
-        true => intent.amount - intent.refunded,
-        false => 0,
-    };
+    let left = intent.refundable(now);
     let amount = match parameters.get("amount").map(|text| text.parse::<i64>()) {
         None => left,
         Some(Ok(amount)) => amount,
-        Some(Err(_)) => return invalid("amount", "parameter_invalid_integer", "Invalid integer."),
+        Some(Err(_)) => {
+            let message = "Invalid integer.";
+            return Err(invalid("amount", "parameter_invalid_integer", message));
+        }
     };
     if left == 0 {
         let message = "Nothing is left to refund.";
-        return invalid("payment_intent", "charge_already_refunded", message);
+        return Err(invalid(
+            "payment_intent",
+            "charge_already_refunded",
+            message,
+        ));
     }
     if amount <= 0 || amount > left {
         let message = "Refund amount is greater than what is left.";
-        return invalid("amount", "amount_too_large", message);
+        return Err(invalid("amount", "amount_too_large", message));
     }
-    let refund = Refund {
+    let pending = Duration::try_from(fault.refund_pending()).unwrap_or(Duration::MAX);
+    Ok(Refund {
         id: format!("re_{}", Uuid::now_v7().simple()),
-        intent: id.to_owned(),
         amount,
-        created: now(),
-    };
-    let response = success(refund.body(&intent.currency));
-    let intent = Intent {
-        refunded: intent.refunded + amount,
-        ..intent.clone()
-    };
-    (
-        response,
-        vec![Record::Intent(intent), Record::Refund(refund)],
-    )
+        created: now.unix_timestamp(),
+        pending_until: milliseconds(now.checked_add(pending).unwrap_or(now)),
+        fails: fault.refund_fails(),
+    })
 }
 
 enum Card {
@@ -124,31 +149,16 @@ impl Card {
     }
 }
 
-fn success(body: serde_json::Value) -> StoredResponse {
+pub(crate) fn success(body: serde_json::Value) -> StoredResponse {
     StoredResponse { status: 200, body }
 }
 
-fn declined(code: &str, intent: &Intent) -> StoredResponse {
-    let body = json!({ "error": {
-        "type": "card_error",
-        "code": "card_declined",
-        "decline_code": code,
-        "message": "Your card was declined.",
-        "payment_intent": intent.body(),
-    }});
-    StoredResponse { status: 402, body }
-}
-
-fn invalid(parameter: &str, code: &str, message: &str) -> Outcome {
+fn invalid(parameter: &str, code: &str, message: &str) -> StoredResponse {
     let body = json!({ "error": {
         "type": "invalid_request_error",
         "code": code,
         "param": parameter,
         "message": message,
     }});
-    (StoredResponse { status: 400, body }, Vec::new())
-}
-
-fn now() -> i64 {
-    OffsetDateTime::now_utc().unix_timestamp()
+    StoredResponse { status: 400, body }
 }

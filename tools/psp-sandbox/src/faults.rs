@@ -6,32 +6,75 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// What goes wrong with requests for one token.
+/// What goes wrong with requests for one token. Rates are shares of requests, 0 to 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Fault {
-    /// Delay of every response.
+    /// Delay before a request is executed or its stored response is sent. A client that hangs up
+    /// meanwhile has asked for nothing.
     latency_ms: u64,
-    /// Share of requests, 0 to 1, that fail with 500 and have no effect.
+    /// Rate of 500s before execution: nothing happens, and nothing is stored under the key.
+    unavailable_rate: f64,
+    /// Rate of 500s in place of execution, stored under the key.
     error_rate: f64,
+    /// Rate of 500s after execution, stored under the key.
+    error_after_execution_rate: f64,
+    /// How long execution takes. The key is in use meanwhile, and a client that hangs up stops
+    /// nothing.
+    execution_ms: u64,
     /// Delay of the response after the charge is made and stored. A retry with the same key gets
     /// the stored response without delay.
     stall_after_charge_ms: u64,
+    /// How long a refund is pending before it succeeds or fails.
+    refund_pending_ms: u64,
+    /// Rate of refunds that fail in the end.
+    refund_failure_rate: f64,
+}
+
+/// A 500 that is stored under the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StoredError {
+    InPlaceOfExecution,
+    AfterExecution,
 }
 
 /// The faults that are injected now; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Faults(Arc<Mutex<HashMap<String, Fault>>>);
 
+fn happens(rate: f64) -> bool {
+    rate > 0.0 && rand::random_bool(rate.clamp(0.0, 1.0))
+}
+
 impl Fault {
-    /// Delays the request. Returns whether it must fail.
+    /// Delays the request. Returns whether it must fail before it is executed.
     pub(crate) async fn inject(&self) -> bool {
         tokio::time::sleep(Duration::from_millis(self.latency_ms)).await;
-        self.error_rate > 0.0 && rand::random_bool(self.error_rate.clamp(0.0, 1.0))
+        happens(self.unavailable_rate)
+    }
+
+    /// The error of a request with a new key, if any.
+    pub(crate) fn stored_error(&self) -> Option<StoredError> {
+        if happens(self.error_rate) {
+            return Some(StoredError::InPlaceOfExecution);
+        }
+        happens(self.error_after_execution_rate).then_some(StoredError::AfterExecution)
+    }
+
+    pub(crate) fn execution(&self) -> Duration {
+        Duration::from_millis(self.execution_ms)
     }
 
     pub(crate) async fn stall(&self) {
         tokio::time::sleep(Duration::from_millis(self.stall_after_charge_ms)).await;
+    }
+
+    pub(crate) fn refund_pending(&self) -> Duration {
+        Duration::from_millis(self.refund_pending_ms)
+    }
+
+    pub(crate) fn refund_fails(&self) -> bool {
+        happens(self.refund_failure_rate)
     }
 }
 

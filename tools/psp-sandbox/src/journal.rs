@@ -1,130 +1,131 @@
-//! The ledger on disk: redb with group commit. Requests that arrive while a transaction is being
-//! synced share the next one. No response is sent before its records are on disk.
+//! The ledger on disk, and nowhere else: memory does not grow with the number of charges.
+//!
+//! One thread executes all requests that change something. Those that arrive while a transaction is
+//! being synced share the next one (group commit). No response is sent before it is on disk.
 
-use std::{path::Path, thread};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
 use anyhow::Context as _;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
-use serde::{Serialize, de::DeserializeOwned};
+use redb::{Database, ReadableDatabase as _};
+use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::ledger::{Ledger, Record};
+use crate::{
+    ledger::StoredResponse,
+    tables::{ReadTables, Tables},
+};
 
-type Table = TableDefinition<'static, &'static str, &'static [u8]>;
-
-const INTENTS: Table = TableDefinition::new("intents");
-const REFUNDS: Table = TableDefinition::new("refunds");
-const KEYS: Table = TableDefinition::new("idempotency_keys");
 /// How many requests share a transaction at most.
 const BATCH: usize = 256;
-/// Small, because reads are served from the ledger in memory and not from redb.
+/// Of redb, for pages read and pages to be written. Keys and ids are ordered by time, so that the pages
+/// in use are the latest ones.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Records of one request, and where to report that they are durable.
-type Entry = (Vec<Record>, oneshot::Sender<()>);
+/// What a request does in the transaction.
+type Action = Box<dyn FnOnce(&mut Tables<'_>) -> anyhow::Result<Answer> + Send>;
 
-/// Handle of the thread that writes; cheap to clone.
+/// The response to a request, and whether it is that of an earlier one.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    New(StoredResponse),
+    Replayed(StoredResponse),
+    /// The key was first used with other parameters.
+    OtherParameters,
+}
+
+struct Job {
+    action: Action,
+    done: oneshot::Sender<Answer>,
+}
+
+/// Handle of the ledger; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Journal(mpsc::Sender<Entry>);
+pub(crate) struct Journal {
+    jobs: mpsc::Sender<Job>,
+    database: Arc<Database>,
+}
 
 impl Journal {
-    /// Waits until `records` are durable. Returns false when they could not be written.
-    pub(crate) async fn write(&self, records: Vec<Record>) -> bool {
+    /// Opens the ledger in `directory` and starts the thread that writes. Idempotency keys are
+    /// forgotten after `retention`.
+    pub(crate) fn open(directory: &Path, retention: Duration) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create(directory.join("sandbox.redb"))?;
+        let create = database.begin_write()?;
+        drop(Tables::open(&create)?);
+        create.commit()?;
+        let database = Arc::new(database);
+        let (jobs, queue) = mpsc::channel(BATCH * 4);
+        let writer = Arc::clone(&database);
+        thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || serve(&writer, queue, retention))?;
+        Ok(Self { jobs, database })
+    }
+
+    /// Executes `action`, and waits until what it has written is durable. `None` when it could not be
+    /// written: nothing has happened then.
+    pub(crate) async fn execute(
+        &self,
+        action: impl FnOnce(&mut Tables<'_>) -> anyhow::Result<Answer> + Send + 'static,
+    ) -> Option<Answer> {
         let (done, durable) = oneshot::channel();
-        self.0.send((records, done)).await.is_ok() && durable.await.is_ok()
+        let action = Box::new(action);
+        self.jobs.send(Job { action, done }).await.ok()?;
+        durable.await.ok()
+    }
+
+    /// Reads what is on disk now, on a thread that may block.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&ReadTables) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let database = Arc::clone(&self.database);
+        let task =
+            tokio::task::spawn_blocking(move || read(&ReadTables::open(&database.begin_read()?)?));
+        task.await.context("the reader panicked")?
     }
 }
 
-/// Opens the database in `directory`, reads the ledger, and starts the thread that writes.
-pub(crate) fn open(directory: &Path) -> anyhow::Result<(Journal, Ledger)> {
-    std::fs::create_dir_all(directory)?;
-    let database = Database::builder()
-        .set_cache_size(CACHE_BYTES)
-        .create(directory.join("ledger.redb"))?;
-    let tables = database.begin_write()?;
-    for table in [INTENTS, REFUNDS, KEYS] {
-        tables.open_table(table)?;
-    }
-    tables.commit()?;
-    let ledger = read(&database)?;
-    let (sender, entries) = mpsc::channel(BATCH * 4);
-    thread::Builder::new()
-        .name("journal".to_owned())
-        .spawn(move || serve(&database, entries))?;
-    Ok((Journal(sender), ledger))
-}
-
-fn read(database: &Database) -> anyhow::Result<Ledger> {
-    let transaction = database.begin_read()?;
-    let mut ledger = Ledger::default();
-    each(&transaction.open_table(INTENTS)?, |_, intent| {
-        ledger.apply(Record::Intent(intent))
-    })?;
-    each(&transaction.open_table(REFUNDS)?, |_, refund| {
-        ledger.apply(Record::Refund(refund))
-    })?;
-    each(&transaction.open_table(KEYS)?, |key, request| {
-        ledger.apply(Record::Request(key.to_owned(), request))
-    })?;
-    Ok(ledger)
-}
-
-fn each<T: DeserializeOwned>(
-    table: &redb::ReadOnlyTable<&'static str, &'static [u8]>,
-    mut take: impl FnMut(&str, T),
-) -> anyhow::Result<()> {
-    for row in table.iter()? {
-        let (key, value) = row?;
-        take(
-            key.value(),
-            serde_json::from_slice(value.value()).with_context(|| key.value().to_owned())?,
-        );
-    }
-    Ok(())
-}
-
-fn serve(database: &Database, mut entries: mpsc::Receiver<Entry>) {
-    let mut batch: Vec<Entry> = Vec::with_capacity(BATCH);
-    while entries.blocking_recv_many(&mut batch, BATCH) > 0 {
-        let written = write(database, batch.iter().flat_map(|(records, _)| records));
-        if let Err(error) = written {
-            tracing::error!(
+fn serve(database: &Database, mut queue: mpsc::Receiver<Job>, retention: Duration) {
+    let mut batch: Vec<Job> = Vec::with_capacity(BATCH);
+    while queue.blocking_recv_many(&mut batch, BATCH) > 0 {
+        match write(database, batch.drain(..), retention) {
+            Ok(answers) => {
+                for (done, answer) in answers {
+                    // Without a receiver the process is stopping; what was written stays.
+                    let _stopping = done.send(answer);
+                }
+            }
+            // The senders are dropped, which `Journal::execute` reports.
+            Err(error) => tracing::error!(
                 error = format!("{error:#}"),
                 "the ledger cannot be written; the requests fail"
-            );
-            // Dropping the senders makes `Journal::write` return false.
-            batch.clear();
-        }
-        for (_, done) in batch.drain(..) {
-            // Without a receiver the request was aborted; its records stay.
-            let _aborted = done.send(());
+            ),
         }
     }
 }
 
-fn write<'a>(database: &Database, records: impl Iterator<Item = &'a Record>) -> anyhow::Result<()> {
+type Answers = Vec<(oneshot::Sender<Answer>, Answer)>;
+
+fn write(
+    database: &Database,
+    batch: impl ExactSizeIterator<Item = Job>,
+    retention: Duration,
+) -> anyhow::Result<Answers> {
+    let mut answers = Vec::with_capacity(batch.len());
     let transaction = database.begin_write()?;
     {
-        let mut intents = transaction.open_table(INTENTS)?;
-        let mut refunds = transaction.open_table(REFUNDS)?;
-        let mut keys = transaction.open_table(KEYS)?;
-        for record in records {
-            match record {
-                Record::Intent(intent) => {
-                    intents.insert(intent.id.as_str(), bytes(intent)?.as_slice())?
-                }
-                Record::Refund(refund) => {
-                    refunds.insert(refund.id.as_str(), bytes(refund)?.as_slice())?
-                }
-                Record::Request(key, request) => {
-                    keys.insert(key.as_str(), bytes(request)?.as_slice())?
-                }
-            };
+        let mut tables = Tables::open(&transaction)?;
+        let horizon = OffsetDateTime::now_utc() - retention;
+        // More than a batch adds: what is too old goes in steps, and does go.
+        tables.forget_keys_before(horizon.unix_timestamp(), 2 * batch.len())?;
+        for Job { action, done } in batch {
+            answers.push((done, action(&mut tables)?));
         }
     }
-    Ok(transaction.commit()?)
-}
-
-fn bytes(record: &impl Serialize) -> anyhow::Result<Vec<u8>> {
-    Ok(serde_json::to_vec(record)?)
+    transaction.commit()?;
+    Ok(answers)
 }

@@ -5,8 +5,8 @@
 //! acknowledges is on disk: a charge survives `kill -9`, so that an audit can compare it with the
 //! payment database. Faults can be injected per token while it runs.
 //!
-//! `ledger` and `charges` hold the rules and are pure; `journal` makes records durable;
-//! `idempotency` ties them together; `api` is the HTTP surface.
+//! `ledger` and `charges` hold the rules and are pure; `tables` and `journal` keep the ledger on disk;
+//! `idempotency` ties them together; `api` and `queries` are the HTTP surface.
 
 mod api;
 mod charges;
@@ -14,9 +14,11 @@ mod faults;
 mod idempotency;
 mod journal;
 mod ledger;
+mod queries;
 mod response;
+mod tables;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use bootstrap::{
@@ -24,7 +26,11 @@ use bootstrap::{
     settings::{Common, ProcessSettings, Settings},
 };
 use clap::Parser;
-use parking_lot::Mutex;
+
+use api::Sandbox;
+use faults::Faults;
+use idempotency::KeysInUse;
+use journal::Journal;
 
 /// A payment service provider for tests and demonstrations; implements a part of Stripe's HTTP API
 #[derive(Parser, Clone, Debug)]
@@ -35,6 +41,9 @@ struct Config {
     /// Directory of the ledger on disk; created if missing
     #[arg(long, env = "DATA_DIR", value_name = "DATA_DIR")]
     data_dir: PathBuf,
+    /// How long idempotency keys are remembered at least; Stripe forgets them after 24 hours
+    #[arg(long, env = "KEY_RETENTION_SECONDS", default_value_t = 24 * 3600)]
+    key_retention_seconds: u32,
 }
 
 impl Settings for Config {
@@ -49,14 +58,15 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(config: Config, mut process: Process) -> anyhow::Result<()> {
-    let (journal, ledger) = journal::open(&config.data_dir).with_context(|| {
+    let retention = Duration::from_secs(config.key_retention_seconds.into());
+    let journal = Journal::open(&config.data_dir, retention).with_context(|| {
         let directory = config.data_dir.display();
         format!("DATA_DIR: cannot open the ledger in {directory}")
     })?;
-    process.serve_http(api::routes(api::Sandbox {
-        ledger: Arc::new(Mutex::new(ledger)),
+    process.serve_http(api::routes(Sandbox {
         journal,
-        faults: faults::Faults::default(),
+        keys_in_use: KeysInUse::default(),
+        faults: Faults::default(),
     }))?;
     process.until_shutdown().await
 }

@@ -28,11 +28,18 @@ pub(crate) fn replayed(stored: StoredResponse) -> Response {
     response
 }
 
-pub(crate) fn injected_fault() -> Response {
-    error(
-        500,
-        json!({ "type": "api_error", "message": "Injected fault." }),
-    )
+pub(crate) fn injected_fault() -> StoredResponse {
+    let body = json!({ "error": { "type": "api_error", "message": "Injected fault." } });
+    StoredResponse { status: 500, body }
+}
+
+pub(crate) fn unreadable(cause: &anyhow::Error) -> Response {
+    tracing::error!(
+        error = format!("{cause:#}"),
+        "the ledger cannot be read; the request fails"
+    );
+    let message = "The sandbox could not read its disk.";
+    error(500, json!({ "type": "api_error", "message": message }))
 }
 
 pub(crate) fn not_durable() -> Response {

@@ -1,9 +1,12 @@
 //! The sandbox as a process: Stripe's HTTP API, and what is left after `kill -9`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
-use devstack::{Reaper, TemporaryDirectory, test::Program};
+use devstack::{
+    Reaper, TemporaryDirectory,
+    test::{Program, eventually},
+};
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
@@ -14,7 +17,12 @@ struct Sandbox {
 
 impl Sandbox {
     async fn start(data: &Path) -> Self {
-        let settings = [("DATA_DIR", data.to_str().unwrap())];
+        Self::start_with(data, &[]).await
+    }
+
+    async fn start_with(data: &Path, more: &[(&str, &str)]) -> Self {
+        let mut settings = vec![("DATA_DIR", data.to_str().unwrap())];
+        settings.extend(more);
         let program = Program::start(env!("CARGO_BIN_EXE_psp-sandbox"), &settings)
             .await
             .unwrap();
@@ -54,6 +62,21 @@ impl Sandbox {
             ("metadata[order_id]", key),
         ];
         self.post("/v1/payment_intents", key, &form)
+    }
+
+    async fn inject(&self, name: &str, fault: Value) {
+        let url = format!("{}/sandbox/faults/{name}", self.program.url);
+        let injected = self.client.put(url).json(&fault).send().await.unwrap();
+        injected.error_for_status().unwrap();
+    }
+
+    /// Ids of the intents on a page, and whether there are more.
+    async fn page(&self, query: &str) -> (Vec<String>, bool) {
+        let (status, _, page) = send(self.get(&format!("/v1/payment_intents?{query}"))).await;
+        assert_eq!((status, &page["object"]), (200, &json!("list")), "{page}");
+        let intents = page["data"].as_array().unwrap().iter();
+        let ids = intents.map(|intent| intent["id"].as_str().unwrap().to_owned());
+        (ids.collect(), page["has_more"].as_bool().unwrap())
     }
 
     async fn ledger(&self) -> Vec<Value> {
@@ -214,12 +237,7 @@ async fn a_client_that_times_out_finds_its_charge_when_it_retries() {
     let data = data_directory();
     let sandbox = Sandbox::start(data.path()).await;
     let fault = json!({ "stall_after_charge_ms": 60_000 });
-    let injected = sandbox
-        .client
-        .put(format!("{}/sandbox/faults/tok_visa", sandbox.program.url))
-        .json(&fault)
-        .send();
-    injected.await.unwrap().error_for_status().unwrap();
+    sandbox.inject("tok_visa", fault).await;
     let timed_out = sandbox
         .charge("stalled", "100", "tok_visa")
         .timeout(Duration::from_millis(300))
@@ -229,6 +247,207 @@ async fn a_client_that_times_out_finds_its_charge_when_it_retries() {
     let (status, replayed, _) = send(sandbox.charge("stalled", "100", "tok_visa")).await;
     assert_eq!((status, replayed), (200, true));
     assert_eq!(sandbox.ledger().await[0]["captures"], 1);
+}
+
+#[tokio::test]
+async fn a_500_is_stored_under_its_key_whether_the_charge_was_executed_or_not() {
+    let data = data_directory();
+    let sandbox = Sandbox::start(data.path()).await;
+    for (fault, executed) in [("error_rate", false), ("error_after_execution_rate", true)] {
+        sandbox.inject("tok_visa", json!({ fault: 1.0 })).await;
+        let (status, replayed, first) = send(sandbox.charge(fault, "300", "tok_visa")).await;
+        assert_eq!((status, replayed), (500, false), "{first}");
+        sandbox.inject("tok_visa", json!({})).await;
+        let again = send(sandbox.charge(fault, "300", "tok_visa")).await;
+        assert_eq!(again, (500, true, first), "{fault}");
+        let captures = sandbox.ledger().await;
+        let captured = captures.iter().any(|balance| balance["order_id"] == fault);
+        assert_eq!(captured, executed, "{fault}");
+    }
+    let sandbox = sandbox.crash_and_restart(data.path()).await;
+    let again = send(sandbox.charge("error_rate", "300", "tok_visa")).await;
+    assert_eq!((again.0, again.1), (500, true));
+}
+
+#[tokio::test]
+async fn a_500_before_execution_is_not_stored() {
+    let data = data_directory();
+    let sandbox = Sandbox::start(data.path()).await;
+    sandbox
+        .inject("*", json!({ "unavailable_rate": 1.0 }))
+        .await;
+    let (status, replayed, _) = send(sandbox.charge("later", "300", "tok_visa")).await;
+    assert_eq!((status, replayed), (500, false));
+    sandbox.inject("*", json!({})).await;
+    let (status, replayed, _) = send(sandbox.charge("later", "300", "tok_visa")).await;
+    assert_eq!((status, replayed), (200, false));
+}
+
+#[tokio::test]
+async fn a_key_is_in_use_until_its_charge_is_executed_even_if_the_client_hangs_up() {
+    let data = data_directory();
+    let sandbox = Sandbox::start(data.path()).await;
+    // Also the time in which the second request must arrive: generous.
+    sandbox
+        .inject("tok_visa", json!({ "execution_ms": 5000 }))
+        .await;
+    let patience = Duration::from_millis(300);
+    let hung_up = sandbox.charge("slow", "100", "tok_visa").timeout(patience);
+    assert!(hung_up.send().await.unwrap_err().is_timeout());
+    let (status, _, in_use) = send(sandbox.charge("slow", "100", "tok_visa")).await;
+    assert_eq!(
+        (status, &in_use["error"]["code"]),
+        (409, &json!("idempotency_key_in_use"))
+    );
+    assert_eq!(sandbox.page("").await, (vec![], false), "not executed yet");
+    eventually("the charge is executed", async || {
+        sandbox.ledger().await.len() == 1
+    })
+    .await;
+    let (status, replayed, _) = send(sandbox.charge("slow", "100", "tok_visa")).await;
+    assert_eq!((status, replayed), (200, true));
+}
+
+#[tokio::test]
+async fn intents_are_listed_by_time_the_newest_first_and_page_by_page() {
+    let data = data_directory();
+    let sandbox = Sandbox::start(data.path()).await;
+    let mut newest_first = Vec::new();
+    for order in ["first", "second", "third"] {
+        let (_, _, intent) = send(sandbox.charge(order, "100", "tok_visa")).await;
+        assert_eq!(intent["metadata"]["order_id"], order);
+        newest_first.insert(0, intent);
+    }
+    let ids: Vec<&str> = newest_first
+        .iter()
+        .map(|i| i["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        sandbox.page("limit=2").await,
+        (ids[..2].iter().map(|id| id.to_string()).collect(), true)
+    );
+    let rest = sandbox
+        .page(&format!("limit=2&starting_after={}", ids[1]))
+        .await;
+    assert_eq!(rest, (vec![ids[2].to_owned()], false));
+    let created = |intent: &Value| intent["created"].as_i64().unwrap();
+    let (first, last) = (created(&newest_first[2]), created(&newest_first[0]));
+    let all = format!("created[gte]={first}&created[lte]={last}");
+    assert_eq!(sandbox.page(&all).await.0, ids);
+    let after = format!("created[gte]={}", last + 1);
+    let before = format!("created[lte]={}", first - 1);
+    assert_eq!(sandbox.page(&after).await, (vec![], false));
+    assert_eq!(sandbox.page(&before).await, (vec![], false));
+}
+
+#[tokio::test]
+async fn a_pending_refund_succeeds_or_fails_later_and_a_failed_one_can_be_made_again() {
+    let data = data_directory();
+    let sandbox = Sandbox::start(data.path()).await;
+    let (_, _, intent) = send(sandbox.charge("back", "700", "tok_visa")).await;
+    let intent = intent["id"].as_str().unwrap();
+    let form = [("payment_intent", intent)];
+    let fault = json!({ "refund_pending_ms": 1000, "refund_failure_rate": 1.0 });
+    sandbox.inject("refund", fault).await;
+    let (_, _, failing) = send(sandbox.post("/v1/refunds", "one", &form)).await;
+    let path = format!("/v1/refunds/{}", failing["id"].as_str().unwrap());
+    assert_eq!(failing["status"], "pending");
+    eventually("failed", async || {
+        send(sandbox.get(&path)).await.2["status"] == "failed"
+    })
+    .await;
+    assert_eq!(sandbox.ledger().await[0]["refunded"], 0);
+    sandbox
+        .inject("refund", json!({ "refund_pending_ms": 60_000 }))
+        .await;
+    let (status, _, pending) = send(sandbox.post("/v1/refunds", "two", &form)).await;
+    assert_eq!(
+        (status, &pending["status"]),
+        (200, &json!("pending")),
+        "{pending}"
+    );
+    let (_, _, third) = send(sandbox.post("/v1/refunds", "three", &form)).await;
+    assert_eq!(third["error"]["code"], "charge_already_refunded");
+    let path = format!("/v1/refunds?payment_intent={intent}");
+    let (_, _, list) = send(sandbox.get(&path)).await;
+    let refunds = list["data"].as_array().unwrap().iter();
+    let statuses: Vec<&str> = refunds.map(|r| r["status"].as_str().unwrap()).collect();
+    assert_eq!(statuses, ["pending", "failed"]);
+}
+
+#[tokio::test]
+async fn old_keys_are_forgotten() {
+    let data = data_directory();
+    let sandbox = Sandbox::start_with(data.path(), &[("KEY_RETENTION_SECONDS", "1")]).await;
+    let first = send(sandbox.charge("old", "100", "tok_visa")).await.2;
+    eventually("a new charge under the old key", async || {
+        let (status, replayed, intent) = send(sandbox.charge("old", "100", "tok_visa")).await;
+        assert_eq!((status, replayed), (200, intent["id"] == first["id"]));
+        !replayed
+    })
+    .await;
+}
+
+/// Resident memory of the process whose environment contains `text`, in bytes.
+fn resident_memory(text: &str) -> usize {
+    let is_it = |process: &fs::DirEntry| {
+        let environment = fs::read(process.path().join("environ")).unwrap_or_default();
+        String::from_utf8_lossy(&environment).contains(text)
+    };
+    let mut processes = fs::read_dir("/proc").unwrap().map(Result::unwrap);
+    let process = processes.find(is_it).unwrap();
+    let status = fs::read_to_string(process.path().join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.unwrap().trim().trim_end_matches(" kB");
+    kilobytes.parse::<usize>().unwrap() * 1024
+}
+
+#[tokio::test]
+async fn memory_does_not_grow_with_the_number_of_charges() {
+    const MEBIBYTE: usize = 1024 * 1024;
+    let data = data_directory();
+    let sandbox = Sandbox::start(data.path()).await;
+    // Each charge leaves about 25 KB in the ledger.
+    let metadata = "x".repeat(8 * 1024);
+    let charge = async |count: usize| {
+        for _ in 0..count / 20 {
+            let charges = (0..20).map(|_| {
+                let id = uuid::Uuid::now_v7().to_string();
+                let form = [
+                    ("amount", "100"),
+                    ("currency", "eur"),
+                    ("confirm", "true"),
+                    ("payment_method", "pm_card_visa"),
+                    ("metadata[order_id]", &*id),
+                    ("metadata[note]", &*metadata),
+                ];
+                sandbox.post("/v1/payment_intents", &id, &form).send()
+            });
+            for charged in futures::future::join_all(charges).await {
+                assert_eq!(charged.unwrap().status(), 200);
+            }
+        }
+    };
+    let memory = || resident_memory(data.path().to_str().unwrap());
+    charge(400).await;
+    let after_few = memory();
+    charge(4000).await;
+    let after_many = memory();
+    let ledger = data.path().join("sandbox.redb").metadata().unwrap().len();
+    assert!(ledger > 90 * MEBIBYTE as u64, "{ledger} bytes");
+    let grown = after_many.saturating_sub(after_few);
+    assert!(
+        grown < 32 * MEBIBYTE,
+        "from {after_few} to {after_many} bytes"
+    );
+    let sandbox = sandbox.crash_and_restart(data.path()).await;
+    assert!(
+        memory() < after_few + 32 * MEBIBYTE,
+        "{} bytes after a restart",
+        memory()
+    );
+    // A line per order: nothing was lost, and all of it was never in memory at once.
+    assert_eq!(sandbox.ledger().await.len(), 4400);
 }
 
 #[tokio::test]
