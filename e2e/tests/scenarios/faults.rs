@@ -297,10 +297,19 @@ pub async fn a_crashed_database_loses_no_order(harness: &Harness) -> Outcome {
     close(shop).await
 }
 
-/// The provider fails half of the time, and is down for a while: every order ends, charged once.
+/// The provider answers half of its requests with a 500, some of them after it has charged or
+/// refunded, and repeats that answer under the same key; refunds are pending for a while, and some
+/// fail. It is also down for a while. Every order ends, charged once.
 pub async fn a_provider_that_fails_half_the_time_charges_once(harness: &Harness) -> Outcome {
     let mut shop = harness.open("provider", &[]).await?;
-    let fault = json!({ "error_rate": 0.5, "latency_ms": 20 });
+    let fault = json!({
+        "error_rate": 0.25,
+        "error_after_execution_rate": 0.33,
+        "unavailable_rate": 0.1,
+        "latency_ms": 20,
+        "refund_pending_ms": 500,
+        "refund_failure_rate": 0.2,
+    });
     shop.fault("*", fault).await?;
     let mut load = Load::start(&shop.customer);
     load.advance(20).await?;

@@ -1,8 +1,8 @@
 //! What a payment is and what may happen to it: pure functions, no clock, no database, no network.
 //!
-//! A cancellation may arrive before, during or after the charge. The same facts always lead to the same
-//! end: captured money of a cancelled order is refunded, and an order that was cancelled first is never
-//! charged.
+//! A cancellation may arrive before, during or after the charge. The same facts always lead to the
+//! same end: captured money of a cancelled order is refunded, and an order that was cancelled first
+//! is never charged.
 
 #[cfg(test)]
 mod tests;
@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 /// Who pays for which order. Fixed when the first event about the order arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Also the idempotency key of the charge.
+    /// Also the first idempotency key of the charge.
     pub payment_id: PaymentId,
     pub order_id: OrderId,
     pub customer_id: CustomerId,
@@ -32,6 +32,9 @@ pub struct Charge {
     /// When the order is cancelled unless it is confirmed; the provider is not asked for a first
     /// time after that. `None` in payments of the version that did not keep it.
     pub deadline: Option<OffsetDateTime>,
+    /// The encoded body of the request to the provider. `None` in payments of the version that did
+    /// not keep it.
+    pub request: Option<String>,
     /// The order's creation: what the outcome of the charge follows from.
     pub cause: Cause,
 }
@@ -44,7 +47,8 @@ pub enum Status {
     Completed,
     /// Declined.
     Failed,
-    /// Cancelled before the provider was called; never charged.
+    /// Cancelled, and never charged: before the provider was called, or after it is known that it
+    /// has charged nothing.
     Voided,
     /// Captured, to be refunded; the provider may have been called.
     Refunding,
@@ -60,9 +64,15 @@ pub struct Payment {
     pub status: Status,
     /// The cancellation, once it has arrived: what the refund follows from.
     pub cancelled: Option<Cause>,
-    /// Calls to the provider for what is to be done now. Counted before the call: 0 means that the
-    /// provider cannot know of it.
+    /// Calls to the provider under the current key. Counted before the call: 0 means that the
+    /// provider has not done what is to be done now, and will not unless it is asked again.
     pub attempts: i32,
+    /// How many of these calls cannot be executed any more.
+    pub answered: i32,
+    /// The number of the current key, of the charge or of the refund; 0 is the first.
+    pub key_number: i32,
+    /// The provider's name for a refund that is pending.
+    pub refund_id: Option<String>,
     /// The provider's name for the charge.
     pub reference: Option<String>,
     /// Why the charge was declined.
@@ -81,8 +91,21 @@ pub enum Command {
     RecordCapture { reference: String },
     /// The provider has declined the charge.
     RecordDecline { code: String },
+    /// The provider has not charged, and will not under the keys used so far. Known from this call.
+    RecordAbsence(Call),
     /// The provider has refunded the amount.
     RecordRefund,
+    /// The provider has accepted the refund; it is not completed.
+    RecordPendingRefund { id: String },
+    /// The refund has failed or was refused. Known from this call.
+    RecordFailedRefund(Call),
+}
+
+/// A call to the provider. What it finds missing counts only while it is the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    pub key_number: i32,
+    pub attempt: i32,
 }
 
 /// What can happen to a payment.
@@ -101,7 +124,14 @@ pub enum Event {
     Failed {
         code: String,
     },
+    /// Nothing was charged; the next call is the first one under a new key.
+    FoundUncharged,
     RefundRequested,
+    RefundAccepted {
+        id: String,
+    },
+    /// Nothing was refunded; the next call is the first one under a new key.
+    RefundFailed,
     Refunded,
 }
 
@@ -141,7 +171,7 @@ pub fn decide(
         (Command::Cancel(_, cause), Pending) if payment.attempts == 0 => {
             Ok(vec![Event::Voided(cause)])
         }
-        // The provider may have charged: its response to the open call decides.
+        // The provider may have charged: what it answers or what is found there decides.
         (Command::Cancel(_, cause), Pending | Failed) => Ok(vec![Event::Cancelled(cause)]),
         // The compensation: out of stock, a missed deadline and a customer's wish all end here.
         (Command::Cancel(_, cause), Completed) => {
@@ -149,7 +179,9 @@ pub fn decide(
         }
         (Command::Cancel(..), Voided | Refunding | Refunded) => nothing,
 
-        (Command::RecordCapture { reference }, Pending) => {
+        // That a voided payment is captured cannot happen, unless a worker was paused for minutes
+        // in the middle of its call. The money goes back all the same.
+        (Command::RecordCapture { reference }, Pending | Voided) if payment.charge.is_some() => {
             let mut events = vec![Event::Completed { reference }];
             if payment.cancelled.is_some() {
                 events.push(Event::RefundRequested);
@@ -158,13 +190,39 @@ pub fn decide(
         }
         // Two workers called with the same key and got the same response.
         (Command::RecordCapture { .. }, Completed | Refunding | Refunded) => nothing,
-        (Command::RecordCapture { .. }, Failed | Voided) => contradiction("a capture"),
+        (Command::RecordCapture { .. }, Pending | Failed | Voided) => contradiction("a capture"),
 
         (Command::RecordDecline { code }, Pending) => Ok(vec![Event::Failed { code }]),
         (Command::RecordDecline { .. }, Failed) => nothing,
         (Command::RecordDecline { .. }, Completed | Voided | Refunding | Refunded) => {
             contradiction("a decline")
         }
+
+        // Another worker has called since, and knows more.
+        (Command::RecordAbsence(call), Pending) if call != payment.last_call() => nothing,
+        // Nothing is at the provider and nothing will be: as if it had never been called.
+        (Command::RecordAbsence(_), Pending) => Ok(match &payment.cancelled {
+            Some(cause) => vec![Event::Voided(cause.clone())],
+            None => vec![Event::FoundUncharged],
+        }),
+        (Command::RecordAbsence(_), Failed | Voided) => nothing,
+        (Command::RecordAbsence(call), _) if call != payment.last_call() => nothing,
+        (Command::RecordAbsence(_), Completed | Refunding | Refunded) => {
+            contradiction("the absence of a charge")
+        }
+
+        (Command::RecordPendingRefund { id }, Refunding) => Ok(match &payment.refund_id {
+            Some(known) if *known == id => vec![],
+            _ => vec![Event::RefundAccepted { id }],
+        }),
+        // It has succeeded since.
+        (Command::RecordPendingRefund { .. } | Command::RecordFailedRefund(_), Refunded) => nothing,
+        (Command::RecordFailedRefund(call), Refunding) if call != payment.last_call() => nothing,
+        (Command::RecordFailedRefund(_), Refunding) => Ok(vec![Event::RefundFailed]),
+        (
+            Command::RecordPendingRefund { .. } | Command::RecordFailedRefund(_),
+            Pending | Completed | Failed | Voided,
+        ) => contradiction("a refund"),
 
         (Command::RecordRefund, Refunding) => Ok(vec![Event::Refunded]),
         (Command::RecordRefund, Refunded) => nothing,
@@ -194,9 +252,15 @@ pub fn evolve(payment: Option<Payment>, event: &Event, at: OffsetDateTime) -> Op
             payment.failure_code = Some(code.clone());
             payment.status = Status::Failed;
         }
+        Event::FoundUncharged => payment.use_key(payment.key_number.saturating_add(1)),
         Event::RefundRequested => {
-            payment.attempts = 0;
+            payment.use_key(0);
             payment.status = Status::Refunding;
+        }
+        Event::RefundAccepted { id } => payment.refund_id = Some(id.clone()),
+        Event::RefundFailed => {
+            payment.refund_id = None;
+            payment.use_key(payment.key_number.saturating_add(1));
         }
         Event::Refunded => payment.status = Status::Refunded,
     }
@@ -214,10 +278,29 @@ fn begin(event: &Event, at: OffsetDateTime) -> Option<Payment> {
         status: Status::Pending,
         cancelled: None,
         attempts: 0,
+        answered: 0,
+        key_number: 0,
+        refund_id: None,
         reference: None,
         failure_code: None,
         updated_at: at,
     })
+}
+
+impl Payment {
+    /// The last call that was counted.
+    pub fn last_call(&self) -> Call {
+        Call {
+            key_number: self.key_number,
+            attempt: self.attempts,
+        }
+    }
+
+    fn use_key(&mut self, number: i32) {
+        self.key_number = number;
+        self.attempts = 0;
+        self.answered = 0;
+    }
 }
 
 impl Status {

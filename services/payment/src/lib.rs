@@ -2,15 +2,19 @@
 //! ones.
 //!
 //! Reading order: `domain` (what a payment is), `saga` (what it does on which event), `worker` (how the
-//! provider is called), `provider` (its HTTP API).
+//! provider is called), `charge` and `refund` (what is called, and what follows from the answer),
+//! `provider` (its HTTP API).
 
 mod aggregate;
 mod breaker;
+mod charge;
 mod config;
 mod domain;
 mod grpc;
 mod outgoing;
 mod provider;
+mod refund;
+mod request;
 mod saga;
 mod store;
 mod worker;

@@ -33,6 +33,9 @@ pub fn to_contract(payment: &Payment, event: &Event) -> Option<Contract> {
         | Event::CancelledFirst(..)
         | Event::Voided(_)
         | Event::Cancelled(_)
-        | Event::RefundRequested => None,
+        | Event::FoundUncharged
+        | Event::RefundRequested
+        | Event::RefundAccepted { .. }
+        | Event::RefundFailed => None,
     }
 }

@@ -1,26 +1,28 @@
 //! The payment service provider: a client of the part of Stripe's HTTP API that this service needs
-//! (<https://docs.stripe.com/api/payment_intents>). `psp-sandbox` implements the same part.
-//!
-//! Every request carries an idempotency key, so that it can be repeated. A response that does not
-//! arrive is an unknown outcome, never a failure.
+//! (<https://docs.stripe.com/api>). `psp-sandbox` implements the same part. `charge` and `refund`
+//! decide what to call.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use bootstrap::shutdown;
-use contracts::{OrderId, PaymentId};
-use reqwest::{RequestBuilder, StatusCode, redirect};
+use contracts::OrderId;
+use reqwest::{RequestBuilder, StatusCode, Url, header, redirect};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, de::DeserializeOwned};
+use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
-use crate::{breaker::Breaker, domain::Charge};
+use crate::breaker::Breaker;
 
-/// How long one call may take.
+/// How long one request may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-const MAX_RESPONSE_BYTES: usize = 256 * 1024;
-
-// A worker that stops waits for its calls in flight.
-const _: () = assert!(TIMEOUT.as_secs() <= shutdown::STEP.as_secs());
+/// How long all requests of one call may take. A worker that stops waits for its calls.
+pub const CALL_TIMEOUT: Duration = shutdown::STEP;
+const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
+/// The most that Stripe lists at once.
+const PAGE: &str = "100";
+/// How far clocks of the provider's machines may differ, in a lookup by time.
+const CLOCK_SLACK: Duration = Duration::from_secs(30);
 
 /// A client of the provider; cheap to clone.
 #[derive(Clone, Debug)]
@@ -38,71 +40,45 @@ pub enum ProviderOutcome {
     Captured { reference: String },
     /// The charge was declined; nothing was captured.
     Declined { code: String },
+    /// Nothing was charged, and nothing will be under the keys used so far.
+    NotCharged,
     /// The amount was refunded.
     Refunded,
-    /// It is not known whether the provider did it: repeat the call with the same key.
-    Unknown { reason: String },
+    /// The refund was accepted; it succeeds or fails later.
+    RefundPending { id: String },
+    /// There is no refund, and there will be none under the keys used so far.
+    NotRefunded { reason: String },
+    /// It is not known whether the provider did it. `is_over`: this call is not being executed any
+    /// more; another one may be.
+    Unknown { reason: String, is_over: bool },
 }
 
-fn unknown(reason: impl ToString) -> ProviderOutcome {
-    ProviderOutcome::Unknown {
-        reason: reason.to_string(),
-    }
+/// A charge at the provider.
+#[derive(Deserialize, Debug)]
+pub struct Intent {
+    pub id: String,
+    pub status: String,
+    #[serde(default)]
+    created: i64,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    #[serde(default)]
+    last_payment_error: Option<ApiError>,
 }
 
-/// The body of `POST /v1/payment_intents`: confirm and capture at once, without asking the customer.
-#[derive(Serialize)]
-struct ChargeForm<'a> {
-    amount: i64,
-    currency: String,
-    confirm: bool,
-    error_on_requires_action: bool,
-    #[serde(rename = "payment_method_types[]")]
-    payment_method_type: &'static str,
-    #[serde(rename = "metadata[order_id]")]
-    order_id: String,
-    #[serde(flatten)]
-    method: MethodForm<'a>,
-}
-
-/// A saved payment method is named; a token describes a card that Stripe has not saved.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum MethodForm<'a> {
-    Saved {
-        payment_method: &'a str,
-    },
-    Token {
-        #[serde(rename = "payment_method_data[type]")]
-        kind: &'static str,
-        #[serde(rename = "payment_method_data[card][token]")]
-        token: &'a str,
-    },
-}
-
-impl<'a> MethodForm<'a> {
-    fn for_method(method: &'a str) -> Self {
-        if method.starts_with("pm_") {
-            return Self::Saved {
-                payment_method: method,
-            };
-        }
-        Self::Token {
-            kind: "card",
-            token: method,
-        }
-    }
+/// A refund at the provider.
+#[derive(Deserialize, Debug)]
+pub struct Refund {
+    pub id: String,
+    pub status: String,
+    #[serde(default)]
+    pub amount: i64,
 }
 
 #[derive(Deserialize)]
-struct Intent {
-    id: String,
-    status: String,
-}
-
-#[derive(Deserialize)]
-struct Refund {
-    status: String,
+struct List<T> {
+    data: Vec<T>,
+    has_more: bool,
 }
 
 #[derive(Deserialize)]
@@ -110,23 +86,35 @@ struct ErrorBody {
     error: ApiError,
 }
 
+/// An error in Stripe's terms.
 #[derive(Deserialize, Debug, Default)]
 #[serde(default)]
-struct ApiError {
+pub struct ApiError {
     r#type: String,
-    code: String,
-    decline_code: String,
-    message: String,
+    pub code: Option<String>,
+    decline_code: Option<String>,
+    message: Option<String>,
 }
 
-/// Why a call has no result.
+/// Why a request has no result.
 #[derive(Debug)]
-enum CallError {
+pub enum CallError {
     /// The provider refuses: nothing was done and nothing will be.
     Rejected(ApiError),
-    /// A lost response, a wrong API key, too many requests, a key in use, an outage: time or an operator
-    /// resolves it.
-    Unknown(String),
+    /// The stored failure of an earlier request with this key. The key executes nothing any more,
+    /// and what it has executed can be looked up.
+    Stored(String),
+    /// The key was first used with another body.
+    OtherBody(String),
+    /// A lost response, a wrong API key, too many requests, a key in use, an outage: time or an
+    /// operator resolves it. `is_over`: this request is not being executed any more.
+    Unknown { reason: String, is_over: bool },
+}
+
+/// A response, and when the provider sent it by its own clock.
+struct Response {
+    body: Vec<u8>,
+    sent_at: Option<OffsetDateTime>,
 }
 
 impl Provider {
@@ -144,133 +132,203 @@ impl Provider {
         })
     }
 
-    /// Charges an order; the payment's id is the idempotency key.
-    pub async fn charge(
-        &self,
-        payment: PaymentId,
-        order: OrderId,
-        charge: &Charge,
-    ) -> ProviderOutcome {
-        let form = ChargeForm {
-            amount: charge.amount.amount(),
-            currency: charge.amount.currency().as_str().to_lowercase(),
-            confirm: true,
-            error_on_requires_action: true,
-            payment_method_type: "card",
-            order_id: order.to_string(),
-            method: MethodForm::for_method(charge.method.as_str()),
-        };
+    /// Asks for a charge. `body` is an encoded form, and is sent as it is.
+    pub async fn create_intent(&self, key: &str, body: String) -> Result<Intent, CallError> {
         let request = self.client.post(format!("{}/v1/payment_intents", self.url));
-        let request = request.header("idempotency-key", payment.to_string());
-        match self.call(request.form(&form)).await {
-            Ok(body) => self.charge_outcome(&body).await,
-            Err(CallError::Rejected(error)) => ProviderOutcome::Declined {
-                code: error.most_specific_code(),
-            },
-            Err(CallError::Unknown(reason)) => unknown(reason),
+        let request = request
+            .header("idempotency-key", key)
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(body);
+        let intent: Intent = parse(&self.call(request).await?)?;
+        if intent.status != "processing" {
+            return Ok(intent);
         }
+        // The stored response of our key never changes; only the intent itself does.
+        let url = format!("{}/v1/payment_intents/{}", self.url, intent.id);
+        parse(&self.call(self.client.get(url)).await?)
     }
 
-    /// Refunds a capture.
-    pub async fn refund(&self, payment: PaymentId, reference: &str) -> ProviderOutcome {
-        let request = self.client.post(format!("{}/v1/refunds", self.url));
-        let request = request.header("idempotency-key", format!("{payment}-refund"));
-        match self
-            .call(request.form(&[("payment_intent", reference)]))
-            .await
-        {
-            Ok(body) => match serde_json::from_slice::<Refund>(&body) {
-                Ok(Refund { status }) if matches!(status.as_str(), "succeeded" | "pending") => {
-                    ProviderOutcome::Refunded
+    /// The charge of an order, whose first call was at most `age` ago.
+    ///
+    /// Stripe lists the newest first and does not filter by metadata, so this reads back to that
+    /// time. The time is counted from the provider's own clock: ours may differ from it.
+    pub async fn find_intent(
+        &self,
+        order: OrderId,
+        age: Duration,
+    ) -> Result<Option<Intent>, CallError> {
+        let order = order.to_string();
+        let is_ours = |intent: &Intent| intent.metadata.get("order_id") == Some(&order);
+        let mut oldest = None;
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut query = vec![("limit", PAGE)];
+            query.extend(cursor.as_deref().map(|cursor| ("starting_after", cursor)));
+            let response = self.list("/v1/payment_intents", &query).await?;
+            let page: List<Intent> = parse(&response)?;
+            let oldest = match (oldest, response.sent_at) {
+                (Some(oldest), _) => oldest,
+                (None, Some(now)) => *oldest.insert(now - age - CLOCK_SLACK),
+                (None, None) => return Err(over("the response has no date")),
+            };
+            let last = page.data.last().map(|last| (last.id.clone(), last.created));
+            if let Some(found) = page.data.into_iter().find(is_ours) {
+                return Ok(Some(found));
+            }
+            match last {
+                Some((id, created)) if page.has_more && created >= oldest.unix_timestamp() => {
+                    cursor = Some(id);
                 }
-                Ok(Refund { status }) => unknown(format!("the refund is {status}")),
-                Err(error) => unknown(format!("the response contains no refund: {error}")),
-            },
-            Err(CallError::Rejected(error)) if error.code == "charge_already_refunded" => {
-                ProviderOutcome::Refunded
+                _ => return Ok(None),
             }
-            Err(CallError::Rejected(error)) => unknown(error),
-            Err(CallError::Unknown(reason)) => unknown(reason),
         }
     }
 
-    async fn charge_outcome(&self, body: &[u8]) -> ProviderOutcome {
-        let mut intent = match serde_json::from_slice::<Intent>(body) {
-            Ok(intent) => intent,
-            Err(error) => {
-                return unknown(format!("the response contains no payment intent: {error}"));
-            }
-        };
-        if intent.status == "processing" {
-            // The stored response of our key never changes; only the intent itself does.
-            let url = format!("{}/v1/payment_intents/{}", self.url, intent.id);
-            let current = self.call(self.client.get(url)).await;
-            match current.map(|body| serde_json::from_slice::<Intent>(&body)) {
-                Ok(Ok(current)) => intent = current,
-                Ok(Err(error)) => return unknown(error),
-                Err(CallError::Rejected(error)) => return unknown(error),
-                Err(CallError::Unknown(reason)) => return unknown(reason),
-            }
-        }
-        match intent.status.as_str() {
-            "succeeded" => ProviderOutcome::Captured {
-                reference: intent.id,
-            },
-            "processing" => unknown("the charge is being processed"),
-            other => ProviderOutcome::Declined {
-                code: other.to_owned(),
-            },
-        }
+    /// Asks for a refund of a whole charge.
+    pub async fn create_refund(&self, key: &str, intent: &str) -> Result<Refund, CallError> {
+        let request = self.client.post(format!("{}/v1/refunds", self.url));
+        let request = request.header("idempotency-key", key);
+        let form = [("payment_intent", intent)];
+        parse(&self.call(request.form(&form)).await?)
     }
 
-    async fn call(&self, request: RequestBuilder) -> Result<Vec<u8>, CallError> {
+    /// A refund as it is now.
+    pub async fn get_refund(&self, id: &str) -> Result<Refund, CallError> {
+        let url = format!("{}/v1/refunds/{id}", self.url);
+        parse(&self.call(self.client.get(url)).await?)
+    }
+
+    /// The refunds of a charge.
+    pub async fn find_refunds(&self, intent: &str) -> Result<Vec<Refund>, CallError> {
+        let query = [("payment_intent", intent), ("limit", PAGE)];
+        let list: List<Refund> = parse(&self.list("/v1/refunds", &query).await?)?;
+        Ok(list.data)
+    }
+
+    async fn list(&self, path: &str, query: &[(&str, &str)]) -> Result<Response, CallError> {
+        let url = Url::parse_with_params(&format!("{}{path}", self.url), query);
+        self.call(self.client.get(url.map_err(over)?)).await
+    }
+
+    async fn call(&self, request: RequestBuilder) -> Result<Response, CallError> {
         let result = self.send(request).await;
         self.breaker
-            .record(!matches!(result, Err(CallError::Unknown(_))));
+            .record(!matches!(result, Err(CallError::Unknown { .. })));
         result
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, CallError> {
-        let lost =
-            |error: reqwest::Error| CallError::Unknown(format!("{:#}", anyhow::Error::new(error)));
+    async fn send(&self, request: RequestBuilder) -> Result<Response, CallError> {
+        let lost = |error: reqwest::Error| CallError::Unknown {
+            // Without a connection nothing was sent.
+            is_over: error.is_connect(),
+            reason: format!("{:#}", anyhow::Error::new(error)),
+        };
         let request = request.bearer_auth(self.key.expose_secret());
         let mut response = request.send().await.map_err(lost)?;
         let status = response.status();
+        let header = |name: &str| response.headers().get(name)?.to_str().ok();
+        let is_replayed = header("idempotent-replayed") == Some("true");
+        let sent_at = header("date").and_then(|date| OffsetDateTime::parse(date, &Rfc2822).ok());
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_RESPONSE_BYTES {
-                let reason = format!("the response is larger than {MAX_RESPONSE_BYTES} bytes");
-                return Err(CallError::Unknown(reason));
+                return Err(CallError::Unknown {
+                    reason: format!("the response is larger than {MAX_RESPONSE_BYTES} bytes"),
+                    is_over: false,
+                });
             }
         }
         if status == StatusCode::OK {
-            return Ok(body);
+            return Ok(Response { body, sent_at });
         }
         let error = serde_json::from_slice::<ErrorBody>(&body);
         let error = error.map(|body| body.error).unwrap_or_default();
-        match (status, error.r#type.as_str()) {
-            // The card is declined, or the request is wrong.
-            (StatusCode::PAYMENT_REQUIRED, _)
-            | (
-                StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND,
-                "invalid_request_error" | "card_error",
-            ) => Err(CallError::Rejected(error)),
-            _ => Err(CallError::Unknown(format!("{status}: {error}"))),
+        Err(classify(status, is_replayed, error))
+    }
+}
+
+fn classify(status: StatusCode, is_replayed: bool, error: ApiError) -> CallError {
+    let reason = format!("{status}: {error}");
+    match (status, error.r#type.as_str()) {
+        // The card is declined, or the request is wrong.
+        (StatusCode::PAYMENT_REQUIRED, _)
+        | (
+            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND,
+            "invalid_request_error" | "card_error",
+        ) => CallError::Rejected(error),
+        (StatusCode::BAD_REQUEST, "idempotency_error") => CallError::OtherBody(reason),
+        _ if is_replayed => CallError::Stored(reason),
+        // An error of the API itself has a type; without one a proxy has answered, and the API may
+        // still be at work.
+        (_, kind) => CallError::Unknown {
+            is_over: !kind.is_empty(),
+            reason,
+        },
+    }
+}
+
+fn over(reason: impl ToString) -> CallError {
+    CallError::Unknown {
+        reason: reason.to_string(),
+        is_over: true,
+    }
+}
+
+fn parse<T: DeserializeOwned>(response: &Response) -> Result<T, CallError> {
+    serde_json::from_slice(&response.body)
+        .map_err(|error| over(format!("the response cannot be read: {error}")))
+}
+
+impl Intent {
+    /// What this charge means for the payment.
+    pub fn outcome(self) -> ProviderOutcome {
+        match self.status.as_str() {
+            "succeeded" => ProviderOutcome::Captured { reference: self.id },
+            "processing" => ProviderOutcome::Unknown {
+                reason: "the charge is being processed".to_owned(),
+                is_over: true,
+            },
+            status => ProviderOutcome::Declined {
+                code: match self.last_payment_error {
+                    Some(error) => error.most_specific_code(),
+                    None => status.to_owned(),
+                },
+            },
         }
     }
 }
 
+impl CallError {
+    /// The outcome of a call whose effect is not known.
+    pub fn unknown(self) -> ProviderOutcome {
+        let (reason, is_over) = match self {
+            Self::Rejected(error) => (error.to_string(), true),
+            Self::Stored(reason) | Self::OtherBody(reason) => (reason, true),
+            Self::Unknown { reason, is_over } => (reason, is_over),
+        };
+        ProviderOutcome::Unknown { reason, is_over }
+    }
+}
+
 impl ApiError {
-    fn most_specific_code(&self) -> String {
-        let codes = [&self.decline_code, &self.code, &self.r#type];
-        let code = codes.into_iter().find(|code| !code.is_empty());
-        code.cloned().unwrap_or_else(|| "declined".to_owned())
+    pub fn most_specific_code(self) -> String {
+        let Self {
+            r#type,
+            code,
+            decline_code,
+            ..
+        } = self;
+        let codes = [decline_code, code, Some(r#type)].into_iter().flatten();
+        let mut codes = codes.filter(|code| !code.is_empty());
+        codes.next().unwrap_or_else(|| "declined".to_owned())
     }
 }
 
 impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.most_specific_code(), self.message)
+        let code = self.decline_code.as_ref().or(self.code.as_ref());
+        let message = self.message.as_deref().unwrap_or_default();
+        write!(f, "{} {message}", code.unwrap_or(&self.r#type))
     }
 }

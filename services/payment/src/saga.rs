@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::{
     domain::{Charge, Command, Identity},
-    store,
+    request, store,
 };
 
 /// The events that the payment service subscribes to.
@@ -53,7 +53,7 @@ impl Inbound for InboundEvent {
     }
 }
 
-fn command(delivery: &Delivery<InboundEvent>) -> Command {
+fn command(delivery: &Delivery<InboundEvent>) -> anyhow::Result<Command> {
     let cause = delivery.cause().clone();
     // Unless the payment exists: then its own identity stays.
     let identity = |customer_id| Identity {
@@ -74,12 +74,13 @@ fn command(delivery: &Delivery<InboundEvent>) -> Command {
                 method: method.clone(),
                 lines: lines.clone(),
                 deadline: Some(*deadline),
+                request: Some(request::charge(delivery.order_id(), *total, method)?),
                 cause,
             };
-            Command::Charge(identity(*customer_id), charge)
+            Ok(Command::Charge(identity(*customer_id), charge))
         }
         InboundEvent::OrderCancelled { customer_id } => {
-            Command::Cancel(identity(*customer_id), cause)
+            Ok(Command::Cancel(identity(*customer_id), cause))
         }
     }
 }
@@ -109,7 +110,7 @@ impl Handler for Saga {
         let mut work = UnitOfWork::new(store::lock(tx, &ids).await.context("lock payments")?);
         let mut outcomes = Vec::with_capacity(batch.len());
         for delivery in batch {
-            let command = command(delivery);
+            let command = command(delivery).context("encode the request of a charge")?;
             let executed = work.execute(delivery.order_id(), command, delivery.cause());
             outcomes.push(Outcome::from_execution(executed));
         }

@@ -22,6 +22,7 @@ struct Row {
     method: Option<String>,
     lines: Option<Json<Vec<OrderLine>>>,
     deadline: Option<OffsetDateTime>,
+    request: Option<String>,
     charge_correlation_id: Option<Uuid>,
     charge_causation_id: Option<Uuid>,
     charge_traceparent: Option<String>,
@@ -29,9 +30,25 @@ struct Row {
     cancel_causation_id: Option<Uuid>,
     cancel_traceparent: Option<String>,
     attempts: i32,
+    answered: i32,
+    key_number: i32,
+    refund_id: Option<String>,
     reference: Option<String>,
     failure_code: Option<String>,
     updated_at: OffsetDateTime,
+    created_at: Option<OffsetDateTime>,
+    now: OffsetDateTime,
+}
+
+/// A payment whose call is due, as its lease begins.
+#[derive(Debug)]
+pub struct Leased {
+    pub payment: Payment,
+    /// The time, by the database's clock.
+    pub now: OffsetDateTime,
+    /// When the payment was written, by the same clock. `None` in rows of the version that did not
+    /// keep it.
+    pub created_at: Option<OffsetDateTime>,
 }
 
 /// Locks payments by order, in key order, so that batches cannot deadlock. Payments that do not
@@ -45,10 +62,10 @@ pub async fn lock(
         Row,
         r#"-- payments_lock
         SELECT order_id, payment_id, customer_id, status, amount, currency, method,
-               lines AS "lines: Json<Vec<OrderLine>>", deadline,
+               lines AS "lines: Json<Vec<OrderLine>>", deadline, request,
                charge_correlation_id, charge_causation_id, charge_traceparent,
-               cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
-               updated_at
+               cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, answered, key_number,
+               refund_id, reference, failure_code, updated_at, created_at, now() AS "now!"
         FROM payments WHERE order_id = ANY($1) ORDER BY order_id FOR UPDATE"#,
         &orders
     )
@@ -65,10 +82,10 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
         Row,
         r#"-- payment_find
         SELECT order_id, payment_id, customer_id, status, amount, currency, method,
-               lines AS "lines: Json<Vec<OrderLine>>", deadline,
+               lines AS "lines: Json<Vec<OrderLine>>", deadline, request,
                charge_correlation_id, charge_causation_id, charge_traceparent,
-               cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
-               updated_at
+               cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, answered, key_number,
+               refund_id, reference, failure_code, updated_at, created_at, now() AS "now!"
         FROM payments WHERE order_id = $1"#,
         order.0
     )
@@ -83,7 +100,7 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
 ///
 /// A charge whose deadline has passed is leased only when the provider may know of it already: its
 /// outcome must be found out. Otherwise it waits for the cancellation.
-pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<Vec<Payment>> {
+pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<Vec<Leased>> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- payments_lease
@@ -98,42 +115,82 @@ pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<V
         UPDATE payments SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
         WHERE order_id IN (SELECT order_id FROM refunds UNION ALL SELECT order_id FROM charges)
         RETURNING order_id, payment_id, customer_id, status, amount, currency, method,
-                  lines AS "lines: Json<Vec<OrderLine>>", deadline,
+                  lines AS "lines: Json<Vec<OrderLine>>", deadline, request,
                   charge_correlation_id, charge_causation_id, charge_traceparent,
-                  cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, reference, failure_code,
-                  updated_at"#,
+                  cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, answered, key_number,
+                  refund_id, reference, failure_code, updated_at, created_at, now() AS "now!" "#,
         limit,
         lease.as_secs_f64()
     )
     .fetch_all(pool)
     .await?;
-    rows.into_iter().map(Row::read).collect()
+    let leased = rows.into_iter().map(|row| {
+        Ok(Leased {
+            now: row.now,
+            created_at: row.created_at,
+            payment: row.read()?,
+        })
+    });
+    leased.collect()
 }
 
-/// Schedules the next call for payments whose outcome is unknown.
-pub async fn postpone(tx: &mut PgConnection, later: &[(OrderId, Duration)]) -> sqlx::Result<()> {
+/// Stores the bodies of charges that have none, unless another replica has done so.
+pub async fn store_bodies(pool: &PgPool, bodies: &[(OrderId, String)]) -> sqlx::Result<()> {
+    let (orders, bodies): (Vec<Uuid>, Vec<&str>) = bodies
+        .iter()
+        .map(|(order, body)| (order.0, body.as_str()))
+        .unzip();
+    sqlx::query!(
+        r#"-- payments_store_bodies
+        UPDATE payments SET request = coalesce(payments.request, new.request)
+        FROM unnest($1::uuid[], $2::text[]) AS new (order_id, request)
+        WHERE payments.order_id = new.order_id"#,
+        &orders,
+        &bodies as &[&str]
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// When the next call of a payment is due.
+#[derive(Debug)]
+pub struct Later {
+    pub order: OrderId,
+    pub delay: Duration,
+    /// The key of the last call, if that cannot be executed any more. It counts as answered only
+    /// while the payment has that key.
+    pub answered_key: Option<i32>,
+}
+
+/// Schedules the next call of payments that need one.
+pub async fn postpone(tx: &mut PgConnection, later: &[Later]) -> sqlx::Result<()> {
     if later.is_empty() {
         return Ok(());
     }
-    let (orders, delays): (Vec<Uuid>, Vec<f64>) = later
+    let orders: Vec<_> = later.iter().map(|later| later.order.0).collect();
+    let delays: Vec<_> = later
         .iter()
-        .map(|(order, delay)| (order.0, delay.as_secs_f64()))
-        .unzip();
+        .map(|later| later.delay.as_secs_f64())
+        .collect();
+    let keys: Vec<_> = later.iter().map(|later| later.answered_key).collect();
     sqlx::query!(
         r#"-- payments_postpone
-        UPDATE payments SET due_at = now() + make_interval(secs => later.delay)
-        FROM unnest($1::uuid[], $2::double precision[]) AS later (order_id, delay)
+        UPDATE payments SET due_at = now() + make_interval(secs => later.delay),
+            answered = payments.answered + (later.key IS NOT DISTINCT FROM payments.key_number)::integer
+        FROM unnest($1::uuid[], $2::double precision[], $3::integer[]) AS later (order_id, delay, key)
         WHERE payments.order_id = later.order_id"#,
         &orders,
-        &delays
+        &delays,
+        &keys as &[Option<i32>]
     )
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Inserts new payments. One that another replica has inserted meanwhile is an error: the batch is then
-/// tried again and finds it.
+/// Inserts new payments. One that another replica has inserted meanwhile is an error: the batch is
+/// then tried again and finds it.
 pub async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Result<()> {
     let charges: Vec<_> = payments
         .iter()
@@ -175,6 +232,10 @@ pub async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         .collect();
     let lines: Vec<_> = charges.iter().map(|c| c.map(|c| Json(&c.lines))).collect();
     let deadlines: Vec<_> = charges.iter().map(|c| c.and_then(|c| c.deadline)).collect();
+    let requests: Vec<_> = charges
+        .iter()
+        .map(|c| c.and_then(|c| c.request.as_deref()))
+        .collect();
     let charge_causes = CauseColumns::new(charges.iter().map(|c| c.map(|c| &c.cause)));
     let cancelled = payments.iter().map(|payment| payment.cancelled.as_ref());
     let cancel_causes = CauseColumns::new(cancelled);
@@ -184,10 +245,10 @@ pub async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         INSERT INTO payments (order_id, payment_id, customer_id, status, amount, currency, method, lines,
                               charge_correlation_id, charge_causation_id, charge_traceparent,
                               cancel_correlation_id, cancel_causation_id, cancel_traceparent, updated_at,
-                              deadline)
+                              deadline, request)
         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::text[], $7::text[],
                              $8::jsonb[], $9::uuid[], $10::uuid[], $11::text[], $12::uuid[], $13::uuid[], $14::text[],
-                             $15::timestamptz[], $16::timestamptz[])"#,
+                             $15::timestamptz[], $16::timestamptz[], $17::text[])"#,
         &orders,
         &ids,
         &customers,
@@ -203,7 +264,8 @@ pub async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         &cancel_causes.causations as &[Option<Uuid>],
         &cancel_causes.traceparents as &[Option<&str>],
         &times,
-        &deadlines as &[Option<OffsetDateTime>]
+        &deadlines as &[Option<OffsetDateTime>],
+        &requests as &[Option<&str>]
     )
     .execute(tx)
     .await?;
@@ -221,6 +283,12 @@ pub async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         .map(|payment| payment.status.as_str())
         .collect();
     let attempts: Vec<_> = payments.iter().map(|payment| payment.attempts).collect();
+    let answered: Vec<_> = payments.iter().map(|payment| payment.answered).collect();
+    let keys: Vec<_> = payments.iter().map(|payment| payment.key_number).collect();
+    let refunds: Vec<_> = payments
+        .iter()
+        .map(|payment| payment.refund_id.as_deref())
+        .collect();
     let references: Vec<_> = payments
         .iter()
         .map(|payment| payment.reference.as_deref())
@@ -238,10 +306,12 @@ pub async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         SET status = p.status, attempts = p.attempts, reference = p.reference, failure_code = p.failure_code,
             cancel_correlation_id = p.correlation, cancel_causation_id = p.causation,
             cancel_traceparent = p.traceparent, updated_at = p.at,
+            answered = p.answered, key_number = p.key_number, refund_id = p.refund_id,
             due_at = CASE WHEN payments.status = p.status THEN payments.due_at ELSE now() END
         FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::uuid[], $7::uuid[], $8::text[],
-                    $9::timestamptz[])
-            AS p (order_id, status, attempts, reference, failure_code, correlation, causation, traceparent, at)
+                    $9::timestamptz[], $10::integer[], $11::integer[], $12::text[])
+            AS p (order_id, status, attempts, reference, failure_code, correlation, causation, traceparent, at,
+                  answered, key_number, refund_id)
         WHERE payments.order_id = p.order_id"#,
         &orders,
         &statuses as &[&str],
@@ -251,7 +321,10 @@ pub async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         &causes.correlations as &[Option<Uuid>],
         &causes.causations as &[Option<Uuid>],
         &causes.traceparents as &[Option<&str>],
-        &times
+        &times,
+        &answered,
+        &keys,
+        &refunds as &[Option<&str>]
     )
     .execute(tx)
     .await?;
@@ -295,6 +368,7 @@ impl Row {
                     method: PaymentMethod::try_from(method).map_err(decode)?,
                     lines,
                     deadline: self.deadline,
+                    request: self.request,
                     cause,
                 })
             }
@@ -315,6 +389,9 @@ impl Row {
             status: read_status(&self.status)?,
             cancelled,
             attempts: self.attempts,
+            answered: self.answered,
+            key_number: self.key_number,
+            refund_id: self.refund_id,
             reference: self.reference,
             failure_code: self.failure_code,
             updated_at: self.updated_at,

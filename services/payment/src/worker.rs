@@ -1,46 +1,50 @@
 //! Calls the provider: leases payments that are due, calls, and records outcome and event in one
 //! transaction.
 //!
-//! No database transaction is open during a call: a slow provider would hold locks and connections. A
-//! worker that dies leaves its leases to expire; the next call uses the same idempotency key and gets
-//! the same response.
+//! No database transaction is open during a call: a slow provider would hold locks and connections.
+//! A worker that dies leaves its leases to expire; the next call uses the same idempotency key and
+//! gets the same response. What is called, and what follows from it, is in `charge` and `refund`.
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use contracts::{OrderId, PaymentId};
+use contracts::{Cause, OrderId};
 use messaging::{Participant, UnitOfWork, backoff};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{Command, Payment, Status},
-    provider::{Provider, ProviderOutcome},
-    store,
+    charge,
+    domain::{Call, Command, Payment, Status},
+    provider::{CALL_TIMEOUT, Provider, ProviderOutcome},
+    refund,
+    store::{self, Later, Leased},
 };
 
 /// Most calls in flight. Bounds what a slow provider can hold in memory.
 const MAX_CALLS: usize = 64;
-/// Longer than any call takes, with its timeout: a lease that expires during the call would let a second
-/// worker make the same call.
+/// Longer than any call takes, with its timeout: a lease that expires during the call would let a
+/// second worker make the same call.
 const LEASE: Duration = Duration::from_secs(15);
+const _: () = assert!(CALL_TIMEOUT.as_secs() < LEASE.as_secs());
 /// How often to look for due payments without a wake-up: retries, and leases of workers that died.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const SLOWEST_RETRY: Duration = Duration::from_secs(30);
-/// Stripe forgets idempotency keys after 24 hours
-/// (<https://docs.stripe.com/api/idempotent_requests>): a call after that would charge a second time.
-const KEY_RETENTION: Duration = Duration::from_secs(23 * 3600);
+/// Refunds may be pending for days, and what makes them fail seldom ends in seconds.
+const SLOWEST_REFUND: Duration = Duration::from_secs(600);
+/// Refunds that failed one after the other before somebody has to look.
+const FAILED_REFUNDS: i32 = 5;
 
 /// The worker of one process; any number of replicas may run.
 pub struct Worker {
     participant: Participant,
     provider: Provider,
-    /// Notified when a payment may be due: after a handler's commit, and after an outcome that requests
-    /// a refund.
+    /// Notified when a payment may be due: after a handler's commit, and after an outcome that
+    /// requests a refund.
     work: Arc<Notify>,
 }
 
@@ -93,9 +97,8 @@ impl Worker {
         if room == 0 {
             return false;
         }
-        // Committed before the call: `attempts` counts calls that may have reached the provider.
-        let leased = store::lease(&self.participant.pool, room as i64, LEASE).await;
-        let leased = match leased {
+        let since = Instant::now();
+        let leased = match self.lease_up_to(room).await {
             Ok(leased) => leased,
             Err(error) => {
                 tracing::warn!(%error, "payments cannot be leased; the worker retries in {POLL_INTERVAL:?}");
@@ -103,14 +106,28 @@ impl Worker {
             }
         };
         let may_be_more = leased.len() == room;
-        for payment in leased {
+        for leased in leased {
             let provider = self.provider.clone();
             calls.spawn(async move {
-                let outcome = call(&provider, &payment).await;
-                (payment, outcome)
+                let outcome = call(&provider, &leased, since).await;
+                (leased.payment, outcome)
             });
         }
         may_be_more
+    }
+
+    /// Committed before the calls: `attempts` counts calls that may have reached the provider, and
+    /// a body that is sent is stored.
+    async fn lease_up_to(&self, room: usize) -> sqlx::Result<Vec<Leased>> {
+        let pool = &self.participant.pool;
+        let leased = store::lease(pool, room as i64, LEASE).await?;
+        // Only payments that a replica of the version before this one has written lack a body.
+        let without = leased.iter().map(|leased| &leased.payment);
+        let bodies: Vec<_> = without.filter_map(charge::missing_body).collect();
+        if !bodies.is_empty() {
+            store::store_bodies(pool, &bodies).await?;
+        }
+        Ok(leased)
     }
 
     /// Records an outcome and all others that have arrived by now, in one transaction.
@@ -138,31 +155,14 @@ impl Worker {
         let mut work = UnitOfWork::new(locked.context("lock payments")?);
         let mut later = Vec::new();
         for (called, outcome) in outcomes {
-            let (order_id, payment_id) = (called.identity.order_id, called.identity.payment_id);
-            let command = match outcome {
-                ProviderOutcome::Captured { reference } => Command::RecordCapture {
-                    reference: reference.clone(),
-                },
-                ProviderOutcome::Declined { code } => Command::RecordDecline { code: code.clone() },
-                ProviderOutcome::Refunded => Command::RecordRefund,
-                ProviderOutcome::Unknown { reason } => {
-                    let attempts = u32::try_from(called.attempts).unwrap_or_default();
-                    let delay = backoff::delay_after(attempts, FIRST_RETRY, SLOWEST_RETRY);
-                    tracing::warn!(order.id = %order_id, payment.id = %payment_id, attempts, reason,
-                        "the outcome at the provider is unknown; the call is repeated in {delay:?}");
-                    later.push((order_id, delay));
-                    continue;
-                }
+            later.extend(next_call(called, outcome));
+            let Some((command, cause)) = command(called, outcome) else {
+                continue;
             };
-            // A refund follows from the cancellation, everything else from the order's creation.
-            let charged = called.charge.as_ref().map(|charge| &charge.cause);
-            let cause = match outcome {
-                ProviderOutcome::Refunded => called.cancelled.as_ref(),
-                _ => charged,
-            };
+            let order_id = called.identity.order_id;
             let cause = cause.context("a leased payment has a cause")?;
             if let Err(error) = work.execute(order_id, command, cause) {
-                tracing::error!(order.id = %order_id, payment.id = %payment_id, %error,
+                tracing::error!(order.id = %order_id, payment.id = %called.identity.payment_id, %error,
                     "the provider contradicts the payment; the payment stays as it is");
             }
         }
@@ -183,6 +183,85 @@ impl Worker {
     }
 }
 
+/// What an outcome means for the payment, and what it follows from: a refund from the cancellation,
+/// everything else from the order's creation.
+fn command<'a>(
+    called: &'a Payment,
+    outcome: &ProviderOutcome,
+) -> Option<(Command, Option<&'a Cause>)> {
+    let charged = called.charge.as_ref().map(|charge| &charge.cause);
+    let cancelled = called.cancelled.as_ref();
+    Some(match outcome {
+        ProviderOutcome::Captured { reference } => {
+            let reference = reference.clone();
+            (Command::RecordCapture { reference }, charged)
+        }
+        ProviderOutcome::Declined { code } => {
+            (Command::RecordDecline { code: code.clone() }, charged)
+        }
+        ProviderOutcome::NotCharged => (Command::RecordAbsence(called.last_call()), charged),
+        ProviderOutcome::Refunded => (Command::RecordRefund, cancelled),
+        ProviderOutcome::RefundPending { id } => {
+            (Command::RecordPendingRefund { id: id.clone() }, cancelled)
+        }
+        ProviderOutcome::NotRefunded { .. } => {
+            (Command::RecordFailedRefund(called.last_call()), cancelled)
+        }
+        ProviderOutcome::Unknown { .. } => return None,
+    })
+}
+
+/// When the provider is called next, if the outcome leaves something to be called for. Logs why.
+fn next_call(called: &Payment, outcome: &ProviderOutcome) -> Option<Later> {
+    let Call {
+        key_number,
+        attempt,
+    } = called.last_call();
+    let slowest = match called.status {
+        Status::Refunding => SLOWEST_REFUND,
+        _ => SLOWEST_RETRY,
+    };
+    // A provider that fails under one key after the other is asked ever more seldom.
+    let attempts = u32::try_from(attempt.saturating_add(key_number)).unwrap_or_default();
+    let delay = backoff::delay_after(attempts, FIRST_RETRY, slowest);
+    let (order_id, payment_id) = (called.identity.order_id, called.identity.payment_id);
+    let is_over = match outcome {
+        ProviderOutcome::Captured { .. }
+        | ProviderOutcome::Declined { .. }
+        | ProviderOutcome::Refunded => return None,
+        ProviderOutcome::NotCharged => {
+            tracing::warn!(order.id = %order_id, payment.id = %payment_id, attempts,
+                "nothing was charged under this key; the next one is used in {delay:?}, unless it is too late");
+            true
+        }
+        ProviderOutcome::RefundPending { id } => {
+            tracing::info!(order.id = %order_id, payment.id = %payment_id, attempts, refund.id = id,
+                "the refund is pending; the provider is asked for it again in {delay:?}");
+            true
+        }
+        ProviderOutcome::NotRefunded { reason } if key_number >= FAILED_REFUNDS => {
+            tracing::error!(order.id = %order_id, payment.id = %payment_id, attempts, reason,
+                "refunds keep failing, look at the provider; the next one is asked for in {delay:?}");
+            true
+        }
+        ProviderOutcome::NotRefunded { reason } => {
+            tracing::warn!(order.id = %order_id, payment.id = %payment_id, attempts, reason,
+                "the refund has failed; another one is asked for in {delay:?}");
+            true
+        }
+        ProviderOutcome::Unknown { reason, is_over } => {
+            tracing::warn!(order.id = %order_id, payment.id = %payment_id, attempts, reason,
+                "the outcome at the provider is unknown; it is asked again in {delay:?}");
+            *is_over
+        }
+    };
+    Some(Later {
+        order: called.identity.order_id,
+        delay,
+        answered_key: is_over.then_some(key_number),
+    })
+}
+
 /// The next outcome; pending while no call is in flight.
 async fn completed(calls: &mut Calls) -> Option<(Payment, ProviderOutcome)> {
     // A call that panicked is a bug that the panic hook has reported; its lease expires.
@@ -193,99 +272,24 @@ async fn completed(calls: &mut Calls) -> Option<(Payment, ProviderOutcome)> {
     }
 }
 
-/// Makes the call that a leased payment needs.
-async fn call(provider: &Provider, payment: &Payment) -> ProviderOutcome {
-    let payment_id = payment.identity.payment_id;
-    match (payment.status, &payment.charge, &payment.reference) {
-        (Status::Refunding, _, Some(reference)) => provider.refund(payment_id, reference).await,
-        // The first attempt has no key that could have been forgotten.
-        (Status::Pending, Some(_), _)
-            if payment.attempts > 1 && age(payment_id) > KEY_RETENTION =>
-        {
-            let reason = "the first call was so long ago that the provider may have forgotten the key \
-                          and would charge again; look there for a payment with this order.id in its \
-                          metadata and resolve it by hand";
-            ProviderOutcome::Unknown {
-                reason: reason.to_owned(),
+/// Makes the calls that a leased payment needs. `since`: when the lease was asked for.
+async fn call(provider: &Provider, leased: &Leased, since: Instant) -> ProviderOutcome {
+    let unknown = |reason: String, is_over| ProviderOutcome::Unknown { reason, is_over };
+    // The process was paused: the lease has expired, and others go by what they can see.
+    if since.elapsed() > LEASE {
+        return unknown("the lease expired before the call".to_owned(), true);
+    }
+    let payment = &leased.payment;
+    let calls = async {
+        match (payment.status, &payment.charge, &payment.reference) {
+            (Status::Refunding, Some(charge), Some(reference)) => {
+                refund::settle(provider, payment, reference, charge.amount).await
             }
+            (Status::Pending, Some(charge), _) => charge::settle(provider, leased, charge).await,
+            // The constraints of the table exclude this.
+            (status, ..) => unknown(format!("a payment that is {status} needs no call"), true),
         }
-        (Status::Pending, Some(charge), _) => {
-            provider
-                .charge(payment_id, payment.identity.order_id, charge)
-                .await
-        }
-        // The constraints of the table exclude this.
-        (status, ..) => ProviderOutcome::Unknown {
-            reason: format!("a payment that is {status} needs no call"),
-        },
-    }
-}
-
-/// How long ago the payment was created: its id, a UUIDv7, contains the time.
-fn age(payment: PaymentId) -> Duration {
-    let created = payment.0.get_timestamp().map(|created| created.to_unix());
-    let created = created.map(|(seconds, nanos)| Duration::new(seconds, nanos));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.unwrap_or_default()
-        .saturating_sub(created.unwrap_or_default())
-}
-
-#[cfg(test)]
-mod tests {
-    use contracts::{Cause, CorrelationId, CustomerId, EventId, Money};
-    use time::OffsetDateTime;
-    use uuid::{NoContext, Timestamp, Uuid};
-
-    use super::*;
-    use crate::domain::{Charge, Identity};
-
-    fn pending(created: SystemTime, attempts: i32) -> Payment {
-        let created = created.duration_since(SystemTime::UNIX_EPOCH).unwrap();
-        let created = Timestamp::from_unix(NoContext, created.as_secs(), created.subsec_nanos());
-        let cause = Cause {
-            correlation_id: CorrelationId::new(),
-            causation_id: EventId::new(),
-            traceparent: None,
-        };
-        Payment {
-            identity: Identity {
-                payment_id: PaymentId(Uuid::new_v7(created)),
-                order_id: OrderId::new(),
-                customer_id: CustomerId::new(),
-            },
-            charge: Some(Charge {
-                amount: Money::new(1, "EUR".parse().unwrap()),
-                method: "tok_visa".parse().unwrap(),
-                lines: vec![],
-                deadline: None,
-                cause,
-            }),
-            status: Status::Pending,
-            cancelled: None,
-            attempts,
-            reference: None,
-            failure_code: None,
-            updated_at: OffsetDateTime::UNIX_EPOCH,
-        }
-    }
-
-    #[tokio::test]
-    async fn a_charge_is_not_retried_after_the_provider_may_have_forgotten_its_key() {
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        let nowhere = Provider::new("http://127.0.0.1:1", "sk_test_nobody".to_owned().into());
-        let nowhere = nowhere.unwrap();
-        let is_called =
-            async |created, attempts| match call(&nowhere, &pending(created, attempts)).await {
-                ProviderOutcome::Unknown { reason } => !reason.contains("forgotten"),
-                other => panic!("{other:?}"),
-            };
-        let now = SystemTime::now();
-        let yesterday = now.checked_sub(Duration::from_secs(24 * 3600)).unwrap();
-        assert!(is_called(now, 1).await && is_called(now, 9).await);
-        assert!(
-            is_called(yesterday, 1).await,
-            "the first call has no key to forget"
-        );
-        assert!(!is_called(yesterday, 2).await);
-    }
+    };
+    let outcome = tokio::time::timeout(CALL_TIMEOUT, calls).await;
+    outcome.unwrap_or_else(|_| unknown(format!("no result in {CALL_TIMEOUT:?}"), false))
 }

@@ -44,8 +44,8 @@ impl Drop for InUse {
 pub(crate) type Execute =
     fn(&mut Tables<'_>, &Parameters, &Fault) -> anyhow::Result<StoredResponse>;
 
-/// Executes a request, or sends the stored response of an earlier one with the same key. Returns the
-/// response and whether it is new.
+/// Executes a request, or sends the stored response of an earlier one with the same key. Returns
+/// the response and whether it is new.
 pub(crate) async fn once(
     sandbox: &Sandbox,
     headers: &HeaderMap,

@@ -17,8 +17,8 @@ use crate::{
 
 /// How many requests share a transaction at most.
 const BATCH: usize = 256;
-/// Of redb, for pages read and pages to be written. Keys and ids are ordered by time, so that the pages
-/// in use are the latest ones.
+/// Of redb, for pages read and pages to be written. Keys and ids are ordered by time, so that the
+/// pages in use are the latest ones.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// What a request does in the transaction.
@@ -65,8 +65,8 @@ impl Journal {
         Ok(Self { jobs, database })
     }
 
-    /// Executes `action`, and waits until what it has written is durable. `None` when it could not be
-    /// written: nothing has happened then.
+    /// Executes `action`, and waits until what it has written is durable. `None` when it could not
+    /// be written: nothing has happened then.
     pub(crate) async fn execute(
         &self,
         action: impl FnOnce(&mut Tables<'_>) -> anyhow::Result<Answer> + Send + 'static,

@@ -5,8 +5,8 @@
 //! acknowledges is on disk: a charge survives `kill -9`, so that an audit can compare it with the
 //! payment database. Faults can be injected per token while it runs.
 //!
-//! `ledger` and `charges` hold the rules and are pure; `tables` and `journal` keep the ledger on disk;
-//! `idempotency` ties them together; `api` and `queries` are the HTTP surface.
+//! `ledger` and `charges` hold the rules and are pure; `tables` and `journal` keep the ledger on
+//! disk; `idempotency` ties them together; `api` and `queries` are the HTTP surface.
 
 mod api;
 mod charges;

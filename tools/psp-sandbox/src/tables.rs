@@ -179,8 +179,8 @@ impl ReadTables {
     }
 }
 
-/// What no id of an earlier second reaches and every id of this one does: an id begins with its time
-/// in milliseconds, 48 bits of it.
+/// What no id of an earlier second reaches and every id of this one does: an id begins with its
+/// time in milliseconds, 48 bits of it.
 fn first_id(second: u64) -> String {
     const LAST: u128 = (1 << 48) - 1;
     let milliseconds = (u128::from(second) * 1000).min(LAST);
