@@ -100,16 +100,24 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
 ///
 /// A charge whose deadline has passed is leased only when the provider may know of it already: its
 /// outcome must be found out. Otherwise it waits for the cancellation.
-pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<Vec<Leased>> {
+///
+/// Reads payments that became due at most `reach` ago: see [`Lookback`](messaging::Lookback).
+pub async fn lease(
+    pool: &PgPool,
+    limit: i64,
+    lease: Duration,
+    reach: Duration,
+) -> sqlx::Result<Vec<Leased>> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- payments_lease
         WITH refunds AS MATERIALIZED (
-            SELECT order_id FROM payments WHERE status = 'refunding' AND due_at <= now()
+            SELECT order_id FROM payments
+            WHERE status = 'refunding' AND due_at <= now() AND due_at > now() - make_interval(secs => $3)
             ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED),
         charges AS MATERIALIZED (
             SELECT order_id FROM payments
-            WHERE status = 'pending' AND due_at <= now()
+            WHERE status = 'pending' AND due_at <= now() AND due_at > now() - make_interval(secs => $3)
               AND (attempts > 0 OR deadline IS NULL OR deadline > now())
             ORDER BY due_at LIMIT $1 - (SELECT count(*) FROM refunds) FOR UPDATE SKIP LOCKED)
         UPDATE payments SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
@@ -120,7 +128,8 @@ pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<V
                   cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, answered, key_number,
                   refund_id, reference, failure_code, updated_at, created_at, now() AS "now!" "#,
         limit,
-        lease.as_secs_f64()
+        lease.as_secs_f64(),
+        reach.as_secs_f64()
     )
     .fetch_all(pool)
     .await?;

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use contracts::{Cause, OrderId};
-use messaging::{Participant, UnitOfWork, backoff};
+use messaging::{Lookback, Participant, UnitOfWork, backoff};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -67,10 +67,11 @@ impl Worker {
     /// Works until `stopping`, then waits for the calls in flight and records their outcomes.
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
         let mut calls = Calls::new();
+        let mut lookback = Lookback::default();
         let mut may_be_due = true;
         while !stopping.is_cancelled() {
             if may_be_due {
-                may_be_due = self.lease(&mut calls).await;
+                may_be_due = self.lease(&mut calls, &mut lookback).await;
             }
             tokio::select! {
                 Some(first) = completed(&mut calls) => {
@@ -91,14 +92,15 @@ impl Worker {
     }
 
     /// Leases due payments and starts their calls; returns whether more may be due.
-    async fn lease(&self, calls: &mut Calls) -> bool {
+    async fn lease(&self, calls: &mut Calls, lookback: &mut Lookback) -> bool {
         let free = MAX_CALLS.saturating_sub(calls.len());
         let room = self.provider.breaker.admits(free);
         if room == 0 {
             return false;
         }
         let since = Instant::now();
-        let leased = match self.lease_up_to(room).await {
+        let reach = lookback.reach();
+        let leased = match self.lease_up_to(room, reach).await {
             Ok(leased) => leased,
             Err(error) => {
                 tracing::warn!(%error, "payments cannot be leased; the worker retries in {POLL_INTERVAL:?}");
@@ -106,6 +108,9 @@ impl Worker {
             }
         };
         let may_be_more = leased.len() == room;
+        if !may_be_more {
+            lookback.found_all(reach);
+        }
         for leased in leased {
             let provider = self.provider.clone();
             calls.spawn(async move {
@@ -118,9 +123,9 @@ impl Worker {
 
     /// Committed before the calls: `attempts` counts calls that may have reached the provider, and
     /// a body that is sent is stored.
-    async fn lease_up_to(&self, room: usize) -> sqlx::Result<Vec<Leased>> {
+    async fn lease_up_to(&self, room: usize, reach: Duration) -> sqlx::Result<Vec<Leased>> {
         let pool = &self.participant.pool;
-        let leased = store::lease(pool, room as i64, LEASE).await?;
+        let leased = store::lease(pool, room as i64, LEASE, reach).await?;
         // Only payments that a replica of the version before this one has written lack a body.
         let without = leased.iter().map(|leased| &leased.payment);
         let bodies: Vec<_> = without.filter_map(charge::missing_body).collect();
