@@ -3,7 +3,7 @@
 use bootstrap::settings::{Common, Settings};
 use chassis::ServiceSettings;
 use clap::Parser;
-use lettre::message::Mailbox;
+use lettre::{Address, message::Mailbox};
 use secrecy::{ExposeSecret as _, SecretString};
 
 /// The notification service of Sagacity: notifies customers of the outcomes of their orders
@@ -45,6 +45,9 @@ impl Settings for Config {
 
     fn validate(&self) -> Result<(), String> {
         self.service.validate()?;
+        let address = format!("customer@{}", self.mail_customer_domain);
+        let address = address.parse::<Address>();
+        address.map_err(|error| format!("MAIL_CUSTOMER_DOMAIN: {error}"))?;
         let url = self.smtp_url.as_ref().map(|url| url.expose_secret());
         match url.map(|url| url.split_once("://")) {
             None | Some(Some(("smtp" | "smtps", _))) => Ok(()),

@@ -1,17 +1,21 @@
 //! Sends the mails that are due. Several replicas share the work.
 //!
 //! A mail is sent at least once: one that the server accepted just before this process died is sent
-//! again, with the same `Message-ID`, so that mail servers and programs recognize it.
+//! again, with the same `Message-ID`, so that mail servers and programs recognize it. One that
+//! cannot be sent is given up: at once when it is refused for good, otherwise after
+//! [`LAST_ATTEMPT`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use bootstrap::shutdown;
 use lettre::{
     AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor,
     message::{Mailbox, header::ContentType},
+    transport::smtp::{self, response::Category},
 };
 use messaging::backoff;
+use opentelemetry::{KeyValue, global, metrics::Counter};
 use secrecy::ExposeSecret as _;
 use sqlx::PgPool;
 use tokio::task::JoinSet;
@@ -20,19 +24,27 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     kind::Kind,
-    store::{self, Mail},
+    store::{self, Mail, Outcome},
 };
 
-/// Mails per round: as many as the client has connections.
-const BATCH: i64 = 10;
+/// Mails that are sent at the same time: as many as the client keeps connections.
+const CONCURRENCY: usize = 10;
 /// How often to look for mails that are due.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long sending one mail may take.
 const TIMEOUT: Duration = shutdown::STEP;
-/// Longer than a round takes, so that no other replica sends its mails, too.
+/// Longer than a mail takes, so that no other replica sends it, too.
 const LEASE: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const SLOWEST_RETRY: Duration = Duration::from_secs(3600);
+/// A mail that could not be sent by then is given up. With the delays above that is after about
+/// three days: the first ten attempts take an hour, the others are one to two hours apart.
+const LAST_ATTEMPT: u32 = 57;
+/// How far a look goes back behind the one before: a notification may be committed a while after
+/// its mail was due, and another replica may have had it locked.
+const OVERLAP: Duration = Duration::from_secs(30);
+/// How often a look goes back to the beginning.
+const FULL_LOOK: Duration = Duration::from_secs(600);
 
 #[derive(Clone)]
 pub struct Mailer {
@@ -41,6 +53,39 @@ pub struct Mailer {
     from: Mailbox,
     /// Domain of the customers' addresses.
     domain: String,
+    mails: Counter<u64>,
+}
+
+/// Why a mail was not sent.
+enum Failure {
+    /// Another attempt would end the same way.
+    Permanent(anyhow::Error),
+    Temporary(anyhow::Error),
+}
+
+/// What earlier looks have found. The index of mails that wait keeps an entry of every mail that
+/// was handled for as long as a snapshot is held, by a backup for example. A look that begins where
+/// the one before has ended does not read them.
+struct Looked {
+    /// When the last look began that found every mail that was due.
+    everything: Option<Instant>,
+    /// When looks last began at the beginning.
+    full: Instant,
+}
+
+impl Looked {
+    fn nowhere() -> Self {
+        Self {
+            everything: None,
+            full: Instant::now(),
+        }
+    }
+
+    /// How far the next look goes back; `None` to the beginning. It is a duration, which the
+    /// database subtracts from its own clock.
+    fn reach(&self) -> Option<Duration> {
+        self.everything.map(|began| began.elapsed() + OVERLAP)
+    }
 }
 
 impl Mailer {
@@ -50,65 +95,106 @@ impl Mailer {
             return Ok(None);
         };
         let server = AsyncSmtpTransport::<Tokio1Executor>::from_url(url.expose_secret());
+        let meter = global::meter("notification");
+        let mails = meter
+            .u64_counter("notification.mails")
+            .with_description("Attempts to send a mail by outcome: sent, retry, given_up")
+            .with_unit("{mail}");
         Ok(Some(Self {
             pool,
             server: server.context("SMTP_URL")?.build(),
             from: config.mail_from.clone(),
             domain: config.mail_customer_domain.clone(),
+            mails: mails.build(),
         }))
     }
 
-    /// Works until `stopping`; a round that has started is finished.
+    /// Works until `stopping`; mails that are being sent are finished. Each is sent and recorded by
+    /// itself: a slow one takes one of [`CONCURRENCY`] places and holds up no other.
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
+        let mut sending = JoinSet::new();
+        let mut looked = Looked::nowhere();
         while !stopping.is_cancelled() {
-            let is_full = match self.round().await {
-                Ok(mails) => mails == BATCH as usize,
-                Err(error) => {
-                    tracing::warn!(%error,
-                        "mails cannot be leased or recorded; the mailer retries in {POLL_INTERVAL:?}");
-                    false
+            // A task that panicked is a bug that the panic hook has reported; its lease expires.
+            while sending.try_join_next().is_some() {}
+            let free = CONCURRENCY - sending.len();
+            match self.lease(free, &mut looked).await {
+                Ok(mails) => {
+                    for mail in mails {
+                        let mailer = self.clone();
+                        sending.spawn(async move { mailer.deliver(&mail).await });
+                    }
                 }
-            };
-            if !is_full {
-                tokio::select! {
-                    () = tokio::time::sleep(POLL_INTERVAL) => {}
-                    () = stopping.cancelled() => {}
-                }
+                Err(error) => tracing::warn!(%error,
+                    "mails cannot be leased; the mailer retries in {POLL_INTERVAL:?}"),
+            }
+            // While every place is taken, more mails may be due: the next look waits for a place.
+            tokio::select! {
+                _ = sending.join_next(), if sending.len() == CONCURRENCY => {}
+                () = tokio::time::sleep(POLL_INTERVAL), if sending.len() < CONCURRENCY => {}
+                () = stopping.cancelled() => {}
             }
         }
+        while sending.join_next().await.is_some() {}
         Ok(())
     }
 
-    /// Sends mails that are due, at the same time; returns how many there were.
-    async fn round(&self) -> sqlx::Result<usize> {
-        let mut sending = JoinSet::new();
-        for mail in store::lease(&self.pool, BATCH, LEASE).await? {
-            let mailer = self.clone();
-            sending.spawn(async move {
-                let sent = mailer.send(&mail).await;
-                (mail, sent)
-            });
+    async fn lease(&self, limit: usize, looked: &mut Looked) -> sqlx::Result<Vec<Mail>> {
+        if looked.full.elapsed() > FULL_LOOK {
+            *looked = Looked::nowhere();
         }
-        let mut deliveries = Vec::new();
-        while let Some(joined) = sending.join_next().await {
-            // A task that panicked is a bug that the panic hook has reported; its lease expires.
-            let Ok((mail, sent)) = joined else { continue };
-            deliveries.push((mail.notification_id, retry_delay(&mail, sent.err())));
+        let began = Instant::now();
+        let mails = store::lease(&self.pool, limit, LEASE, looked.reach()).await?;
+        if mails.len() < limit {
+            looked.everything = Some(began);
         }
-        if !deliveries.is_empty() {
-            store::record_delivery(&self.pool, &deliveries).await?;
-        }
-        Ok(deliveries.len())
+        Ok(mails)
     }
 
-    async fn send(&self, mail: &Mail) -> anyhow::Result<()> {
-        let message = self.message(mail).context("compose the mail")?;
-        let sent = tokio::time::timeout(TIMEOUT, self.server.send(message)).await;
-        sent.context("the mail server does not respond")?
-            .context("send the mail")?;
-        tracing::info!(order.id = %mail.order_id, customer.id = %mail.customer_id, kind = ?mail.kind,
-            "mailed the customer");
-        Ok(())
+    /// Sends a mail and records what came of it.
+    async fn deliver(&self, mail: &Mail) {
+        let sent = tokio::time::timeout(TIMEOUT, self.send(mail)).await;
+        let silence = |_| {
+            Err(Failure::Temporary(anyhow!(
+                "the mail server does not respond"
+            )))
+        };
+        let outcome = outcome(mail, sent.unwrap_or_else(silence));
+        let label = match &outcome {
+            Outcome::Sent => "sent",
+            Outcome::Retry(_) => "retry",
+            Outcome::GivenUp(_) => "given_up",
+        };
+        self.mails.add(1, &[KeyValue::new("outcome", label)]);
+        if let Err(error) = store::record_outcome(&self.pool, mail, outcome).await {
+            tracing::warn!(order.id = %mail.order_id, %error,
+                "the outcome of a mail cannot be recorded; it is sent again when its lease has \
+                 expired");
+        }
+    }
+
+    async fn send(&self, mail: &Mail) -> Result<(), Failure> {
+        // It would be composed the same way next time.
+        let message = self.message(mail).context("compose the mail");
+        let message = message.map_err(Failure::Permanent)?;
+        let Err(error) = self.server.send(message).await else {
+            return Ok(());
+        };
+        let is_refused = self.is_refused(&error).await;
+        let error = anyhow!(error).context("send the mail");
+        Err(match is_refused {
+            true => Failure::Permanent(error),
+            false => Failure::Temporary(error),
+        })
+    }
+
+    /// Whether the server refuses this very mail for good: 55z. A permanent code with another
+    /// second digit is about the session, a wrong password for example (RFC 5321, section 4.2.1),
+    /// and so is 554 instead of a greeting (section 3.1): that says nothing about the mail.
+    async fn is_refused(&self, error: &smtp::Error) -> bool {
+        let code = error.status().filter(|_| error.is_permanent());
+        code.is_some_and(|code| code.category == Category::MailSystem)
+            && self.server.test_connection().await.unwrap_or(false)
     }
 
     fn message(&self, mail: &Mail) -> anyhow::Result<Message> {
@@ -125,7 +211,7 @@ impl Mailer {
         let message = Message::builder()
             .message_id(Some(format!("<{}@{domain}>", mail.notification_id)))
             .from(self.from.clone())
-            .to(address.parse().context("MAIL_CUSTOMER_DOMAIN")?)
+            .to(address.parse().context("the customer's address")?)
             .subject(format!("Your order {order}: {subject}"))
             .header(ContentType::TEXT_PLAIN)
             .body(format!("{text}\n\nOrder {order}\n"))?;
@@ -133,12 +219,82 @@ impl Mailer {
     }
 }
 
-/// When to send a mail again; `None` when it was sent.
-fn retry_delay(mail: &Mail, error: Option<anyhow::Error>) -> Option<Duration> {
-    let error = error?;
+/// What comes of a mail.
+fn outcome(mail: &Mail, sent: Result<(), Failure>) -> Outcome {
     let attempts = u32::try_from(mail.attempts).unwrap_or_default();
-    let delay = backoff::delay_after(attempts, FIRST_RETRY, SLOWEST_RETRY);
-    tracing::warn!(order.id = %mail.order_id, attempts, error = format!("{error:#}"),
-        "a mail could not be sent; the next attempt is in {delay:?}");
-    Some(delay)
+    let (order, customer) = (mail.order_id, mail.customer_id);
+    match sent {
+        Ok(()) => {
+            tracing::info!(order.id = %order, customer.id = %customer, kind = ?mail.kind,
+                "mailed the customer");
+            Outcome::Sent
+        }
+        Err(Failure::Temporary(error)) if attempts < LAST_ATTEMPT => {
+            let delay = backoff::delay_after(attempts, FIRST_RETRY, SLOWEST_RETRY);
+            tracing::warn!(order.id = %order, attempts, error = format!("{error:#}"),
+                "a mail could not be sent; the next attempt is in {delay:?}");
+            Outcome::Retry(delay)
+        }
+        Err(Failure::Temporary(error) | Failure::Permanent(error)) => {
+            let reason = format!("{error:#}");
+            tracing::warn!(order.id = %order, customer.id = %customer, kind = ?mail.kind, attempts,
+                error = reason,
+                "a mail was given up and is not sent again; mail_given_up_reason keeps the reason, \
+                 and setting mail_due_at and mail_attempts of the notification sends it again");
+            Outcome::GivenUp(reason)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::{CustomerId, NotificationId, OrderId};
+    use sqlx::postgres::PgPoolOptions;
+
+    use super::*;
+
+    fn mail(attempts: u32) -> Mail {
+        Mail {
+            notification_id: NotificationId::new().0,
+            order_id: OrderId::new(),
+            customer_id: CustomerId::new(),
+            kind: Kind::OrderConfirmed,
+            attempts: attempts.try_into().unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_the_library_rejects_is_given_up_at_once() {
+        let mailer = Mailer {
+            pool: PgPoolOptions::new()
+                .connect_lazy("postgres://nowhere/nothing")
+                .unwrap(),
+            server: AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous("nowhere").build(),
+            from: "shop@sagacity.example".parse().unwrap(),
+            domain: "two words".to_owned(),
+            mails: global::meter("test").u64_counter("mails").build(),
+        };
+        let mail = mail(1);
+        let Outcome::GivenUp(reason) = outcome(&mail, mailer.send(&mail).await) else {
+            panic!("the mail is not given up");
+        };
+        assert!(reason.contains("the customer's address"), "{reason}");
+    }
+
+    #[test]
+    fn attempts_have_an_end_after_about_three_days() {
+        let delays: Vec<Duration> = (1..=LAST_ATTEMPT)
+            .map_while(|attempts| {
+                let failure = Failure::Temporary(anyhow!("busy"));
+                match outcome(&mail(attempts), Err(failure)) {
+                    Outcome::Retry(delay) => Some(delay),
+                    _ => None,
+                }
+            })
+            .collect();
+        assert_eq!(delays.len(), LAST_ATTEMPT as usize - 1);
+        let day = Duration::from_secs(24 * 3600);
+        let total: Duration = delays.iter().sum();
+        assert!(total > day.mul_f64(1.5) && total < 5 * day, "{total:?}");
+    }
 }

@@ -128,19 +128,38 @@ pub struct Mail {
     pub attempts: i32,
 }
 
+/// What came of a mail.
+#[derive(Debug)]
+pub enum Outcome {
+    Sent,
+    /// It is due again after this time.
+    Retry(Duration),
+    /// It is never due again; the text says why.
+    GivenUp(String),
+}
+
 /// Leases mails that are due, oldest first: other replicas do not get them for as long as `lease`.
-pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<Vec<Mail>> {
+/// Those that were due longer ago than `reach` are left out, and their index entries are not read.
+pub async fn lease(
+    pool: &PgPool,
+    limit: usize,
+    lease: Duration,
+    reach: Option<Duration>,
+) -> sqlx::Result<Vec<Mail>> {
     let rows = sqlx::query!(
         r#"-- mails_lease
         WITH due AS MATERIALIZED (
-            SELECT notification_id FROM notifications WHERE mail_due_at <= now()
+            SELECT notification_id FROM notifications
+            WHERE mail_due_at <= now()
+                AND mail_due_at > COALESCE(now() - make_interval(secs => $3), '-infinity')
             ORDER BY mail_due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
         UPDATE notifications
         SET mail_due_at = now() + make_interval(secs => $2), mail_attempts = mail_attempts + 1
         WHERE notification_id IN (SELECT notification_id FROM due)
         RETURNING notification_id, order_id, customer_id, kind, mail_attempts"#,
-        limit,
-        lease.as_secs_f64()
+        i64::try_from(limit).unwrap_or(i64::MAX),
+        lease.as_secs_f64(),
+        reach.map(|reach| reach.as_secs_f64()) as Option<f64>
     )
     .fetch_all(pool)
     .await?;
@@ -157,23 +176,23 @@ pub async fn lease(pool: &PgPool, limit: i64, lease: Duration) -> sqlx::Result<V
         .collect()
 }
 
-/// Records deliveries: a mail without a delay is sent, the others are due again after theirs.
-pub async fn record_delivery(
-    pool: &PgPool,
-    mails: &[(Uuid, Option<Duration>)],
-) -> sqlx::Result<()> {
-    let ids: Vec<_> = mails.iter().map(|(id, _)| *id).collect();
-    let delays: Vec<_> = mails
-        .iter()
-        .map(|(_, delay)| delay.map(|delay| delay.as_secs_f64()))
-        .collect();
+/// Records what came of a mail, unless it was withdrawn meanwhile.
+pub async fn record_outcome(pool: &PgPool, mail: &Mail, outcome: Outcome) -> sqlx::Result<()> {
+    let (delay, reason) = match outcome {
+        Outcome::Sent => (None, None),
+        Outcome::Retry(delay) => (Some(delay.as_secs_f64()), None),
+        Outcome::GivenUp(reason) => (None, Some(reason)),
+    };
     sqlx::query!(
-        r#"-- mails_record_delivery
-        UPDATE notifications AS n SET mail_due_at = now() + make_interval(secs => m.delay)
-        FROM unnest($1::uuid[], $2::double precision[]) AS m (id, delay)
-        WHERE n.notification_id = m.id"#,
-        &ids,
-        &delays as &[Option<f64>]
+        r#"-- mails_record_outcome
+        UPDATE notifications
+        SET mail_due_at = now() + make_interval(secs => $2),
+            mail_given_up_at = CASE WHEN $3::text IS NOT NULL THEN now() END,
+            mail_given_up_reason = $3
+        WHERE notification_id = $1 AND mail_due_at IS NOT NULL"#,
+        mail.notification_id,
+        delay as Option<f64>,
+        reason as Option<String>
     )
     .execute(pool)
     .await?;

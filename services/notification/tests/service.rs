@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -23,12 +24,14 @@ use proto::{
     },
     order::v1::{OrderCancelled, OrderConfirmed},
 };
+use sqlx::PgPool;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 use tonic::{Code, transport::Channel};
+use uuid::Uuid;
 
 type Client = NotificationServiceClient<Channel>;
 
@@ -40,10 +43,10 @@ fn cancelled(order: OrderId) -> Event {
     })
 }
 
-fn confirmed(order: OrderId) -> Event {
+fn confirmed(order: OrderId, customer: CustomerId) -> Event {
     Event::OrderConfirmed(OrderConfirmed {
         order_id: order.to_string(),
-        customer_id: CustomerId::new().to_string(),
+        customer_id: customer.to_string(),
         total: Some(Money::new(100, "EUR".parse().unwrap()).into()),
     })
 }
@@ -51,7 +54,7 @@ fn confirmed(order: OrderId) -> Event {
 /// Publishes that an order was confirmed, with a new event id each time: neither broker nor inbox can
 /// recognize a repetition.
 async fn publish(jetstream: &jetstream::Context, order: OrderId) {
-    publish_event(jetstream, order, confirmed(order)).await;
+    publish_event(jetstream, order, confirmed(order, CustomerId::new())).await;
 }
 
 async fn publish_event(jetstream: &jetstream::Context, order: OrderId, event: Event) {
@@ -88,61 +91,131 @@ async fn notifications(client: &mut Client, order: OrderId) -> Vec<NotificationK
         .collect()
 }
 
-/// A mail server that refuses the first mail, accepts all others and sends them to the test.
-async fn mail_server(kept: mpsc::UnboundedSender<String>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("smtp://{}", listener.local_addr().unwrap());
-    let busy = Arc::new(AtomicBool::new(true));
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve_mail(stream, kept.clone(), Arc::clone(&busy)));
-        }
-    });
-    url
+/// What the mail server does with the mails to a customer.
+#[derive(Clone, Copy)]
+enum Treatment {
+    Accept,
+    /// Refuses the recipient with this answer.
+    RefuseRecipient(&'static str),
+    /// Refuses the mail itself with this answer, when it has all of it.
+    RefuseMail(&'static str),
+    /// Does not answer until the test says so.
+    Hold,
 }
 
-/// Just enough of RFC 5321 for a well-behaved client.
-async fn serve_mail(
-    stream: TcpStream,
+/// A mail server that refuses the first mail, treats others as the test says, accepts those it says
+/// nothing about, and sends what it accepts to the test.
+struct MailServer {
+    url: String,
+    /// By customer.
+    treatments: Mutex<HashMap<String, Treatment>>,
+    /// The customer of each attempt.
+    attempts: Mutex<Vec<String>>,
+    /// Whether held mails may go on.
+    released: watch::Sender<bool>,
     kept: mpsc::UnboundedSender<String>,
-    busy: Arc<AtomicBool>,
-) -> std::io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
-    let mut lines = BufReader::new(reader).lines();
-    writer.write_all(b"220 ready\r\n").await?;
-    while let Some(line) = lines.next_line().await? {
-        let response: &[u8] = match line.get(..4) {
-            Some("DATA") if busy.swap(false, Ordering::Relaxed) => b"451 try again later\r\n",
-            Some("DATA") => {
-                writer.write_all(b"354 go on\r\n").await?;
-                let mut mail = String::new();
-                while let Some(line) = lines.next_line().await?.filter(|line| line != ".") {
-                    mail.push_str(&line);
-                    mail.push('\n');
-                }
-                let _test_ended = kept.send(mail);
-                b"250 kept\r\n"
+    busy: AtomicBool,
+}
+
+impl MailServer {
+    async fn start(kept: mpsc::UnboundedSender<String>) -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Arc::new(Self {
+            url: format!("smtp://{}", listener.local_addr().unwrap()),
+            treatments: Mutex::default(),
+            attempts: Mutex::default(),
+            released: watch::Sender::new(false),
+            kept,
+            busy: AtomicBool::new(true),
+        });
+        let accepting = Arc::clone(&server);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let server = Arc::clone(&accepting);
+                tokio::spawn(async move { server.serve(stream).await });
             }
-            Some("QUIT") => b"221 bye\r\n",
-            _ => b"250 fine\r\n",
-        };
-        writer.write_all(response).await?;
+        });
+        server
     }
-    Ok(())
+
+    fn treat(&self, customer: CustomerId, treatment: Treatment) {
+        let mut treatments = self.treatments.lock().unwrap();
+        treatments.insert(customer.to_string(), treatment);
+    }
+
+    fn attempts(&self, customer: CustomerId) -> usize {
+        let attempts = self.attempts.lock().unwrap();
+        let customer = customer.to_string();
+        attempts.iter().filter(|other| **other == customer).count()
+    }
+
+    /// Notes an attempt to mail the recipient of a `RCPT` line.
+    fn attempt(&self, line: &str) -> Treatment {
+        let address = line.split_once('<').map_or("", |(_, address)| address);
+        let customer = address.split('@').next().unwrap().to_owned();
+        let treatment = self.treatments.lock().unwrap().get(&customer).copied();
+        self.attempts.lock().unwrap().push(customer);
+        treatment.unwrap_or(Treatment::Accept)
+    }
+
+    /// Just enough of RFC 5321 for a well-behaved client.
+    async fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
+        let (reader, mut writer) = stream.into_split();
+        let mut lines = BufReader::new(reader).lines();
+        let mut treatment = Treatment::Accept;
+        writer.write_all(b"220 ready\r\n").await?;
+        while let Some(line) = lines.next_line().await? {
+            let response = match line.get(..4) {
+                Some("RCPT") => {
+                    treatment = self.attempt(&line);
+                    match treatment {
+                        Treatment::RefuseRecipient(answer) => answer,
+                        Treatment::Hold => {
+                            let mut released = self.released.subscribe();
+                            let _test_ended = released.wait_for(|released| *released).await;
+                            "250 fine"
+                        }
+                        Treatment::Accept | Treatment::RefuseMail(_) => "250 fine",
+                    }
+                }
+                Some("DATA") if self.busy.swap(false, Ordering::Relaxed) => "451 try again later",
+                Some("DATA") => {
+                    writer.write_all(b"354 go on\r\n").await?;
+                    let mut mail = String::new();
+                    while let Some(line) = lines.next_line().await?.filter(|line| line != ".") {
+                        mail.push_str(&line);
+                        mail.push('\n');
+                    }
+                    if let Treatment::RefuseMail(answer) = treatment {
+                        answer
+                    } else {
+                        let _test_ended = self.kept.send(mail);
+                        "250 kept"
+                    }
+                }
+                Some("QUIT") => "221 bye",
+                _ => "250 fine",
+            };
+            writer
+                .write_all(format!("{response}\r\n").as_bytes())
+                .await?;
+        }
+        Ok(())
+    }
 }
 
 #[tokio::test]
 async fn each_notification_is_mailed_even_if_the_mail_server_is_unavailable_or_the_service_killed()
 {
     let (sender, mut kept) = mpsc::unbounded_channel();
-    let mail_server = mail_server(sender).await;
+    let mail_server = MailServer::start(sender).await;
     let broker = test::broker().await.unwrap();
     let (database, url) = test::database(&[]).await.unwrap();
     let broker_url = broker.url();
     let settings = [
         ("DATABASE_URL", url.as_str()),
         ("NATS_URL", &broker_url),
-        ("SMTP_URL", &mail_server),
+        ("SMTP_URL", &mail_server.url),
     ];
     let start = async || {
         Program::start(env!("CARGO_BIN_EXE_notification"), &settings)
@@ -201,6 +274,162 @@ async fn each_notification_is_mailed_even_if_the_mail_server_is_unavailable_or_t
             "one id: {about:?}"
         );
     }
+}
+
+/// The customers whose mails were given up, with attempts and reason, ordered by reason.
+async fn given_up(database: &PgPool) -> Vec<(CustomerId, i32, String)> {
+    let given_up = "SELECT customer_id, mail_attempts, mail_given_up_reason FROM notifications
+        WHERE mail_given_up_at IS NOT NULL AND mail_due_at IS NULL ORDER BY mail_given_up_reason";
+    let rows = sqlx::query_as::<_, (Uuid, i32, String)>(given_up);
+    let rows = rows.fetch_all(database).await.unwrap().into_iter();
+    rows.map(|(customer, attempts, reason)| (CustomerId(customer), attempts, reason))
+        .collect()
+}
+
+async fn metrics(service: &Program) -> String {
+    let address = service.admin.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = "GET /metrics HTTP/1.0\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    response
+}
+
+#[tokio::test]
+async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
+    let (sender, mut kept) = mpsc::unbounded_channel();
+    let mail_server = MailServer::start(sender).await;
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    let broker_url = broker.url();
+    let settings = [
+        ("DATABASE_URL", url.as_str()),
+        ("NATS_URL", &broker_url),
+        ("SMTP_URL", &mail_server.url),
+    ];
+    let service = Program::start(env!("CARGO_BIN_EXE_notification"), &settings);
+    let service = service.await.unwrap();
+    let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+    let treated = [
+        Treatment::RefuseRecipient("550 no such mailbox"),
+        Treatment::RefuseMail("554 spam"),
+        Treatment::RefuseRecipient("451 come back later"),
+        Treatment::RefuseRecipient("451 never in the mood"),
+        Treatment::RefuseRecipient("535 who are you"),
+        Treatment::Hold,
+    ]
+    .map(|treatment| {
+        let customer = CustomerId::new();
+        mail_server.treat(customer, treatment);
+        customer
+    });
+    let [unknown, spam, greylisted, moody, stranger, held] = treated;
+    let others: Vec<_> = (0..20).map(|_| CustomerId::new()).collect();
+    for customer in treated.iter().chain(&others) {
+        let order = OrderId::new();
+        publish_event(&jetstream, order, confirmed(order, *customer)).await;
+    }
+
+    let mut mails: Vec<String> = Vec::new();
+    let mut mailed = |customer: &CustomerId| {
+        while let Ok(mail) = kept.try_recv() {
+            mails.push(mail);
+        }
+        let to = format!("To: {customer}@");
+        mails.iter().any(|mail| mail.contains(&to))
+    };
+    test::eventually("the others have their mails", async || {
+        others.iter().all(&mut mailed)
+    })
+    .await;
+    test::eventually("two mails are given up", async || {
+        given_up(&database).await.len() == 2
+    })
+    .await;
+    let refusals = given_up(&database).await;
+    assert_eq!(refusals[0].0, unknown);
+    assert!(refusals[0].2.contains("no such mailbox"), "{refusals:?}");
+    assert_eq!(refusals[1].0, spam);
+    assert!(refusals[1].2.contains("554"), "{refusals:?}");
+
+    // What is refused for now, or because of the session, is tried again.
+    test::eventually("other refusals are tried again", async || {
+        let again = |customer| mail_server.attempts(customer) > 1;
+        [greylisted, moody, stranger].into_iter().all(again)
+    })
+    .await;
+    mail_server.treat(greylisted, Treatment::Accept);
+    mail_server.treat(stranger, Treatment::Accept);
+    let last = "UPDATE notifications SET mail_attempts = 56 WHERE customer_id = $1";
+    let last = sqlx::query(last).bind(moody.0).execute(&database).await;
+    last.unwrap();
+    // On a slow machine the next attempts may be minutes away.
+    let due = "UPDATE notifications SET mail_due_at = now()
+        WHERE mail_due_at IS NOT NULL AND customer_id = ANY($1)";
+    let waiting = vec![greylisted.0, moody.0, stranger.0];
+    let due = sqlx::query(due).bind(waiting).execute(&database).await;
+    due.unwrap();
+    assert!(!mailed(&held));
+    mail_server.released.send_replace(true);
+    test::eventually("they are mailed", async || {
+        [greylisted, stranger, held].iter().all(&mut mailed)
+    })
+    .await;
+    test::eventually("attempts have an end", async || {
+        given_up(&database).await.len() == 3
+    })
+    .await;
+    let mut given_up = given_up(&database).await;
+    given_up.retain(|(customer, ..)| *customer != moody);
+    assert_eq!(given_up, refusals);
+    assert_eq!(refusals[0].1, 1);
+    assert_eq!(mail_server.attempts(unknown), 1);
+    let metrics = metrics(&service).await;
+    let counted = |line: &str| {
+        line.starts_with("notification_mails_total{") && line.contains("outcome=\"given_up\"")
+    };
+    let counted: Vec<_> = metrics.lines().filter(|line| counted(line)).collect();
+    assert!(
+        counted.len() == 1 && counted[0].ends_with(" 3"),
+        "{metrics}"
+    );
+}
+
+#[tokio::test]
+async fn a_mail_that_was_given_up_is_sent_when_it_is_made_due_again() {
+    let (sender, mut kept) = mpsc::unbounded_channel();
+    let mail_server = MailServer::start(sender).await;
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    let broker_url = broker.url();
+    let settings = [
+        ("DATABASE_URL", url.as_str()),
+        ("NATS_URL", &broker_url),
+        ("SMTP_URL", &mail_server.url),
+    ];
+    let service = Program::start(env!("CARGO_BIN_EXE_notification"), &settings);
+    let _service = service.await.unwrap();
+    let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+    let (order, customer) = (OrderId::new(), CustomerId::new());
+    mail_server.treat(customer, Treatment::RefuseRecipient("550 no such mailbox"));
+    publish_event(&jetstream, order, confirmed(order, customer)).await;
+    test::eventually("the mail is given up", async || {
+        !given_up(&database).await.is_empty()
+    })
+    .await;
+    mail_server.treat(customer, Treatment::Accept);
+    let again = "UPDATE notifications SET mail_due_at = now(), mail_attempts = 0
+        WHERE mail_given_up_at IS NOT NULL";
+    sqlx::query(again).execute(&database).await.unwrap();
+    kept.recv().await.unwrap();
+    test::eventually("it is not given up any more", async || {
+        let sent = "SELECT count(*) FROM notifications WHERE mail_due_at IS NULL
+            AND mail_given_up_at IS NULL AND mail_given_up_reason IS NULL";
+        let sent = sqlx::query_scalar::<_, i64>(sent).fetch_one(&database);
+        sent.await.unwrap() == 1
+    })
+    .await;
 }
 
 #[tokio::test]
