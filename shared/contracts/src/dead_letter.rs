@@ -24,6 +24,8 @@ pub mod header {
     pub const STREAM: &str = "dead-letter-stream";
     /// Its sequence there.
     pub const SEQUENCE: &str = "dead-letter-sequence";
+    /// How often an operator had sent the event back before; absent when never.
+    pub const REDRIVES: &str = "dead-letter-redrives";
     /// Length of a payload that was too large to keep, in bytes. The event itself is still in its
     /// stream.
     pub const TRUNCATED: &str = "dead-letter-truncated";

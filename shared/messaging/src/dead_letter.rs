@@ -2,11 +2,25 @@
 //! The dead letter is published and acknowledged first; only then is the event terminated. The
 //! broker's `max_deliver` would not do: it merely stops delivering.
 
-use anyhow::Context as _;
-use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
-use contracts::{Service, dead_letter::header};
+mod act;
+mod letters;
 
-use crate::{Broker, topology::original_subject};
+use anyhow::Context as _;
+use async_nats::{
+    HeaderMap, header::NATS_MESSAGE_ID, jetstream, jetstream::stream::RawMessageErrorKind,
+};
+use contracts::{
+    Service,
+    dead_letter::{REDRIVE, header},
+};
+
+pub use act::{Act, Summary, Task};
+pub use letters::{DeadLetters, Filter, Letter, Whole};
+
+use crate::{Broker, headers::text, topology::original_subject};
+
+/// There is no message with this sequence.
+const NOT_FOUND: RawMessageErrorKind = RawMessageErrorKind::NoMessageFound;
 
 /// Bytes kept of an oversized payload. Together with the limits below, so that the dead letter always
 /// fits into one NATS message.
@@ -35,6 +49,9 @@ pub(crate) async fn publish(
         .context("message without JetStream information")?;
     let mut headers = keep(message.headers.as_ref());
     describe(&mut headers, service, &info, attempts, reason);
+    if info.stream == REDRIVE {
+        keep_origin(&mut headers, message.headers.as_ref());
+    }
     let mut payload = message.payload.clone();
     if payload.len() > KEPT_BYTES {
         headers.insert(header::TRUNCATED, payload.len().to_string());
@@ -64,7 +81,7 @@ pub(crate) async fn publish(
 
 /// The event's own headers, cut to size. Headers that address the broker (`Nats-Expected-Stream`,
 /// `Nats-Rollup`) are left out: they belong to the stream that the event came from, and the broker
-/// could reject the dead letter because of them.
+/// could reject the dead letter because of them. So are those of an earlier dead letter.
 fn keep(headers: Option<&HeaderMap>) -> HeaderMap {
     let mut all: Vec<_> = headers.into_iter().flat_map(HeaderMap::iter).collect();
     all.sort_by_key(|(name, _)| !AsRef::<str>::as_ref(name).starts_with("ce-"));
@@ -72,10 +89,7 @@ fn keep(headers: Option<&HeaderMap>) -> HeaderMap {
     let mut room = KEPT_HEADER_BYTES;
     for (name, values) in all {
         let text: &str = name.as_ref();
-        if text
-            .get(..5)
-            .is_some_and(|prefix| prefix.eq_ignore_ascii_case("nats-"))
-        {
+        if is_about_delivery(text) {
             continue;
         }
         for value in values {
@@ -89,6 +103,22 @@ fn keep(headers: Option<&HeaderMap>) -> HeaderMap {
     kept
 }
 
+/// Whether a header belongs to a message in one stream, and not to the event.
+fn is_about_delivery(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.starts_with("nats-") || name.starts_with(header::PREFIX)
+}
+
+/// Where a redriven event was first, and how often it was redriven: after any number of redrives a
+/// dead letter names the stream that may still have the event.
+fn keep_origin(headers: &mut HeaderMap, redriven: Option<&HeaderMap>) {
+    for name in [header::STREAM, header::SEQUENCE, header::REDRIVES] {
+        if let Some(value) = text(redriven, name) {
+            headers.insert(name, value);
+        }
+    }
+}
+
 fn describe(
     headers: &mut HeaderMap,
     service: Service,
@@ -96,7 +126,8 @@ fn describe(
     attempts: u32,
     reason: &anyhow::Error,
 ) {
-    // The broker drops a repetition: one dead letter per service and message.
+    // The broker drops a repetition: one dead letter per service and message. A redriven event is
+    // another message, so that its second dead letter is not dropped as a repetition of the first.
     let id = format!("dlq-{service}-{}-{}", info.stream, info.stream_sequence);
     headers.insert(NATS_MESSAGE_ID, id);
     headers.insert(header::SERVICE, service.name());
@@ -128,6 +159,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Stream", "ORDER");
         headers.insert("nats-rollup", "all");
+        headers.insert("Dead-Letter-Truncated", "1");
         headers.insert("ce-id", "é".repeat(KEPT_VALUE_BYTES));
         let kept = keep(Some(&headers));
         assert_eq!(kept.len(), 1);

@@ -13,7 +13,9 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use audit::Expectations;
-use clap::{Args, Parser, Subcommand};
+use clap::{
+    Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, parser::ValueSource,
+};
 use devstack::Endpoints;
 
 /// Runs Sagacity on this machine: start it, place orders, put it under load, audit it
@@ -65,9 +67,12 @@ struct Verify {
 /// Parses the command line and runs the command. Exit code 1 for errors and broken invariants, 2
 /// for a wrong command line.
 pub fn main() -> ExitCode {
-    let sagacity = Sagacity::parse();
+    let matches = Sagacity::command().get_matches();
+    let sagacity = Sagacity::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let is_flag = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+    let names_system = is_flag("state") || is_flag("target");
     let runtime = tokio::runtime::Runtime::new().context("start the runtime");
-    match runtime.and_then(|runtime| runtime.block_on(run(sagacity))) {
+    match runtime.and_then(|runtime| runtime.block_on(run(sagacity, names_system))) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -77,8 +82,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Returns false when an invariant is broken.
-async fn run(sagacity: Sagacity) -> anyhow::Result<bool> {
+/// Returns false when an invariant is broken. `names_system`: a flag, and not a variable, says which
+/// system is meant.
+async fn run(sagacity: Sagacity, names_system: bool) -> anyhow::Result<bool> {
     let state = match sagacity.state {
         Some(state) => std::path::absolute(state)?,
         None => devstack::workspace().join(".sagacity"),
@@ -93,7 +99,7 @@ async fn run(sagacity: Sagacity) -> anyhow::Result<bool> {
         Command::Load(load) => return load.run(&endpoints()?).await,
         Command::Verify(verify) => return verify.run(&endpoints()?).await,
         Command::Timeline(timeline) => timeline.run(&endpoints()?).await?,
-        Command::Dlq(dlq) => return dlq.run(endpoints).await,
+        Command::Dlq(dlq) => return dlq.run(endpoints, names_system).await,
         Command::Sqlx(sqlx) => sqlx.run().await?,
     }
     Ok(true)

@@ -1,15 +1,28 @@
 //! Connecting to the broker and reading streams, here for everything under `tools/` and for tests:
 //! the futures of async-nats are large, and their machine code is generated where they are awaited.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use async_nats::{
     Client, ConnectOptions, HeaderMap,
-    jetstream::{self, Message, consumer::pull},
+    jetstream::{
+        self, Message,
+        consumer::{AckPolicy, PullConsumer, pull},
+    },
 };
 use futures::{
-    TryStreamExt as _,
+    StreamExt as _,
     future::{BoxFuture, FutureExt as _},
 };
+use tokio::time::timeout;
+
+/// Messages per request.
+const PAGE: usize = 500;
+/// How long the broker may take for the next message that it has.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// After this time the broker forgets a reader that has ended without saying so.
+const READER_EXPIRES: Duration = Duration::from_secs(60);
 
 /// A message as a stream holds it.
 #[derive(Clone, Debug)]
@@ -86,20 +99,52 @@ pub fn for_each_message<'a>(
 ) -> BoxFuture<'a, anyhow::Result<()>> {
     let read = async move {
         let mut stream = jetstream.get_stream(stream).await?;
-        let count = stream.info().await?.state.messages;
-        let config = pull::OrderedConfig {
+        let last = stream.info().await?.state.last_sequence;
+        let config = pull::Config {
+            ack_policy: AckPolicy::None,
             headers_only: part == Part::Headers,
-            ..pull::OrderedConfig::default()
+            inactive_threshold: READER_EXPIRES,
+            ..pull::Config::default()
         };
-        let mut messages = stream.create_consumer(config).await?.messages().await?;
-        for _ in 0..count {
-            take(messages.try_next().await?.context("it ended early")?)?;
-        }
-        anyhow::Ok(())
+        let reader = stream.create_consumer(config).await?;
+        let read = read_until(&reader, last, take).await;
+        // Without this the broker drops it when it expires.
+        let _dropped = stream.delete_consumer(&reader.cached_info().name).await;
+        read
     };
     async move {
         read.await
             .with_context(|| format!("read the stream {stream}"))
     }
     .boxed()
+}
+
+/// Reads up to the sequence `last`. Others may delete messages meanwhile: the end is an empty page,
+/// not a number of messages.
+async fn read_until(
+    reader: &PullConsumer,
+    last: u64,
+    take: &mut (dyn FnMut(Message) -> anyhow::Result<()> + Send),
+) -> anyhow::Result<()> {
+    let mut sequence = 0;
+    while sequence < last {
+        let mut page = reader.fetch().max_messages(PAGE).messages().await?;
+        let mut is_empty = true;
+        while let Some(message) = timeout(PATIENCE, page.next())
+            .await
+            .context("the broker does not answer")?
+        {
+            let message = message.map_err(anyhow::Error::from_boxed)?;
+            is_empty = false;
+            let info = message.info().map_err(anyhow::Error::from_boxed)?;
+            sequence = info.stream_sequence;
+            if sequence <= last {
+                take(message)?;
+            }
+        }
+        if is_empty {
+            break;
+        }
+    }
+    Ok(())
 }
