@@ -21,9 +21,15 @@ pub(crate) struct Metrics {
     replayed: Counter<u64>,
     stream_use: Gauge<f64>,
     /// When the oldest event was recorded that has not been published.
-    oldest: Arc<Mutex<Option<OffsetDateTime>>>,
+    oldest: Oldest,
     paused: Gauge<f64>,
+    dead_letters: Gauge<u64>,
+    /// When the oldest dead letter was written.
+    oldest_dead_letter: Oldest,
 }
+
+/// The time of something old; `None` when there is nothing.
+type Oldest = Arc<Mutex<Option<OffsetDateTime>>>;
 
 impl Metrics {
     pub(crate) fn new(service: Service) -> Self {
@@ -63,7 +69,12 @@ impl Metrics {
                 .with_description("Share of a stream's bytes that is in use")
                 .with_unit("1")
                 .build(),
-            oldest: observe_outbox_age(&meter, service),
+            oldest: observe_age(
+                &meter,
+                service,
+                "messaging.outbox.age",
+                "Age of the oldest event that has not been published; 0 when there is none",
+            ),
             paused: meter
                 .f64_gauge("messaging.consumer.paused")
                 .with_description(
@@ -71,6 +82,17 @@ impl Metrics {
                 )
                 .with_unit("s")
                 .build(),
+            dead_letters: meter
+                .u64_gauge("messaging.dead_letters")
+                .with_description("Dead letters of the service that wait for an operator")
+                .with_unit("{dead_letter}")
+                .build(),
+            oldest_dead_letter: observe_age(
+                &meter,
+                service,
+                "messaging.dead_letters.age",
+                "Age of the oldest dead letter of the service; 0 when there is none",
+            ),
         }
     }
 
@@ -115,25 +137,35 @@ impl Metrics {
             .record(share, &[KeyValue::new("stream", stream)]);
     }
 
+    /// Notes how many dead letters the service has, and when the oldest was written.
+    pub(crate) fn dead_letters(&self, depth: u64, oldest: Option<OffsetDateTime>) {
+        self.dead_letters
+            .record(depth, &[KeyValue::new("service", self.service)]);
+        *self.oldest_dead_letter.lock() = oldest;
+    }
+
     /// Notes when the oldest unpublished event was recorded; `None` when there is none.
     pub(crate) fn outbox_oldest(&self, recorded_at: Option<OffsetDateTime>) {
         *self.oldest.lock() = recorded_at;
     }
 }
 
-/// The age is computed when it is asked for: it grows also while the relay is stuck.
-fn observe_outbox_age(meter: &Meter, service: Service) -> Arc<Mutex<Option<OffsetDateTime>>> {
-    let oldest: Arc<Mutex<Option<OffsetDateTime>>> = Arc::default();
+/// The age is computed when it is asked for: it grows also while nothing refreshes the time.
+fn observe_age(
+    meter: &Meter,
+    service: Service,
+    name: &'static str,
+    description: &'static str,
+) -> Oldest {
+    let oldest = Oldest::default();
     let observed = Arc::clone(&oldest);
     let label = [KeyValue::new("service", service.name())];
     let _registered = meter
-        .f64_observable_gauge("messaging.outbox.age")
-        .with_description(
-            "Age of the oldest event that has not been published; 0 when there is none",
-        )
+        .f64_observable_gauge(name)
+        .with_description(description)
         .with_unit("s")
         .with_callback(move |gauge| {
-            let age = |recorded: OffsetDateTime| OffsetDateTime::now_utc() - recorded;
+            let age = |since: OffsetDateTime| OffsetDateTime::now_utc() - since;
             let age = observed.lock().map(age).unwrap_or_default();
             gauge.observe(age.as_seconds_f64().max(0.0), &label);
         })

@@ -1,4 +1,4 @@
-//! How much room the broker's streams have left.
+//! How much room the broker's streams have left, and how many dead letters the service has.
 //!
 //! The streams of publishers never fill: they drop their oldest events. Those of dead letters refuse
 //! what does not fit, because they may hold the only copy. When they are nearly full, the events that
@@ -20,7 +20,7 @@ use contracts::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::Participant;
+use crate::{Participant, dead_letter::DeadLetters};
 
 const EVERY: Duration = Duration::from_secs(10);
 /// The share of a stream that refuses, above which it counts as full.
@@ -47,7 +47,8 @@ pub(crate) async fn run(participant: Participant, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
         }
         let observed = tokio::select! {
-            observed = observe(&participant) => observed,
+            (observed, ()) = async { tokio::join!(observe(&participant), count(&participant)) } =>
+                observed,
             () = shutdown.cancelled() => return,
         };
         let Ok(is_nearly_full) = observed else {
@@ -64,6 +65,14 @@ pub(crate) async fn run(participant: Participant, shutdown: CancellationToken) {
                  an event that fails next could not be kept"
             );
         }
+    }
+}
+
+/// Measures the dead letters of the service. While the broker is away the metrics stay as they are.
+async fn count(participant: &Participant) {
+    let own = DeadLetters::of(participant);
+    if let Ok((depth, oldest)) = own.depth().await {
+        participant.metrics.dead_letters(depth, oldest);
     }
 }
 
