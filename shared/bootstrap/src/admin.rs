@@ -1,4 +1,5 @@
-//! The admin listener of every process: `/livez`, `/readyz`, `/startupz`, `/metrics`.
+//! The admin listener of every process: `/livez`, `/readyz`, `/startupz`, `/metrics`, and the routes
+//! that the service adds.
 //!
 //! - Liveness: the process answers. Nothing else, so that a database outage does not restart every
 //!   service.
@@ -7,13 +8,13 @@
 //! - Readiness: work gets done. It turns off first at shutdown, and this listener closes last.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicBool, Ordering},
 };
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
@@ -24,6 +25,7 @@ use prometheus::{Encoder as _, Registry, TextEncoder};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 use crate::http;
 
@@ -97,6 +99,8 @@ pub(crate) struct Admin {
     pub(crate) draining: CancellationToken,
     /// The process has been ready once.
     pub(crate) was_ready: Arc<AtomicBool>,
+    /// Routes of the service, which it adds while it starts: the listener serves before that.
+    pub(crate) routes: Arc<OnceLock<Router>>,
 }
 
 /// Serves the admin listener until `close`.
@@ -110,8 +114,24 @@ pub(crate) async fn serve(
         .route("/readyz", get(readyz))
         .route("/startupz", get(startupz))
         .route("/metrics", get(metrics))
+        .fallback(added)
         .with_state(admin);
     http::serve(listener, router, close).await
+}
+
+/// A route that the service has added.
+async fn added(State(admin): State<Admin>, request: Request) -> Response {
+    match admin.routes.get() {
+        Some(routes) => match routes.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        },
+        None if !admin.readiness.has_started() => respond(Err(not_ready(
+            "start",
+            "waiting for the database or the broker",
+        ))),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {

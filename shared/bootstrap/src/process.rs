@@ -1,6 +1,10 @@
 //! A process from its first line to its exit code.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -81,12 +85,14 @@ where
         let shutdown = Shutdown::on_signal(shutdown_lag)?;
         let listeners = Listeners::bind(listen, admin_listen).await?;
         let readiness = Readiness::default();
+        let admin_routes = Arc::default();
         let close_admin = CancellationToken::new();
         let admin = Admin {
             readiness: readiness.clone(),
             registry: telemetry.registry.clone(),
             draining: shutdown.draining.clone(),
             was_ready: Arc::default(),
+            routes: Arc::clone(&admin_routes),
         };
         let admin = tokio::spawn(admin::serve(listeners.admin, admin, close_admin.clone()));
         let starting = shutdown.stopping.clone();
@@ -94,6 +100,7 @@ where
             supervisor: Supervisor::new(shutdown.stopping.clone()),
             listener: Some(listeners.main),
             readiness: readiness.clone(),
+            admin_routes,
             shutdown,
         };
         let result = tokio::select! {
@@ -142,6 +149,7 @@ pub struct Process {
     listener: Option<TcpListener>,
     /// What must hold for the process to be ready; checks are added while it starts.
     pub readiness: Readiness,
+    admin_routes: Arc<OnceLock<Router>>,
     shutdown: Shutdown,
 }
 
@@ -174,6 +182,12 @@ impl Process {
         let served = http::serve(listener, router, self.stopping());
         self.spawn("HTTP server", served);
         Ok(())
+    }
+
+    /// Serves more routes on the admin listener.
+    pub fn serve_admin(&self, routes: Router) -> anyhow::Result<()> {
+        let added = self.admin_routes.set(routes);
+        added.map_err(|_| anyhow::anyhow!("the admin listener has its routes already"))
     }
 
     fn take_listener(&mut self) -> anyhow::Result<TcpListener> {

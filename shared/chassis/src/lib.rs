@@ -4,6 +4,7 @@
 //! the saga, serve gRPC, spawn its loops, handle its events, until shutdown.
 #![warn(missing_docs, unreachable_pub)]
 
+mod dead_letters;
 mod event_log;
 mod settings;
 pub mod status;
@@ -75,7 +76,7 @@ impl ServiceContext {
     }
 
     /// Connects to database and broker and becomes a participant of the saga. Readiness then watches
-    /// both. Waits for what is not up yet.
+    /// both, and the admin listener serves the service's dead letters. Waits for what is not up yet.
     ///
     /// # Errors
     /// When the database or the broker refuses the connection, or a migration fails.
@@ -104,6 +105,8 @@ impl ServiceContext {
                 .context("connect to the broker that NATS_URL names")?
                 .with_stream_max_bytes(limit);
             let participant = Participant::new(self.service, pool.clone(), broker);
+            self.process
+                .serve_admin(dead_letters::routes(&participant))?;
             let readiness = &self.process.readiness;
             readiness.check("database", move || database::ping(pool.clone()));
             let progress = participant.progress.clone();
