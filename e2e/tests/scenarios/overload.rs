@@ -21,14 +21,14 @@ use crate::{
 
 /// Calls of the provider that one payment service has in flight: `MAX_CALLS` in its `worker.rs`.
 const CALLS: f64 = 64.0;
-/// No process of an overloaded system may use more, in MB. Debug builds are larger than the 64 MB of a
-/// container.
+/// No process of an overloaded system may use more, in MB. Debug builds are larger than the 64 MB
+/// of a container.
 const MEMORY_MB: f64 = 256.0;
 const LINES: &[(&str, u32)] = &[("SKU-0001", 1)];
 
-/// The provider takes so long that 26 orders a second can be charged. The load is several times that:
-/// new orders are refused while accepted ones wait for too long, and admitted again when these have
-/// ended, all without a change of the load.
+/// The provider takes so long that 26 orders a second can be charged. The load is several times
+/// that: new orders are refused while accepted ones wait for too long, and admitted again when
+/// these have ended, all without a change of the load.
 pub async fn an_overload_is_refused_and_every_accepted_order_ends(harness: &Harness) -> Outcome {
     let settings = [("order", "ORDER_DEADLINE_SECONDS", "9")];
     let shop = harness.open("overload", &settings).await?;
@@ -199,8 +199,8 @@ impl Requests {
     }
 }
 
-/// Every order that was accepted exists and ends, and no other exists but for requests whose outcome
-/// the customer does not know.
+/// Every order that was accepted exists and ends, and no other exists but for requests whose
+/// outcome the customer does not know.
 pub async fn account(customer: &Customer, requests: &Requests) -> anyhow::Result<()> {
     let found = wait_for("all orders end", async || {
         let orders = all_orders(customer).await?;
@@ -235,7 +235,9 @@ async fn confirmed(shop: &Shop, customer: CustomerId, seconds: f64) -> anyhow::R
     let query = "WITH own AS (
             SELECT status, extract(epoch FROM updated_at - min(created_at) OVER ()) AS at
             FROM orders WHERE customer_id = $1)
-        SELECT count(*), count(*) FILTER (WHERE at < $2 / 3), count(*) FILTER (WHERE at > $2 * 2 / 3)
+        SELECT count(*),
+               count(*) FILTER (WHERE at < $2 / 3),
+               count(*) FILTER (WHERE at > $2 * 2 / 3)
         FROM own WHERE status = 'confirmed' AND at < $2";
     let (all, first, last) = sqlx::query_as(query)
         .bind(customer.0)

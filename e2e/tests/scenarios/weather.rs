@@ -1,5 +1,5 @@
-//! Faults of what the services stand on, under load: databases that do not work for a while, brokers
-//! that forget, clocks that differ. Every accepted order is accounted for.
+//! Faults of what the services stand on, under load: databases that do not work for a while,
+//! brokers that forget, clocks that differ. Every accepted order is accounted for.
 
 use std::{
     os::unix::fs::MetadataExt as _,
@@ -246,7 +246,8 @@ pub async fn a_database_that_does_not_respond_loses_no_order(harness: &Harness) 
     close(shop).await
 }
 
-/// A restored snapshot: the broker has lost what came after it, and delivers again what came before.
+/// A restored snapshot: the broker has lost what came after it, and delivers again what came
+/// before.
 pub async fn a_broker_that_went_back_in_time_loses_no_order(harness: &Harness) -> Outcome {
     let mut shop = harness.open("older", &[]).await?;
     let mut load = start_load(&shop);
@@ -295,8 +296,8 @@ pub async fn deleted_streams_lose_no_order(harness: &Harness) -> Outcome {
     finish(shop, load).await
 }
 
-/// Payment is away until after the deadlines. It then finds their orders before their cancellations,
-/// in batches, and asks for no charge: the audit has a rule for it.
+/// Payment is away until after the deadlines. It then finds their orders before their
+/// cancellations, in batches, and asks for no charge: the audit has a rule for it.
 pub async fn a_payment_service_that_was_away_charges_nothing_late(harness: &Harness) -> Outcome {
     let settings = [("order", "ORDER_DEADLINE_SECONDS", "2")];
     let mut shop = harness.open("away", &settings).await?;
@@ -332,8 +333,8 @@ pub fn faketime() -> Option<&'static str> {
     all.find(|path| Path::new(path).exists()).copied()
 }
 
-/// Two replicas of each service, whose clocks are a minute apart, which is the deadline of an order:
-/// one that compared its own clock with a deadline of the other would cancel every order.
+/// Two replicas of each service, whose clocks are a minute apart, which is the deadline of an
+/// order: one that compared its own clock with a deadline of the other would cancel every order.
 pub async fn replicas_whose_clocks_differ_cancel_nothing_early(harness: &Harness) -> Outcome {
     let library = faketime().context("libfaketime is not installed")?;
     let clock = |offset| {

@@ -70,6 +70,8 @@ pub(crate) struct PaymentRow {
     pub(crate) status: String,
     pub(crate) amount: Option<i64>,
     pub(crate) currency: Option<String>,
+    /// The provider's name for the charge.
+    pub(crate) reference: Option<String>,
 }
 
 /// Money of one order in one currency at the provider, in minor units.
@@ -168,7 +170,7 @@ const SET_ASIDE: &str = "SELECT event_id, subject, reason FROM outbox_set_aside"
 const REPLAYS: &str = "SELECT after_position, until_position, reason, at::text AS at
     FROM outbox_replay ORDER BY id";
 const EVENTS: &str = "SELECT event_id, order_id, subject, payload FROM outbox ORDER BY position";
-const PAYMENTS: &str = "SELECT order_id, status, amount, currency FROM payments";
+const PAYMENTS: &str = "SELECT order_id, status, amount, currency, reference FROM payments";
 const STOCK: &str = "SELECT sku, initial, on_hand, reserved FROM stock";
 const RESERVATIONS: &str = "SELECT order_id, status, lines FROM reservations";
 const NOTIFICATIONS: &str =
@@ -186,8 +188,8 @@ const STEP: usize = 10_000;
 
 impl Facts {
     /// Reads everything. The order matters for what is still moving: an event that was in its
-    /// stream before the snapshots is in the outbox that they show, and what they show as sent is in
-    /// the stream when it is read after them.
+    /// stream before the snapshots is in the outbox that they show, and what they show as sent is
+    /// in the stream when it is read after them.
     pub(crate) async fn read(sources: &mut Sources) -> anyhow::Result<Self> {
         use Service::{Inventory, Notification, Order, Payment};
         let last_sequences = sources.last_sequences().await?;

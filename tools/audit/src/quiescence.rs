@@ -32,9 +32,9 @@ pub(super) async fn wait_until_quiescent(
     }
 }
 
-/// What is in flight. One look asks one part after the other, and an event may move meanwhile from a
-/// part that is yet to be asked to one that was: it must lead to work that a second look finds, or to
-/// an event, and then a stream has grown.
+/// What is in flight. One look asks one part after the other, and an event may move meanwhile from
+/// a part that is yet to be asked to one that was: it must lead to work that a second look finds,
+/// or to an event, and then a stream has grown.
 async fn look(sources: &mut Sources) -> anyhow::Result<Vec<String>> {
     let before = sources.last_sequences().await?;
     for _ in 0..2 {

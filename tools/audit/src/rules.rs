@@ -125,6 +125,7 @@ mod fixture {
                 status: "refunded".to_owned(),
                 amount: Some(500),
                 currency: Some("EUR".to_owned()),
+                reference: None,
             }],
             notifications: vec![
                 notification("order_cancelled"),

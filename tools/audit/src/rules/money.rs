@@ -114,6 +114,7 @@ mod tests {
             status: status.to_owned(),
             amount: Some(500),
             currency: Some("EUR".to_owned()),
+            reference: None,
         }
     }
 
