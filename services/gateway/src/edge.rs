@@ -1,6 +1,7 @@
-//! The outermost layer: the context of each request, its span and its metrics.
+//! The outermost layer: the context of each request, its span, its metrics, and how many there are
+//! at a time.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -13,6 +14,7 @@ use bootstrap::{
     context::{CORRELATION_ID, TRACEPARENT},
 };
 use opentelemetry::{KeyValue, global, metrics::Histogram};
+use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 use crate::{backends::REQUEST_BUDGET, problem::Problem};
@@ -22,8 +24,28 @@ const BUCKETS: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
 
+/// Most requests at a time; live streams count until their response begins. More would be kept in
+/// memory, and each would wait for so long that its client gives up: a refusal costs nothing.
+pub const MAX_REQUESTS: usize = 256;
+
+/// What all requests share; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    durations: Histogram<f64>,
+    room: Arc<Semaphore>,
+}
+
+impl Edge {
+    pub fn new() -> Self {
+        Self {
+            durations: durations(),
+            room: Arc::new(Semaphore::new(MAX_REQUESTS)),
+        }
+    }
+}
+
 /// Request durations, named as OpenTelemetry's semantic conventions for HTTP metrics ask.
-pub fn durations() -> Histogram<f64> {
+fn durations() -> Histogram<f64> {
     let meter = global::meter("gateway");
     meter
         .f64_histogram("http.server.request.duration")
@@ -35,7 +57,7 @@ pub fn durations() -> Histogram<f64> {
 /// Gives the request its [`RequestContext`], which [`crate::extract::Context`] takes out again, and
 /// the response its correlation id.
 pub async fn propagate_context(
-    State(durations): State<Histogram<f64>>,
+    State(Edge { durations, room }): State<Edge>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -63,7 +85,10 @@ pub async fn propagate_context(
     context.continue_in(&span);
     let correlation = context.correlation_id.to_string();
     request.extensions_mut().insert(context);
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut response = match room.try_acquire() {
+        Ok(_room_for_one) => next.run(request).instrument(span.clone()).await,
+        Err(_full) => Problem::overloaded().into_response(),
+    };
     let status = response.status();
     if status.is_server_error() {
         tracing::warn!(parent: &span, %method, route, %status, "responded with a server error");

@@ -78,7 +78,7 @@ fn with_layers<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S>
         .layer(CatchPanicLayer::custom(edge::panic_response))
         .layer(DefaultBodyLimit::max(extract::MAX_BODY))
         .layer(middleware::from_fn_with_state(
-            edge::durations(),
+            edge::Edge::new(),
             edge::propagate_context,
         ))
 }

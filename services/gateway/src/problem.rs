@@ -148,6 +148,13 @@ impl Problem {
                       Quote the x-correlation-id of this response when you report it.";
         Self::new(Kind::Internal, detail)
     }
+
+    pub fn overloaded() -> Self {
+        Self::new(
+            Kind::Unavailable,
+            "There are too many requests at the moment. Send the same request again later.",
+        )
+    }
 }
 
 impl From<tonic::Status> for Problem {

@@ -1,6 +1,9 @@
 //! What clients get: headers, composed responses, errors of services, the document.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -10,11 +13,12 @@ use axum::{
 };
 use contracts::{MAX_TEXT, OrderLine, Quantity};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tonic::Code;
 use tower::ServiceExt as _;
 
 use super::{Api, CUSTOMER, ORDER, Response, Stub, create_order, get};
-use crate::with_layers;
+use crate::{edge::MAX_REQUESTS, with_layers};
 
 fn order_path() -> String {
     format!("/api/v1/orders/{ORDER}")
@@ -225,6 +229,33 @@ async fn errors_of_services_become_problems() {
         assert_eq!(response.headers.contains_key("retry-after"), status == 503);
         assert!(!response.text.contains("secret"), "{problem}");
     }
+}
+
+#[tokio::test]
+async fn more_requests_than_the_gateway_works_on_are_refused_until_one_ends() {
+    let end = Arc::new(Notify::new());
+    let waits = {
+        let end = Arc::clone(&end);
+        async move || end.notified().await
+    };
+    let router = with_layers(Router::new().route("/", routing::get(waits)));
+    let request = || {
+        let request = Request::new(Body::empty());
+        tokio::spawn(router.clone().oneshot(request))
+    };
+    let waiting: Vec<_> = (0..MAX_REQUESTS).map(|_| request()).collect();
+    // On one thread, in the order in which they were spawned.
+    let refused = Response::read(request().await.unwrap().unwrap()).await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(refused.problem()["retry_safe"], true);
+    end.notify_waiters();
+    for response in waiting {
+        assert_eq!(response.await.unwrap().unwrap().status(), StatusCode::OK);
+    }
+    end.notify_one();
+    let admitted = request().await.unwrap().unwrap();
+    assert_eq!(admitted.status(), StatusCode::OK);
 }
 
 #[tokio::test]
