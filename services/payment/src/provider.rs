@@ -145,7 +145,12 @@ impl Provider {
         }
         // The stored response of our key never changes; only the intent itself does.
         let url = format!("{}/v1/payment_intents/{}", self.url, intent.id);
-        parse(&self.call(self.client.get(url)).await?)
+        let current = self.call(self.client.get(url)).await;
+        parse(&current.map_err(|error| match error {
+            // Of the question, not of the charge.
+            CallError::Rejected(error) => over(error),
+            other => other,
+        })?)
     }
 
     /// The charge of an order, whose first call was at most `age` ago.
