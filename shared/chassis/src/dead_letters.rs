@@ -15,10 +15,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use messaging::{
-    Participant,
-    dead_letter::{Act, DeadLetters, Filter, Letter, Task, Whole},
-};
+use dead_letters::{Act, DeadLetters, Filter, Letter, Task, Whole};
+use messaging::Participant;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -54,7 +52,7 @@ pub(crate) fn routes(participant: &Participant) -> Router {
         .route("/dead-letters/{id}", get(show))
         .route("/dead-letters/redrive", post(redrive))
         .route("/dead-letters/discard", post(discard))
-        .with_state(DeadLetters::of(participant))
+        .with_state(participant.dead_letters())
 }
 
 async fn list(

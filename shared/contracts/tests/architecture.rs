@@ -114,6 +114,18 @@ fn dependencies_point_downwards() {
             &["bootstrap", "chassis", "devstack", "client", "audit"],
         ),
         (
+            "shared/dead-letters",
+            &[
+                "messaging",
+                "bootstrap",
+                "chassis",
+                "devstack",
+                "client",
+                "audit",
+                "sqlx",
+            ],
+        ),
+        (
             "shared/bootstrap",
             &["messaging", "chassis", "devstack", "client", "audit"],
         ),

@@ -2,30 +2,19 @@
 //! The dead letter is published and acknowledged first; only then is the event terminated. The
 //! broker's `max_deliver` would not do: it merely stops delivering.
 
-mod act;
-mod letters;
-
 use anyhow::Context as _;
-use async_nats::{
-    HeaderMap, header::NATS_MESSAGE_ID, jetstream, jetstream::stream::RawMessageErrorKind,
-};
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
 use contracts::{
     Service,
     dead_letter::{REDRIVE, header},
 };
 
-pub use act::{Act, Summary, Task};
-pub use letters::{DeadLetters, Filter, Letter, Whole};
+use dead_letters::{KEPT_BYTES, is_about_delivery};
 
 use crate::{Broker, headers::text, topology::original_subject};
 
-/// There is no message with this sequence.
-const NOT_FOUND: RawMessageErrorKind = RawMessageErrorKind::NoMessageFound;
-
-/// Bytes kept of an oversized payload. Together with the limits below, so that the dead letter always
-/// fits into one NATS message.
-const KEPT_BYTES: usize = 256 * 1024;
-/// Bytes kept of all headers together, CloudEvents attributes first. The broker accepts 64 KB.
+/// Bytes kept of all headers together, CloudEvents attributes first. The broker accepts 64 KB. With
+/// [`KEPT_BYTES`] and the limits below a dead letter always fits into one NATS message.
 const KEPT_HEADER_BYTES: usize = 32 * 1024;
 /// Bytes kept of each header, and of the reason.
 const KEPT_VALUE_BYTES: usize = 1024;
@@ -101,12 +90,6 @@ fn keep(headers: Option<&HeaderMap>) -> HeaderMap {
         }
     }
     kept
-}
-
-/// Whether a header belongs to a message in one stream, and not to the event.
-fn is_about_delivery(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    name.starts_with("nats-") || name.starts_with(header::PREFIX)
 }
 
 /// Where a redriven event was first, and how often it was redriven: after any number of redrives a

@@ -18,7 +18,7 @@ mod broker;
 mod checkpoint;
 mod consumer;
 mod database;
-pub mod dead_letter;
+mod dead_letter;
 pub mod handler;
 pub mod headers;
 pub mod inbox;

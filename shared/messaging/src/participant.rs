@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use contracts::Service;
+use dead_letters::DeadLetters;
 use sqlx::PgPool;
 
 use crate::{
@@ -64,5 +65,10 @@ impl Participant {
     pub fn retain_outbox(mut self) -> Self {
         self.outbox_retention = None;
         self
+    }
+
+    /// The service's own dead letters, for operators.
+    pub fn dead_letters(&self) -> DeadLetters {
+        DeadLetters::new(self.broker.jetstream.clone(), Some(self.service))
     }
 }

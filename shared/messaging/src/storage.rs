@@ -20,7 +20,7 @@ use contracts::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Participant, dead_letter::DeadLetters};
+use crate::Participant;
 
 const EVERY: Duration = Duration::from_secs(10);
 /// The share of a stream that refuses, above which it counts as full.
@@ -70,7 +70,7 @@ pub(crate) async fn run(participant: Participant, shutdown: CancellationToken) {
 
 /// Measures the dead letters of the service. While the broker is away the metrics stay as they are.
 async fn count(participant: &Participant) {
-    let own = DeadLetters::of(participant);
+    let own = participant.dead_letters();
     if let Ok((depth, oldest)) = own.depth().await {
         participant.metrics.dead_letters(depth, oldest);
     }

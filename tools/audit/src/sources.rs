@@ -134,7 +134,12 @@ impl Sources {
         let mut take = |message: Message| {
             let act: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
             let text = |name: &str| act["dead_letter"][name].as_str();
-            if act["act"] == "discard"
+            // Lines of the version before this one have no outcome.
+            let is_done = act["outcome"]
+                .as_str()
+                .is_none_or(|outcome| outcome == "done");
+            if is_done
+                && act["act"] == "discard"
                 && let Some(service) = text("service")
                 && let Some(id) = text("event_id").and_then(|id| id.parse().ok())
             {

@@ -5,11 +5,11 @@ use anyhow::{Context as _, ensure};
 use async_nats::{ConnectOptions, jetstream};
 use clap::{Args, Subcommand};
 use contracts::{Service, dead_letter::AUDIT};
+use dead_letters::{Act, DeadLetters, Filter, Letter, Task};
 use devstack::{
     Endpoints,
     jetstream::{connect, read_stream},
 };
-use messaging::dead_letter::{Act, DeadLetters, Filter, Letter, Task};
 use serde_json::json;
 
 #[derive(Args, Clone, Debug)]
@@ -138,9 +138,8 @@ async fn list(
     let letters = dead_letters.select(&filter, 0, usize::MAX).await?;
     if json {
         println!("{}", serde_json::to_string_pretty(&letters)?);
-        return Ok(());
     }
-    for letter in &letters {
+    for letter in letters.iter().filter(|_| !json) {
         println!(
             "{:>6}  {:<12}  {:<24}  {:<36}  {:<36}  {}",
             letter.sequence,
@@ -151,7 +150,16 @@ async fn list(
             letter.reason,
         );
     }
-    println!("{} dead letters", letters.len());
+    if !json {
+        println!("{} dead letters", letters.len());
+    }
+    let is_named = |id: &&String| letters.iter().any(|letter| letter.is_named(id));
+    let missing = filter.ids.iter().find(|id| !is_named(id));
+    ensure!(
+        missing.is_none(),
+        "there is no dead letter {}",
+        missing.map_or("", String::as_str)
+    );
     Ok(())
 }
 

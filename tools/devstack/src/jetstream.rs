@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use async_nats::{
     Client, ConnectOptions, HeaderMap,
     jetstream::{
@@ -126,7 +126,7 @@ async fn read_until(
     last: u64,
     take: &mut (dyn FnMut(Message) -> anyhow::Result<()> + Send),
 ) -> anyhow::Result<()> {
-    let mut sequence = 0;
+    let (mut sequence, mut delivered) = (0, 0);
     while sequence < last {
         let mut page = reader.fetch().max_messages(PAGE).messages().await?;
         let mut is_empty = true;
@@ -138,6 +138,12 @@ async fn read_until(
             is_empty = false;
             let info = message.info().map_err(anyhow::Error::from_boxed)?;
             sequence = info.stream_sequence;
+            delivered += 1;
+            // Nothing is delivered a second time to a reader that does not acknowledge.
+            ensure!(
+                info.consumer_sequence == delivered,
+                "a message was lost on its way"
+            );
             if sequence <= last {
                 take(message)?;
             }

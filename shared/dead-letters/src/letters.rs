@@ -21,8 +21,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::NOT_FOUND;
-use crate::{Participant, broker::ACK_TIMEOUT, headers::text};
+use crate::{ANSWER_TIMEOUT, NOT_FOUND, text};
 
 /// Messages per request.
 const PAGE: usize = 256;
@@ -32,7 +31,7 @@ const READER_EXPIRES: Duration = Duration::from_secs(30);
 /// The dead letters of one service, or of all.
 #[derive(Clone, Debug)]
 pub struct DeadLetters {
-    pub(super) jetstream: jetstream::Context,
+    pub(crate) jetstream: jetstream::Context,
     /// The subjects of the dead letters.
     subjects: String,
 }
@@ -154,15 +153,7 @@ impl DeadLetters {
         }
     }
 
-    /// The dead letters of a participant.
-    pub fn of(participant: &Participant) -> Self {
-        Self::new(
-            participant.broker.jetstream.clone(),
-            Some(participant.service),
-        )
-    }
-
-    pub(super) async fn stream(&self) -> anyhow::Result<jetstream::stream::Stream> {
+    pub(crate) async fn stream(&self) -> anyhow::Result<jetstream::stream::Stream> {
         let stream = self.jetstream.get_stream(STREAM).await;
         stream.with_context(|| format!("open the stream {STREAM}"))
     }
@@ -249,7 +240,10 @@ impl DeadLetters {
 
     /// How many there are, and when the oldest was written. The cost does not depend on their
     /// number: the broker counts by subject.
-    pub(crate) async fn depth(&self) -> anyhow::Result<(u64, Option<OffsetDateTime>)> {
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn depth(&self) -> anyhow::Result<(u64, Option<OffsetDateTime>)> {
         let stream = self.stream().await?;
         let by_subject = stream.info_builder().subjects(&self.subjects);
         let counts = by_subject.fetch().await?;
@@ -280,12 +274,12 @@ async fn read(
     filter: &Filter,
     limit: usize,
 ) -> anyhow::Result<Vec<Letter>> {
-    let mut found = Vec::new();
+    let (mut found, mut delivered) = (Vec::new(), 0);
     loop {
         let mut page = reader.fetch().max_messages(PAGE).messages().await?;
         let mut is_empty = true;
         loop {
-            let Ok(next) = tokio::time::timeout(ACK_TIMEOUT, page.next()).await else {
+            let Ok(next) = tokio::time::timeout(ANSWER_TIMEOUT, page.next()).await else {
                 bail!("the broker does not answer");
             };
             let Some(message) = next else { break };
@@ -293,6 +287,12 @@ async fn read(
             is_empty = false;
             let info = message.info().map_err(anyhow::Error::from_boxed)?;
             let sequence = info.stream_sequence;
+            delivered += 1;
+            // Nothing is delivered a second time to a reader that does not acknowledge.
+            ensure!(
+                info.consumer_sequence == delivered,
+                "a dead letter was lost on its way"
+            );
             if sequence > last {
                 return Ok(found);
             }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{DeadLetters, Filter, KEPT_BYTES, Letter, NOT_FOUND, Whole, is_about_delivery};
+use crate::{DeadLetters, Filter, KEPT_BYTES, Letter, NOT_FOUND, Whole, is_about_delivery};
 
 /// What to do with dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
