@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use client::Customer;
 use contracts::{CustomerId, OrderId};
 use serde_json::Value;
@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use super::Run;
 
-const MAX_ATTEMPTS: u32 = 50;
+/// How long an order is repeated. An overloaded system refuses new ones until accepted ones move.
+const PATIENCE: Duration = Duration::from_secs(120);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Places orders until there are enough.
 pub(super) async fn work(run: Arc<Run>) -> anyhow::Result<()> {
@@ -49,9 +51,10 @@ async fn place(run: &Run) -> anyhow::Result<OrderId> {
         false => "tok_visa",
     };
     let key = Uuid::now_v7().to_string();
-    let mut failure = String::new();
-    for attempt in 1..=MAX_ATTEMPTS {
-        match customer.try_place(&lines, payment_method, &key).await {
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let failure = match customer.try_place(&lines, payment_method, &key).await {
             Ok(response) if response.status().as_u16() == 201 => {
                 let order: Value = response.json().await?;
                 let id = order["id"].as_str().and_then(|id| id.parse().ok());
@@ -59,14 +62,18 @@ async fn place(run: &Run) -> anyhow::Result<OrderId> {
             }
             Ok(response) => {
                 let status = response.status();
-                failure = format!("{status} {}", response.text().await.unwrap_or_default());
+                format!("{status} {}", response.text().await.unwrap_or_default())
             }
-            Err(error) => failure = format!("{error:#}"),
-        }
+            Err(error) => format!("{error:#}"),
+        };
+        ensure!(
+            began.elapsed() < PATIENCE,
+            "an order was not accepted within {PATIENCE:?}; last failure: {failure}"
+        );
         run.retries.fetch_add(1, Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(u64::from(20 * attempt))).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    bail!("an order was not accepted in {MAX_ATTEMPTS} attempts; last failure: {failure}")
 }
 
 /// One to three products, one to three units of each.
