@@ -52,7 +52,16 @@ impl Outage {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    #[test]
+    fn replicas_do_not_retry_in_step() {
+        let (min, max) = (Duration::from_millis(100), Duration::from_secs(30));
+        let delays: BTreeSet<_> = (0..10).map(|_| delay_after(3, min, max)).collect();
+        assert!(delays.len() > 1, "{delays:?}");
+    }
 
     #[test]
     fn delays_grow_to_their_maximum() {
