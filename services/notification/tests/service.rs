@@ -99,7 +99,7 @@ enum Treatment {
     RefuseRecipient(&'static str),
     /// Refuses the mail itself with this answer, when it has all of it.
     RefuseMail(&'static str),
-    /// Does not answer until the test says so.
+    /// Does not answer until the test lets it.
     Hold,
 }
 

@@ -5,7 +5,7 @@
 //! the default partition: those from before the first one, and events with a wrong clock. They are
 //! deleted in steps along their key.
 //!
-//! Both changes need a lock on the table for a moment. They give way to whoever uses it for longer,
+//! Both changes need a lock on the table for a moment. They give way to a longer use of it,
 //! such as a backup, and are tried again a minute later.
 
 use std::{
