@@ -5,7 +5,7 @@
 //! cannot be sent is given up: at once when it is refused for good, otherwise after
 //! [`LAST_ATTEMPT`].
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use bootstrap::shutdown;
@@ -14,7 +14,7 @@ use lettre::{
     message::{Mailbox, header::ContentType},
     transport::smtp::{self, response::Category},
 };
-use messaging::backoff;
+use messaging::{Lookback, backoff};
 use opentelemetry::{KeyValue, global, metrics::Counter};
 use secrecy::ExposeSecret as _;
 use sqlx::PgPool;
@@ -40,11 +40,6 @@ const SLOWEST_RETRY: Duration = Duration::from_secs(3600);
 /// A mail that could not be sent by then is given up. With the delays above that is after about
 /// three days: the first ten attempts take an hour, the others are one to two hours apart.
 const LAST_ATTEMPT: u32 = 57;
-/// How far a look goes back behind the one before: a notification may be committed a while after
-/// its mail was due, and another replica may have had it locked.
-const OVERLAP: Duration = Duration::from_secs(30);
-/// How often a look goes back to the beginning.
-const FULL_LOOK: Duration = Duration::from_secs(600);
 
 #[derive(Clone)]
 pub struct Mailer {
@@ -61,31 +56,6 @@ enum Failure {
     /// Another attempt would end the same way.
     Permanent(anyhow::Error),
     Temporary(anyhow::Error),
-}
-
-/// What earlier looks have found. The index of mails that wait keeps an entry of every mail that
-/// was handled for as long as a snapshot is held, by a backup for example. A look that begins where
-/// the one before has ended does not read them.
-struct Looked {
-    /// When the last look began that found every mail that was due.
-    everything: Option<Instant>,
-    /// When looks last began at the beginning.
-    full: Instant,
-}
-
-impl Looked {
-    fn nowhere() -> Self {
-        Self {
-            everything: None,
-            full: Instant::now(),
-        }
-    }
-
-    /// How far the next look goes back; `None` to the beginning. It is a duration, which the
-    /// database subtracts from its own clock.
-    fn reach(&self) -> Option<Duration> {
-        self.everything.map(|began| began.elapsed() + OVERLAP)
-    }
 }
 
 impl Mailer {
@@ -113,12 +83,12 @@ impl Mailer {
     /// itself: a slow one takes one of [`CONCURRENCY`] places and holds up no other.
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
         let mut sending = JoinSet::new();
-        let mut looked = Looked::nowhere();
+        let mut lookback = Lookback::default();
         while !stopping.is_cancelled() {
             // A task that panicked is a bug that the panic hook has reported; its lease expires.
             while sending.try_join_next().is_some() {}
             let free = CONCURRENCY - sending.len();
-            match self.lease(free, &mut looked).await {
+            match self.lease(free, &mut lookback).await {
                 Ok(mails) => {
                     for mail in mails {
                         let mailer = self.clone();
@@ -139,14 +109,11 @@ impl Mailer {
         Ok(())
     }
 
-    async fn lease(&self, limit: usize, looked: &mut Looked) -> sqlx::Result<Vec<Mail>> {
-        if looked.full.elapsed() > FULL_LOOK {
-            *looked = Looked::nowhere();
-        }
-        let began = Instant::now();
-        let mails = store::lease(&self.pool, limit, LEASE, looked.reach()).await?;
+    async fn lease(&self, limit: usize, lookback: &mut Lookback) -> sqlx::Result<Vec<Mail>> {
+        let reach = lookback.reach();
+        let mails = store::lease(&self.pool, limit, LEASE, reach).await?;
         if mails.len() < limit {
-            looked.everything = Some(began);
+            lookback.found_all(reach);
         }
         Ok(mails)
     }

@@ -139,19 +139,19 @@ pub enum Outcome {
 }
 
 /// Leases mails that are due, oldest first: other replicas do not get them for as long as `lease`.
-/// Those that were due longer ago than `reach` are left out, and their index entries are not read.
+/// Those that were due longer ago than `reach` are left out: see [`Lookback`](messaging::Lookback).
 pub async fn lease(
     pool: &PgPool,
     limit: usize,
     lease: Duration,
-    reach: Option<Duration>,
+    reach: Duration,
 ) -> sqlx::Result<Vec<Mail>> {
     let rows = sqlx::query!(
         r#"-- mails_lease
         WITH due AS MATERIALIZED (
             SELECT notification_id FROM notifications
             WHERE mail_due_at <= now()
-                AND mail_due_at > COALESCE(now() - make_interval(secs => $3), '-infinity')
+                AND mail_due_at > now() - make_interval(secs => $3)
             ORDER BY mail_due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
         UPDATE notifications
         SET mail_due_at = now() + make_interval(secs => $2), mail_attempts = mail_attempts + 1
@@ -159,7 +159,7 @@ pub async fn lease(
         RETURNING notification_id, order_id, customer_id, kind, mail_attempts"#,
         i64::try_from(limit).unwrap_or(i64::MAX),
         lease.as_secs_f64(),
-        reach.map(|reach| reach.as_secs_f64()) as Option<f64>
+        reach.as_secs_f64()
     )
     .fetch_all(pool)
     .await?;
