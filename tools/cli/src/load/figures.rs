@@ -28,9 +28,8 @@ pub(super) struct Figures {
     pub(super) accept_latency_ms: Latency,
     /// From the response to the end of the saga.
     pub(super) saga_latency_ms: Latency,
-    /// The first and the last orders of a long run: they differ when cost grows with what was handled.
-    pub(super) first: Option<Window>,
-    pub(super) last: Option<Window>,
+    /// Ten thousand orders after the other. They differ when cost grows with what was handled.
+    pub(super) windows: Vec<Window>,
     /// CPU during the run, and memory, by process.
     pub(super) processes: BTreeMap<String, Usage>,
     /// Resident memory when a tenth of the sagas had ended.
@@ -58,38 +57,33 @@ pub(super) struct Window {
     saga_latency_ms: Latency,
 }
 
-/// Orders of a window; a run of fewer than two windows has none.
+/// Orders of a window.
 const WINDOW: usize = 10_000;
 
 impl Window {
-    pub(super) fn first(sagas: &Sagas, began: Instant) -> Option<Self> {
-        Self::new(began, sagas.accepts.get(..WINDOW)?, window(&sagas.ends, 0)?)
+    /// The full windows of a run, if there are two or more to compare.
+    pub(super) fn all(sagas: &Sagas, began: Instant) -> Vec<Self> {
+        let mut before = began;
+        let accepts = sagas.accepts.chunks_exact(WINDOW);
+        let windows = accepts.zip(sagas.ends.chunks_exact(WINDOW));
+        let windows: Vec<_> = windows
+            .map(|(accepts, ends)| {
+                let last = ends.last().map_or(before, |last| last.at);
+                let took = last.saturating_duration_since(before);
+                before = last;
+                Self {
+                    sagas_per_second: ends.len() as f64 / took.as_secs_f64(),
+                    accept_latency_ms: Latency::from_samples(accepts),
+                    saga_latency_ms: Latency::from_samples(ends),
+                }
+            })
+            .collect();
+        if windows.len() < 2 {
+            Vec::new()
+        } else {
+            windows
+        }
     }
-
-    pub(super) fn last(sagas: &Sagas) -> Option<Self> {
-        let accepts = sagas.accepts.len().checked_sub(WINDOW)?;
-        let ends = sagas.ends.len().checked_sub(WINDOW)?;
-        let before = sagas.ends.get(ends.checked_sub(1)?)?.at;
-        Self::new(
-            before,
-            sagas.accepts.get(accepts..)?,
-            window(&sagas.ends, ends)?,
-        )
-    }
-
-    fn new(began: Instant, accepts: &[Sample], ends: &[Sample]) -> Option<Self> {
-        let took = ends.last()?.at.saturating_duration_since(began);
-        Some(Self {
-            sagas_per_second: ends.len() as f64 / took.as_secs_f64(),
-            accept_latency_ms: Latency::from_samples(accepts),
-            saga_latency_ms: Latency::from_samples(ends),
-        })
-    }
-}
-
-/// The window that begins at an index, if there are two of them.
-fn window(ends: &[Sample], from: usize) -> Option<&[Sample]> {
-    (ends.len() >= 2 * WINDOW).then(|| ends.get(from..from + WINDOW))?
 }
 
 impl fmt::Display for Window {
@@ -149,7 +143,8 @@ impl fmt::Display for Figures {
         )?;
         writeln!(f, "accept     {}", self.accept_latency_ms)?;
         writeln!(f, "saga       {}", self.saga_latency_ms)?;
-        for (name, window) in [("first", &self.first), ("last", &self.last)] {
+        let first_and_last = [self.windows.first(), self.windows.last()];
+        for (name, window) in ["first", "last"].into_iter().zip(first_and_last) {
             if let Some(window) = window {
                 writeln!(f, "{name:<5} {WINDOW} {window}")?;
             }
@@ -208,7 +203,7 @@ mod tests {
     fn the_first_and_the_last_orders_are_compared_in_a_long_run() {
         let began = Instant::now();
         let mut sagas = Sagas::default();
-        assert!(Window::first(&sagas, began).is_none() && Window::last(&sagas).is_none());
+        assert!(Window::all(&sagas, began).is_empty());
         for nth in 1..=3 * WINDOW as u64 {
             // Ten thousand in ten seconds, then in twenty.
             let millis = if nth <= 20_000 { nth } else { 2 * nth - 20_000 };
@@ -219,8 +214,10 @@ mod tests {
             sagas.accepts.push(sample);
             sagas.ends.push(sample);
         }
-        let (first, last) = (Window::first(&sagas, began), Window::last(&sagas));
-        let (first, last) = (first.unwrap(), last.unwrap());
+        let windows = Window::all(&sagas, began);
+        let [first, _, last] = windows.as_slice() else {
+            panic!("{} windows", windows.len());
+        };
         assert_eq!(
             (first.sagas_per_second, last.sagas_per_second),
             (1000.0, 500.0)
