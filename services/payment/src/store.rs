@@ -143,6 +143,21 @@ pub async fn lease(
     leased.collect()
 }
 
+/// Extends the leases of these payments.
+pub async fn renew(pool: &PgPool, orders: &[OrderId], lease: Duration) -> sqlx::Result<()> {
+    let orders: Vec<Uuid> = orders.iter().map(|order| order.0).collect();
+    sqlx::query!(
+        r#"-- payments_renew
+        UPDATE payments SET due_at = now() + make_interval(secs => $2)
+        WHERE order_id = ANY($1) AND status IN ('pending', 'refunding')"#,
+        &orders,
+        lease.as_secs_f64()
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
 /// Stores the bodies of charges that have none, unless another replica has done so.
 pub async fn store_bodies(pool: &PgPool, bodies: &[(OrderId, String)]) -> sqlx::Result<()> {
     let (orders, bodies): (Vec<Uuid>, Vec<&str>) = bodies

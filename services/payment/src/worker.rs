@@ -2,10 +2,11 @@
 //! transaction.
 //!
 //! No database transaction is open during a call: a slow provider would hold locks and connections.
-//! A worker that dies leaves its leases to expire; the next call uses the same idempotency key and
-//! gets the same response. What is called, and what follows from it, is in `charge` and `refund`.
+//! Leases are short, and renewed during a call. Those of a worker that dies expire; the next call uses
+//! the same idempotency key and gets the same response. What is called, and what follows from it, is in `charge` and `refund`.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +14,10 @@ use std::{
 use anyhow::Context as _;
 use contracts::{Cause, OrderId};
 use messaging::{Lookback, Participant, UnitOfWork, backoff};
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::{
+    sync::Notify,
+    task::{Id, JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -26,10 +30,11 @@ use crate::{
 
 /// Most calls in flight. Bounds what a slow provider can hold in memory.
 const MAX_CALLS: usize = 64;
-/// Longer than any call takes, with its timeout: a lease that expires during the call would let a
-/// second worker make the same call.
-const LEASE: Duration = Duration::from_secs(15);
-const _: () = assert!(CALL_TIMEOUT.as_secs() < LEASE.as_secs());
+/// How long the payments of a worker that has died wait for another one.
+const LEASE: Duration = Duration::from_secs(3);
+/// How often the leases of longer calls are renewed: one that expired would let a second worker make the
+/// same call.
+const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How often to look for due payments without a wake-up: retries, and leases of workers that died.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -48,7 +53,58 @@ pub struct Worker {
     work: Arc<Notify>,
 }
 
-type Calls = JoinSet<(Payment, ProviderOutcome)>;
+/// The calls in flight.
+#[derive(Default)]
+struct Calls {
+    tasks: JoinSet<(Payment, ProviderOutcome)>,
+    /// The order of each, and when its lease began.
+    leases: HashMap<Id, (OrderId, Instant)>,
+}
+
+impl Calls {
+    fn spawn(&mut self, provider: Provider, leased: Leased, since: Instant) {
+        let order = leased.payment.identity.order_id;
+        let task = self.tasks.spawn(async move {
+            let outcome = call(&provider, &leased, since).await;
+            (leased.payment, outcome)
+        });
+        self.leases.insert(task.id(), (order, since));
+    }
+
+    /// The next outcome; `None` when no call is in flight.
+    async fn next(&mut self) -> Option<(Payment, ProviderOutcome)> {
+        loop {
+            let ended = self.tasks.join_next_with_id().await?;
+            if let Some(outcome) = self.note(ended) {
+                return Some(outcome);
+            }
+        }
+    }
+
+    /// An outcome that has arrived.
+    fn try_next(&mut self) -> Option<(Payment, ProviderOutcome)> {
+        loop {
+            let ended = self.tasks.try_join_next_with_id()?;
+            if let Some(outcome) = self.note(ended) {
+                return Some(outcome);
+            }
+        }
+    }
+
+    /// A call that panicked is a bug that the panic hook has reported; its lease expires.
+    fn note<T>(&mut self, ended: Result<(Id, T), JoinError>) -> Option<T> {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        self.leases.remove(&id);
+        ended.ok().map(|(_, outcome)| outcome)
+    }
+
+    /// The orders of calls that take longer than usual.
+    fn to_renew(&self) -> Vec<OrderId> {
+        let leases = self.leases.values();
+        let old = leases.filter(|(_, since)| since.elapsed() >= RENEW_INTERVAL);
+        old.map(|(order, _)| *order).collect()
+    }
+}
 
 impl Worker {
     pub fn new(participant: Participant, provider: Provider) -> Self {
@@ -66,7 +122,8 @@ impl Worker {
 
     /// Works until `stopping`, then waits for the calls in flight and records their outcomes.
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
-        let mut calls = Calls::new();
+        let mut calls = Calls::default();
+        let mut renewals = tokio::time::interval(RENEW_INTERVAL);
         let mut lookback = Lookback::default();
         let mut may_be_due = true;
         while !stopping.is_cancelled() {
@@ -74,26 +131,44 @@ impl Worker {
                 may_be_due = self.lease(&mut calls, &mut lookback).await;
             }
             tokio::select! {
-                Some(first) = completed(&mut calls) => {
+                Some(first) = calls.next() => {
                     self.record(&mut calls, first).await;
                     // A call has ended, so there is room for another.
                     may_be_due = true;
                 }
+                _ = renewals.tick() => self.renew(&calls).await,
                 () = self.work.notified() => may_be_due = true,
                 () = tokio::time::sleep(POLL_INTERVAL) => may_be_due = true,
                 () = stopping.cancelled() => {}
             }
         }
         // An outcome that is not recorded would have to be asked for again after its lease.
-        while let Some(first) = completed(&mut calls).await {
-            self.record(&mut calls, first).await;
+        loop {
+            tokio::select! {
+                next = calls.next() => match next {
+                    Some(first) => self.record(&mut calls, first).await,
+                    None => return Ok(()),
+                },
+                _ = renewals.tick() => self.renew(&calls).await,
+            }
         }
-        Ok(())
+    }
+
+    /// A lease that is not renewed expires, and another worker makes the same call with the same key.
+    async fn renew(&self, calls: &Calls) {
+        let orders = calls.to_renew();
+        if orders.is_empty() {
+            return;
+        }
+        if let Err(error) = store::renew(&self.participant.pool, &orders, LEASE).await {
+            tracing::warn!(%error, leases = orders.len(),
+                "leases could not be renewed; the next attempt is in {RENEW_INTERVAL:?}");
+        }
     }
 
     /// Leases due payments and starts their calls; returns whether more may be due.
     async fn lease(&self, calls: &mut Calls, lookback: &mut Lookback) -> bool {
-        let free = MAX_CALLS.saturating_sub(calls.len());
+        let free = MAX_CALLS.saturating_sub(calls.tasks.len());
         let room = self.provider.breaker.admits(free);
         if room == 0 {
             return false;
@@ -112,11 +187,7 @@ impl Worker {
             lookback.found_all(reach);
         }
         for leased in leased {
-            let provider = self.provider.clone();
-            calls.spawn(async move {
-                let outcome = call(&provider, &leased, since).await;
-                (leased.payment, outcome)
-            });
+            calls.spawn(self.provider.clone(), leased, since);
         }
         may_be_more
     }
@@ -138,7 +209,7 @@ impl Worker {
     /// Records an outcome and all others that have arrived by now, in one transaction.
     async fn record(&self, calls: &mut Calls, first: (Payment, ProviderOutcome)) {
         let mut outcomes = vec![first];
-        while let Some(Ok(next)) = calls.try_join_next() {
+        while let Some(next) = calls.try_next() {
             outcomes.push(next);
         }
         if let Err(error) = self.transaction(&outcomes).await {
@@ -265,16 +336,6 @@ fn next_call(called: &Payment, outcome: &ProviderOutcome) -> Option<Later> {
         delay,
         answered_key: is_over.then_some(key_number),
     })
-}
-
-/// The next outcome; pending while no call is in flight.
-async fn completed(calls: &mut Calls) -> Option<(Payment, ProviderOutcome)> {
-    // A call that panicked is a bug that the panic hook has reported; its lease expires.
-    loop {
-        if let Ok(outcome) = calls.join_next().await? {
-            return Some(outcome);
-        }
-    }
 }
 
 /// Makes the calls that a leased payment needs. `since`: when the lease was asked for.

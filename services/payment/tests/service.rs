@@ -250,6 +250,23 @@ async fn two_workers_charge_a_payment_once() {
 }
 
 #[tokio::test]
+async fn a_payment_that_is_locked_holds_up_no_other() {
+    let fixture = Fixture::new().await;
+    fixture.start().await.kill().await.unwrap();
+    let locked = OrderId::new();
+    fixture.write_asked(locked, Uuid::now_v7(), None).await;
+    let mut transaction = fixture.database.begin().await.unwrap();
+    let lock = sqlx::query("SELECT FROM payments WHERE order_id = $1 FOR UPDATE").bind(locked.0);
+    lock.execute(&mut *transaction).await.unwrap();
+    let _payment = fixture.start().await;
+    // It is due after the one that is locked.
+    let other = fixture.publish_order().await;
+    fixture.assert_charged_once(other).await;
+    transaction.rollback().await.unwrap();
+    fixture.assert_charged_once(locked).await;
+}
+
+#[tokio::test]
 async fn an_expired_lease_is_taken_over() {
     let fixture = Fixture::new().await;
     let first = fixture.start().await;
