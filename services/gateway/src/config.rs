@@ -1,6 +1,6 @@
 //! Settings of the gateway; `gateway --help` documents them.
 
-use bootstrap::settings::{BrokerSettings, Common, ProcessSettings, Settings, service_url};
+use bootstrap::settings::{BrokerSettings, Common, ProcessSettings, Settings, service_urls};
 use clap::Parser;
 
 /// The gateway of Sagacity: the HTTP API in front of the services.
@@ -12,12 +12,12 @@ pub struct Config {
     /// NATS, only to notify live streams; everything else works without it
     #[command(flatten)]
     pub broker: BrokerSettings,
-    /// Address of the order service
+    /// Address of the order service, or those of its replicas, separated by commas
     #[arg(
         long,
         env = "ORDER_URL",
         default_value = "http://127.0.0.1:50051",
-        value_parser = service_url
+        value_parser = service_urls
     )]
     pub order_url: String,
     /// Address of the payment service
@@ -25,7 +25,7 @@ pub struct Config {
         long,
         env = "PAYMENT_URL",
         default_value = "http://127.0.0.1:50052",
-        value_parser = service_url
+        value_parser = service_urls
     )]
     pub payment_url: String,
     /// Address of the inventory service
@@ -33,7 +33,7 @@ pub struct Config {
         long,
         env = "INVENTORY_URL",
         default_value = "http://127.0.0.1:50053",
-        value_parser = service_url
+        value_parser = service_urls
     )]
     pub inventory_url: String,
     /// Address of the notification service
@@ -41,7 +41,7 @@ pub struct Config {
         long,
         env = "NOTIFICATION_URL",
         default_value = "http://127.0.0.1:50054",
-        value_parser = service_url
+        value_parser = service_urls
     )]
     pub notification_url: String,
 }

@@ -69,7 +69,8 @@ impl Live {
 
     /// Returns when there are no watchers.
     async fn subscribe(&self, url: &str) -> anyhow::Result<()> {
-        let client = ConnectOptions::new().name("gateway").connect(url).await?;
+        let client = ConnectOptions::new().name("gateway");
+        let client = client.connect(url.split(',').collect::<Vec<_>>()).await?;
         let mut subscriptions = Vec::new();
         for service in publishers() {
             subscriptions.push(client.subscribe(format!("{service}.>")).await?);

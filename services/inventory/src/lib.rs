@@ -14,7 +14,7 @@ mod store;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use chassis::ServiceContext;
+use chassis::{ServiceContext, Task};
 use contracts::Service;
 use proto::inventory::v1::inventory_service_server::InventoryServiceServer;
 use sqlx::migrate::Migrator;
@@ -24,12 +24,15 @@ pub use config::Config;
 use grpc::InventoryApi;
 use saga::Saga;
 
-/// Runs the inventory service.
+/// Runs the inventory service, or the task that the command line names.
 pub fn main() -> ExitCode {
     chassis::main(Service::Inventory, run)
 }
 
 async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> {
+    if let Some(Task::Migrate) = config.task {
+        return service.migrate(&config.service, migrator()).await;
+    }
     let participant = service.join_saga(&config.service, migrator()).await?;
     let seeded = store::seed(&participant.pool, config.initial_stock).await;
     seeded.context("load the seed catalogue")?;

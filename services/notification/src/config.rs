@@ -1,7 +1,7 @@
 //! Settings of the notification service; `notification --help` documents them.
 
 use bootstrap::settings::{Common, Settings};
-use chassis::ServiceSettings;
+use chassis::{ServiceSettings, Task};
 use clap::Parser;
 use lettre::{Address, message::Mailbox};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -36,11 +36,18 @@ pub struct Config {
         default_value = "customers.sagacity.example"
     )]
     pub mail_customer_domain: String,
+    /// Run this task instead of the service
+    #[command(subcommand)]
+    pub task: Option<Task>,
 }
 
 impl Settings for Config {
     fn common(&self) -> Common {
-        self.service.common()
+        let common = self.service.common();
+        match self.task {
+            None => common,
+            Some(_) => common.on_free_ports(),
+        }
     }
 
     fn validate(&self) -> Result<(), String> {

@@ -12,7 +12,7 @@ mod store;
 
 use std::process::ExitCode;
 
-use chassis::ServiceContext;
+use chassis::{ServiceContext, Task};
 use contracts::Service;
 use proto::notification::v1::notification_service_server::NotificationServiceServer;
 use sqlx::migrate::Migrator;
@@ -23,12 +23,15 @@ use grpc::NotificationApi;
 use mailer::Mailer;
 use saga::Saga;
 
-/// Runs the notification service.
+/// Runs the notification service, or the task that the command line names.
 pub fn main() -> ExitCode {
     chassis::main(Service::Notification, run)
 }
 
 async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> {
+    if let Some(Task::Migrate) = config.task {
+        return service.migrate(&config.service, migrator()).await;
+    }
     let participant = service.join_saga(&config.service, migrator()).await?;
     let mailer = Mailer::from_config(&config, participant.pool.clone())?;
     let saga = Saga::new(mailer.is_some());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bootstrap::settings::{Common, Settings, service_url};
+use bootstrap::settings::{Common, Settings, service_urls};
 use chassis::ServiceSettings;
 use clap::{Parser, Subcommand};
 
@@ -13,7 +13,7 @@ pub struct Config {
     #[command(flatten)]
     pub service: ServiceSettings<50051, 9081>,
     /// Address of the inventory service, which knows the prices
-    #[arg(long, env = "INVENTORY_URL", default_value = "http://127.0.0.1:50053", value_parser = service_url)]
+    #[arg(long, env = "INVENTORY_URL", default_value = "http://127.0.0.1:50053", value_parser = service_urls)]
     pub inventory_url: String,
     /// Seconds after which an order that is not confirmed is cancelled
     #[arg(long, env = "ORDER_DEADLINE_SECONDS", default_value_t = 60,
@@ -26,6 +26,8 @@ pub struct Config {
 
 #[derive(Subcommand, Clone, Copy, Debug)]
 pub enum Task {
+    #[command(flatten)]
+    Common(chassis::Task),
     /// Folds the event log of every order and compares it with the orders table; fails when they differ
     Rebuild {
         /// Repair the rows that differ

@@ -43,11 +43,17 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> {
-    if let Some(Task::Rebuild { write }) = config.task {
-        let pool = service
-            .connect_database(&config.service, migrator())
-            .await?;
-        return rebuild::run(&pool, write).await;
+    match config.task {
+        None => {}
+        Some(Task::Common(chassis::Task::Migrate)) => {
+            return service.migrate(&config.service, migrator()).await;
+        }
+        Some(Task::Rebuild { write }) => {
+            let pool = service
+                .connect_database(&config.service, migrator())
+                .await?;
+            return rebuild::run(&pool, write).await;
+        }
     }
     let joined = service.join_saga(&config.service, migrator()).await?;
     let participant = joined.retain_outbox();

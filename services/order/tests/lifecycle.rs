@@ -2,14 +2,17 @@
 //! services: they share the chassis.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use bootstrap::settings::{DatabaseSettings, Migrations};
 use devstack::{
-    Durability, Logs, Postgres, Reaper, TemporaryDirectory, free_port,
+    Durability, Logs, NatsServer, Postgres, Reaper, TemporaryDirectory, free_port,
     test::{self, Program, eventually},
 };
 use proto::order::v1::{GetOrderRequest, order_service_client::OrderServiceClient};
 use tokio::net::TcpStream;
 use tonic::Code;
 use uuid::Uuid;
+
+const ORDER: &str = env!("CARGO_BIN_EXE_order");
 
 /// Starts the order service without waiting for it.
 fn spawn(database: &str, broker: &str, lag: &str) -> Program {
@@ -18,7 +21,7 @@ fn spawn(database: &str, broker: &str, lag: &str) -> Program {
         ("NATS_URL", broker),
         ("SHUTDOWN_LAG_SECONDS", lag),
     ];
-    Program::spawn(env!("CARGO_BIN_EXE_order"), &settings).unwrap()
+    Program::spawn(ORDER, &settings).unwrap()
 }
 
 /// Status and body of an admin endpoint; `None` while the listener is closed.
@@ -120,6 +123,128 @@ async fn readiness_turns_off_first_and_requests_in_flight_complete() {
     let completed = in_flight.await.unwrap().unwrap_err();
     assert_eq!(completed.code(), Code::NotFound, "{completed}");
     assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}
+
+/// Runs the task `migrate` and returns its exit code.
+async fn migrate(database: &str) -> Option<i32> {
+    let mut migrate = tokio::process::Command::new(ORDER);
+    migrate.arg("migrate").env("DATABASE_URL", database);
+    let ended = migrate.kill_on_drop(true).output().await.unwrap();
+    ended.status.code()
+}
+
+#[tokio::test]
+async fn a_service_that_does_not_migrate_waits_for_the_task_that_does() {
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    let settings = [
+        ("DATABASE_URL", url.as_str()),
+        ("NATS_URL", &broker.url()),
+        ("MIGRATIONS", "check"),
+    ];
+    let mut program = Program::spawn(ORDER, &settings).unwrap();
+    let asked = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND pid <> pg_backend_pid() \
+                   AND query LIKE '%_messaging_migrations%'";
+    eventually("it has looked for migrations", async || {
+        let asked = sqlx::query_scalar::<_, i64>(asked).fetch_one(&database);
+        asked.await.unwrap() > 0
+    })
+    .await;
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    let tables = sqlx::query_scalar::<_, i64>(tables).fetch_one(&database);
+    assert_eq!(tables.await.unwrap(), 0, "the service has migrated");
+    until_readiness_is(&program, 503).await;
+
+    assert_eq!(migrate(&url).await, Some(0));
+    program.wait_until_ready().await.unwrap();
+    assert_eq!(migrate(&url).await, Some(0), "once more changes nothing");
+    program.terminate().unwrap();
+    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}
+
+/// What a plan costs by its estimate grows with the table, whatever it reads: after two million events the
+/// server compiled the relay's statement each time, for a hundred milliseconds.
+#[tokio::test]
+async fn statements_over_a_large_table_are_not_compiled() {
+    let (_, url) = test::database(&[]).await.unwrap();
+    let settings = DatabaseSettings {
+        url: url.into(),
+        pool_size: 2,
+        migrations: Migrations::Apply,
+    };
+    let pool = bootstrap::database::connect(&settings, "order", Vec::new());
+    let pool = pool.await.unwrap();
+    let jit = sqlx::query_scalar::<_, String>("SHOW jit").fetch_one(&pool);
+    assert_eq!(jit.await.unwrap(), "off");
+}
+
+#[tokio::test]
+async fn a_service_waits_for_a_database_that_is_made_later() {
+    let broker = test::broker().await.unwrap();
+    let url = test::empty_database().await.unwrap();
+    let url = url.replace("//test:", "//postgres:");
+    let (server, name) = url.rsplit_once('/').unwrap();
+    let name = format!("{name}_later");
+    let mut program = spawn(&format!("{server}/{name}"), &broker.url(), "0");
+    let log = format!("test-logs/{}-shared/postgres.log", std::process::id());
+    let log = devstack::tools::target_directory().join(log);
+    eventually("the server has refused it", async || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.contains(&format!("database \"{name}\" does not exist"))
+    })
+    .await;
+    let create = format!("CREATE DATABASE {name}");
+    let administrator = sqlx::PgPool::connect(&url).await.unwrap();
+    let create = sqlx::query(sqlx::AssertSqlSafe(create));
+    create.execute(&administrator).await.unwrap();
+    program.wait_until_ready().await.unwrap();
+    program.terminate().unwrap();
+    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_service_waits_for_a_broker_without_a_leader() {
+    let reaper = Reaper::new().unwrap();
+    let directory = TemporaryDirectory::new(&reaper).unwrap();
+    let logs = Logs::Directory(devstack::tools::target_directory().join("test-logs/lifecycle"));
+    // One server of three: it takes connections, and its JetStream has no leader.
+    let place = directory.path().join("nats");
+    let (port, routes) = (free_port().unwrap(), free_port().unwrap());
+    let absent = free_port().unwrap();
+    let cluster = format!(
+        "server_name: one\ncluster {{ name: three, listen: 127.0.0.1:{routes}, \
+         routes: [nats://127.0.0.1:{routes}, nats://127.0.0.1:{absent}] }}\n"
+    );
+    let server = NatsServer::start_with(&place, port, &cluster, &logs, &reaper);
+    let server = server.await.unwrap();
+    let (_, url) = test::database(&[]).await.unwrap();
+
+    let mut waiting = spawn(&url, &server.url(), "0");
+    eventually("it waits for streams", async || {
+        let report = get(&waiting, "/readyz").await;
+        report.is_some_and(|(status, body)| {
+            status == 503 && body.contains("consumers have not started yet")
+        })
+    })
+    .await;
+    assert!(is(&waiting, "/livez", 200).await);
+    waiting.terminate().unwrap();
+    assert_eq!(waiting.wait().await.unwrap().code(), Some(0));
+
+    let mut program = spawn(&url, &server.url(), "0");
+    eventually("it waits as well", async || {
+        is(&program, "/livez", 200).await
+    })
+    .await;
+    server.stop().await.unwrap();
+    let alone = NatsServer::start(&place, port, &logs, &reaper)
+        .await
+        .unwrap();
+    program.wait_until_ready().await.unwrap();
+    program.terminate().unwrap();
+    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+    alone.stop().await.unwrap();
 }
 
 #[tokio::test]

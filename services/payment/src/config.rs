@@ -1,7 +1,7 @@
 //! Settings of the payment service; `payment --help` documents them.
 
 use bootstrap::settings::{Common, Settings, service_url};
-use chassis::ServiceSettings;
+use chassis::{ServiceSettings, Task};
 use clap::Parser;
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -22,11 +22,18 @@ pub struct Config {
         hide_env_values = true
     )]
     pub provider_api_key: SecretString,
+    /// Run this task instead of the service
+    #[command(subcommand)]
+    pub task: Option<Task>,
 }
 
 impl Settings for Config {
     fn common(&self) -> Common {
-        self.service.common()
+        let common = self.service.common();
+        match self.task {
+            None => common,
+            Some(_) => common.on_free_ports(),
+        }
     }
 
     fn validate(&self) -> Result<(), String> {

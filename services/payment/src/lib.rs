@@ -21,7 +21,7 @@ mod worker;
 
 use std::process::ExitCode;
 
-use chassis::ServiceContext;
+use chassis::{ServiceContext, Task};
 use contracts::Service;
 use proto::payment::v1::payment_service_server::PaymentServiceServer;
 use sqlx::migrate::Migrator;
@@ -33,12 +33,15 @@ use provider::Provider;
 use saga::Saga;
 use worker::Worker;
 
-/// Runs the payment service.
+/// Runs the payment service, or the task that the command line names.
 pub fn main() -> ExitCode {
     chassis::main(Service::Payment, run)
 }
 
 async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> {
+    if let Some(Task::Migrate) = config.task {
+        return service.migrate(&config.service, migrator()).await;
+    }
     let participant = service.join_saga(&config.service, migrator()).await?;
     let provider = Provider::new(&config.provider_url, config.provider_api_key)?;
     let worker = Worker::new(participant.clone(), provider);

@@ -3,28 +3,32 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use backon::{ExponentialBuilder, Retryable as _};
+use backon::{BackoffBuilder as _, ExponentialBuilder, Retryable as _};
 use futures::future::BoxFuture;
 use sqlx::{
     Connection as _, PgConnection, PgPool,
-    migrate::{MigrateError, Migrator},
+    migrate::{Migrate as _, MigrateError, Migrator},
     postgres::PgPoolOptions,
 };
 
-use crate::{settings::DatabaseSettings, shutdown};
+use crate::{
+    settings::{DatabaseSettings, Migrations},
+    shutdown,
+};
 
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// An index on a large table takes minutes.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Connects and migrates, in the order given. Waits for a server that is not up yet. Several replicas
-/// may start at once: one migrates, the others wait for its lock.
+/// Connects and migrates, in the order given, or waits until somebody else has migrated. Waits for a
+/// server that is not up yet, and for a role or a database that an operator has not made yet. Several
+/// replicas may start at once: one migrates, the others wait for its lock.
 ///
 /// Boxed, so that the driver is compiled once, here, and not again in every service.
 ///
 /// # Errors
-/// A wrong password or database, or a migration that fails.
+/// A migration that fails, or that was changed after it had been applied.
 pub fn connect<'a>(
     settings: &'a DatabaseSettings,
     service: &'a str,
@@ -37,7 +41,7 @@ pub fn connect<'a>(
             .retry(start_delays())
             .when(may_come_up)
             .notify(|error, delay| {
-                tracing::info!(%error, "PostgreSQL is unavailable; the next attempt is in {delay:?}");
+                tracing::warn!(%error, "PostgreSQL is unavailable; the next attempt is in {delay:?}");
             })
             .await
             .context("connect to the database that DATABASE_URL names")?;
@@ -45,9 +49,11 @@ pub fn connect<'a>(
             // A newer version may have migrated before: its migrations only add, and this version
             // can still restart, and run after a roll-back.
             migrator.set_ignore_missing(true);
-            migrate(&pool, &migrator)
-                .await
-                .context("migrate the database")?;
+            let migrated = match settings.migrations {
+                Migrations::Apply => migrate(&pool, &migrator).await,
+                Migrations::Check => wait_until_migrated(&pool, &migrator).await,
+            };
+            migrated.context("migrate the database")?;
         }
         Ok(pool)
     })
@@ -74,6 +80,56 @@ async fn migrate(pool: &PgPool, migrator: &Migrator) -> anyhow::Result<()> {
         tracing::info!(%error, "a migration waits for a lock; the next attempt is in {delay:?}");
     });
     Ok(notified.await?)
+}
+
+/// Waits until every migration is applied.
+async fn wait_until_migrated(pool: &PgPool, migrator: &Migrator) -> anyhow::Result<()> {
+    let mut delays = start_delays().build();
+    loop {
+        let missing = match find_missing(pool, migrator).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(missing)) => format!("migration {missing} is not applied"),
+            Err(MigrateError::Execute(error)) if may_come_up(&error) => error.to_string(),
+            Err(error) => return Err(error.into()),
+        };
+        let delay = delays.next().unwrap_or(START_DELAY_MAX);
+        tracing::warn!(
+            missing,
+            "the service waits for its task `migrate`; it looks again in {delay:?}"
+        );
+        tokio::time::sleep(delay).await;
+    }
+}
+
+/// The version of the first migration that the database does not have.
+async fn find_missing(pool: &PgPool, migrator: &Migrator) -> Result<Option<i64>, MigrateError> {
+    let mut connection = pool.acquire().await?;
+    let applied = connection.list_applied_migrations(&migrator.table_name);
+    let applied = match applied.await {
+        Ok(applied) => applied,
+        Err(error) if is_without_table(&error) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    for migration in migrator.iter() {
+        let version = migration.version;
+        match applied.iter().find(|applied| applied.version == version) {
+            None => return Ok(Some(version)),
+            Some(applied) if applied.checksum != migration.checksum => {
+                return Err(MigrateError::VersionMismatch(version));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Nothing was ever applied (undefined_table).
+fn is_without_table(error: &MigrateError) -> bool {
+    let MigrateError::Execute(error) = error else {
+        return false;
+    };
+    let database = error.as_database_error();
+    database.is_some_and(|error| error.code().is_some_and(|code| code == "42P01"))
 }
 
 /// Another replica migrates, or a transaction uses the table (lock_not_available, deadlock_detected).
@@ -107,6 +163,9 @@ fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {
         ("enable_seqscan", "off".to_owned()),
         ("enable_hashjoin", "off".to_owned()),
         ("enable_mergejoin", "off".to_owned()),
+        // The estimates of such plans grow with the table. Above a limit the server would compile each of
+        // them, at each execution, for a hundred times as long as it then runs.
+        ("jit", "off".to_owned()),
     ]);
     let pool = PgPoolOptions::new()
         .max_connections(settings.pool_size)
@@ -118,18 +177,23 @@ fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {
     Ok(pool)
 }
 
+const START_DELAY_MAX: Duration = Duration::from_secs(1);
+
 fn start_delays() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(Duration::from_secs(1))
+        .with_max_delay(START_DELAY_MAX)
         .without_max_times()
 }
 
 fn may_come_up(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
-        // "the database system is starting up"
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| code == "57P03"),
+        // The server is starting. Or the role or the database does not exist: an operator of PostgreSQL makes
+        // them after the services have been started. The server does not tell that from a wrong password.
+        sqlx::Error::Database(error) => error
+            .code()
+            .is_some_and(|code| matches!(&*code, "57P03" | "28000" | "28P01" | "3D000")),
         _ => false,
     }
 }

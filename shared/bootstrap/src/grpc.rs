@@ -62,41 +62,35 @@ pub fn serve(
     })
 }
 
-/// A channel to another service. It connects at the first call and reconnects by itself. A host name
-/// that resolves to several replicas spreads calls over all of them, including replicas that start
-/// later.
+/// A channel to another service. It connects at the first call and reconnects by itself. It spreads
+/// calls over all replicas: those of a host name that resolves to several addresses, including replicas
+/// that start later, and those of several addresses that commas separate.
 ///
 /// # Errors
-/// When `url` is not `http://host:port`.
-pub fn channel(url: &str) -> anyhow::Result<Channel> {
-    let wrong = || format!("{url:?} is not the address of a service: expected http://host:port");
-    let uri: Uri = url.parse().with_context(wrong)?;
-    let (host, port) = (
-        uri.host().with_context(wrong)?.to_owned(),
-        uri.port_u16().unwrap_or(80),
-    );
+/// When `urls` are not `http://host:port`.
+pub fn channel(urls: &str) -> anyhow::Result<Channel> {
+    let wrong = || format!("{urls:?} is not the address of a service: expected http://host:port");
+    let uris = urls.split(',').map(str::parse::<Uri>);
+    let uris = uris.collect::<Result<Vec<_>, _>>().with_context(wrong)?;
+    let host_and_port = |uri: &Uri| Some((uri.host()?.to_owned(), uri.port_u16().unwrap_or(80)));
+    let names = uris.iter().map(host_and_port).collect::<Option<Vec<_>>>();
+    let names = names.with_context(wrong)?;
+    let origin = uris.into_iter().next().with_context(wrong)?;
     let (channel, changes) = Channel::balance_channel(MAX_REPLICAS);
-    tokio::spawn(follow(host, port, uri, changes));
+    tokio::spawn(follow(names, origin, changes));
     Ok(channel)
 }
 
-/// Keeps the channel's replicas equal to the addresses of the host name, for as long as the channel is
-/// used.
+/// Keeps the channel's replicas equal to the addresses of the host names, for as long as the channel
+/// is used.
 async fn follow(
-    host: String,
-    port: u16,
+    names: Vec<(String, u16)>,
     origin: Uri,
     changes: mpsc::Sender<Change<SocketAddr, Endpoint>>,
 ) {
     let mut known = HashSet::new();
     while !changes.is_closed() {
-        let found: HashSet<SocketAddr> = match lookup_host((host.as_str(), port)).await {
-            Ok(found) => found.take(MAX_REPLICAS / 2).collect(),
-            Err(error) => {
-                tracing::debug!(host, %error, "the name cannot be resolved; known replicas stay in use");
-                HashSet::new()
-            }
-        };
+        let found = look_up(&names).await;
         // If DNS returns nothing, keep the last known addresses: a refused connection fails faster
         // than a call that waits for an endpoint.
         if !found.is_empty() {
@@ -119,6 +113,21 @@ async fn follow(
         };
         tokio::time::sleep(pause).await;
     }
+}
+
+/// All addresses of the names; none when one of the names cannot be resolved.
+async fn look_up(names: &[(String, u16)]) -> HashSet<SocketAddr> {
+    let mut found = HashSet::new();
+    for (host, port) in names {
+        match lookup_host((host.as_str(), *port)).await {
+            Ok(addresses) => found.extend(addresses.take(MAX_REPLICAS / 2)),
+            Err(error) => {
+                tracing::debug!(host, %error, "the name cannot be resolved; known replicas stay in use");
+                return HashSet::new();
+            }
+        }
+    }
+    found
 }
 
 fn endpoint(address: SocketAddr, origin: &Uri) -> Endpoint {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, error::ErrorKind};
+use clap::{Args, Parser, ValueEnum, error::ErrorKind};
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::PgConnectOptions;
 
@@ -146,6 +146,19 @@ pub struct DatabaseSettings {
     #[arg(id = "database-pool-size", long, env = "DATABASE_POOL_SIZE", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(2..=100))]
     pub pool_size: u32,
+    /// Whether the service applies the migrations of its database when it starts, or waits until they are applied by
+    /// its task `migrate`
+    #[arg(long, env = "MIGRATIONS", value_enum, default_value_t = Migrations::Apply)]
+    pub migrations: Migrations,
+}
+
+/// Who applies migrations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Migrations {
+    /// The service, when it starts.
+    Apply,
+    /// Something else, before: the service checks that they are applied.
+    Check,
 }
 
 impl DatabaseSettings {
@@ -181,7 +194,7 @@ impl DatabaseSettings {
 /// The broker.
 #[derive(Args, Clone, Debug)]
 pub struct BrokerSettings {
-    /// NATS address; the server must be 2.12 or later with JetStream
+    /// NATS address, or those of the servers of a cluster, separated by commas; 2.12 or later with JetStream
     #[arg(id = "nats-url", long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_parser = nats_url)]
     pub url: String,
     /// Bytes of the stream of each publisher, the same for all services; the broker's store must hold
@@ -189,16 +202,42 @@ pub struct BrokerSettings {
     #[arg(long, env = "STREAM_MAX_BYTES", default_value_t = 2_147_483_648,
           value_parser = clap::value_parser!(i64).range(65_536..))]
     pub stream_max_bytes: i64,
+    /// Servers of a NATS cluster that keep a copy of each stream, the same for all services: 1, 3 or 5. A stream that has
+    /// more keeps them
+    #[arg(long, env = "STREAM_REPLICAS", default_value_t = 1, value_parser = stream_replicas)]
+    pub stream_replicas: usize,
 }
 
-fn nats_url(text: &str) -> Result<String, String> {
-    match text.split_once("://") {
-        Some(("nats" | "tls", host)) if !host.is_empty() => Ok(text.to_owned()),
-        _ => Err("expected nats://host:port or tls://host:port".to_owned()),
+fn stream_replicas(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(replicas @ (1 | 3 | 5)) => Ok(replicas),
+        _ => Err("expected 1, 3 or 5".to_owned()),
     }
 }
 
-/// Checks the address of another service: `http://host:port`. For `value_parser`.
+fn nats_url(text: &str) -> Result<String, String> {
+    let is_address = |address: &str| {
+        let parts = address.split_once("://");
+        parts.is_some_and(|(scheme, host)| matches!(scheme, "nats" | "tls") && !host.is_empty())
+    };
+    match text.split(',').all(is_address) {
+        true => Ok(text.to_owned()),
+        false => Err("expected nats://host:port or tls://host:port".to_owned()),
+    }
+}
+
+/// Checks the addresses of another service: `http://host:port`, or those of its replicas, separated by
+/// commas. For `value_parser`.
+///
+/// # Errors
+/// States what is expected.
+pub fn service_urls(text: &str) -> Result<String, String> {
+    let urls = text.split(',').map(service_url);
+    urls.collect::<Result<Vec<_>, _>>()?;
+    Ok(text.to_owned())
+}
+
+/// Checks one address: `http://host:port`. For `value_parser`.
 ///
 /// # Errors
 /// States what is expected.
@@ -219,6 +258,7 @@ mod tests {
         DatabaseSettings {
             url: url.to_owned().into(),
             pool_size: 2,
+            migrations: Migrations::Apply,
         }
     }
 

@@ -8,7 +8,10 @@ use std::io::IsTerminal as _;
 use anyhow::Context as _;
 use opentelemetry::{global, trace::TracerProvider as _};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
-use opentelemetry_otlp::{LogExporter, MetricExporter, SpanExporter};
+use opentelemetry_otlp::{
+    LogExporter, MetricExporter, SpanExporter, WithTonicConfig as _,
+    tonic_types::transport::ClientTlsConfig,
+};
 use opentelemetry_sdk::{
     Resource, logs::SdkLoggerProvider, metrics::SdkMeterProvider,
     propagation::TraceContextPropagator, trace::SdkTracerProvider,
@@ -104,6 +107,7 @@ fn colour() -> bool {
 fn tracer(resource: Resource) -> anyhow::Result<SdkTracerProvider> {
     let exporter = SpanExporter::builder()
         .with_tonic()
+        .with_tls_config(tls())
         .build()
         .context(ENDPOINT)?;
     Ok(SdkTracerProvider::builder()
@@ -115,12 +119,18 @@ fn tracer(resource: Resource) -> anyhow::Result<SdkTracerProvider> {
 fn logger(resource: Resource) -> anyhow::Result<SdkLoggerProvider> {
     let exporter = LogExporter::builder()
         .with_tonic()
+        .with_tls_config(tls())
         .build()
         .context(ENDPOINT)?;
     Ok(SdkLoggerProvider::builder()
         .with_batch_exporter(exporter)
         .with_resource(resource)
         .build())
+}
+
+/// For a collector at https://: the authorities of the system, or those in `SSL_CERT_FILE`.
+fn tls() -> ClientTlsConfig {
+    ClientTlsConfig::new().with_enabled_roots()
 }
 
 fn meter(
@@ -138,6 +148,7 @@ fn meter(
         builder = builder.with_periodic_exporter(
             MetricExporter::builder()
                 .with_tonic()
+                .with_tls_config(tls())
                 .build()
                 .context(ENDPOINT)?,
         );

@@ -14,18 +14,18 @@ use std::{process::ExitCode, sync::Arc};
 use anyhow::Context as _;
 use bootstrap::{
     Process, database, process,
-    settings::{BrokerSettings, DatabaseSettings, Settings},
+    settings::{BrokerSettings, DatabaseSettings, Migrations, Settings},
     shutdown,
 };
 use contracts::Service;
 use futures::future::BoxFuture;
-use messaging::{Broker, Handler, Participant};
+use messaging::{Broker, Handler, Participant, StreamSettings};
 use sqlx::{PgPool, migrate::Migrator};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 pub use event_log::event_log;
-pub use settings::ServiceSettings;
+pub use settings::{ServiceSettings, Task};
 
 // At shutdown a consumer finishes its batch, then the relay flushes the outbox. Both must fit into
 // the time that tasks have.
@@ -53,17 +53,36 @@ pub struct ServiceContext {
 }
 
 impl ServiceContext {
-    /// Connects to the service's own database and migrates it. Waits for a database that is not up
-    /// yet.
+    /// Connects to the service's own database, and migrates it or waits until it is migrated. Waits for
+    /// a database that is not up yet.
     ///
     /// # Errors
-    /// A wrong password or database, or a migration that fails.
+    /// A migration that fails, or that was changed after it had been applied.
     pub async fn connect_database<const PORT: u16, const ADMIN_PORT: u16>(
         &self,
         settings: &ServiceSettings<PORT, ADMIN_PORT>,
         migrator: Migrator,
     ) -> anyhow::Result<PgPool> {
         self.connect(&settings.database, migrator).await
+    }
+
+    /// Applies the migrations of the service's database: the task `migrate`.
+    ///
+    /// # Errors
+    /// A migration that fails, or that was changed after it had been applied.
+    pub async fn migrate<const PORT: u16, const ADMIN_PORT: u16>(
+        &self,
+        settings: &ServiceSettings<PORT, ADMIN_PORT>,
+        migrator: Migrator,
+    ) -> anyhow::Result<()> {
+        let apply = DatabaseSettings {
+            migrations: Migrations::Apply,
+            ..settings.database.clone()
+        };
+        let pool = self.connect(&apply, migrator).await?;
+        pool.close().await;
+        tracing::info!("the database has every migration of this version");
+        Ok(())
     }
 
     async fn connect(
@@ -99,11 +118,14 @@ impl ServiceContext {
     ) -> BoxFuture<'a, anyhow::Result<Participant>> {
         Box::pin(async move {
             let pool = self.connect(database, migrator).await?;
-            let limit = broker.stream_max_bytes;
+            let streams = StreamSettings {
+                max_bytes: broker.stream_max_bytes,
+                replicas: broker.stream_replicas,
+            };
             let broker = Broker::connect(&broker.url, self.service.name()).await;
             let broker = broker
                 .context("connect to the broker that NATS_URL names")?
-                .with_stream_max_bytes(limit);
+                .with_streams(streams);
             let participant = Participant::new(self.service, pool.clone(), broker);
             self.process
                 .serve_admin(dead_letters::routes(&participant))?;

@@ -1,7 +1,7 @@
 //! The settings common to all services that take part in the saga.
 
 use bootstrap::settings::{BrokerSettings, Common, DatabaseSettings, ProcessSettings};
-use clap::Args;
+use clap::{Args, Subcommand};
 
 /// Listeners with their default ports, database and broker; for `#[command(flatten)]`.
 #[derive(Args, Clone, Debug)]
@@ -15,6 +15,13 @@ pub struct ServiceSettings<const PORT: u16, const ADMIN_PORT: u16> {
     /// The broker.
     #[command(flatten)]
     pub broker: BrokerSettings,
+}
+
+/// What every service can do instead of serving.
+#[derive(Subcommand, Clone, Copy, Debug)]
+pub enum Task {
+    /// Apply the migrations of the database, then end
+    Migrate,
 }
 
 impl<const PORT: u16, const ADMIN_PORT: u16> ServiceSettings<PORT, ADMIN_PORT> {

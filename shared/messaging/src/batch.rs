@@ -27,7 +27,8 @@ use crate::{
 const MAX_EVENT_BYTES: usize = 256 * 1024;
 /// While a batch waits it reports progress this often at least. A third of the broker's patience, so
 /// that one lost report does not cause a redelivery.
-const REPORT_PROGRESS: Duration = Duration::from_secs(ACK_WAIT.as_secs() / 3);
+const REPORT_PROGRESS: Duration = Duration::from_millis(ACK_WAIT.as_millis() as u64 / 3);
+
 /// Applies batches for one consumer.
 pub(crate) struct Batches<H> {
     pub(crate) participant: Participant,

@@ -24,8 +24,25 @@ pub struct Broker {
     pub(crate) jetstream: jetstream::Context,
     /// Counts connections; changes wake loops that wait for the broker.
     connections: watch::Receiver<u64>,
+    pub(crate) streams: StreamSettings,
+}
+
+/// Settings of the streams. All services declare all streams, so that they must agree.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamSettings {
     /// Bytes of the stream of each publisher.
-    pub(crate) stream_max_bytes: i64,
+    pub max_bytes: i64,
+    /// Servers of the cluster that keep a copy of each stream.
+    pub replicas: usize,
+}
+
+impl Default for StreamSettings {
+    fn default() -> Self {
+        Self {
+            max_bytes: STREAM_MAX_BYTES,
+            replicas: 1,
+        }
+    }
 }
 
 /// Why there is no connection.
@@ -53,14 +70,15 @@ pub enum BrokerError {
 }
 
 impl Broker {
-    /// Connects as `name` and checks the server's version. Waits for a server that is not up yet:
+    /// Connects as `name` to a server, or to one of several that commas separate, and checks its version. Waits for a server that is not up yet:
     /// services and servers start in any order.
     ///
     /// # Errors
     /// [`BrokerError`].
     pub async fn connect(url: &str, name: &str) -> Result<Self, BrokerError> {
         let (connected, connections) = watch::channel(0);
-        let connect = || async { options(name, connected.clone()).connect(url).await };
+        let servers: Vec<&str> = url.split(',').collect();
+        let connect = || async { options(name, connected.clone()).connect(&servers).await };
         let client = connect
             .retry(backoff::exponential(Duration::from_millis(50), Duration::from_secs(2)))
             .when(may_come_up)
@@ -82,17 +100,14 @@ impl Broker {
             client,
             jetstream,
             connections,
-            stream_max_bytes: STREAM_MAX_BYTES,
+            streams: StreamSettings::default(),
         })
     }
 
-    /// With another limit for the stream of each publisher, in bytes. All services must agree.
+    /// With other settings of the streams.
     #[must_use]
-    pub fn with_stream_max_bytes(self, stream_max_bytes: i64) -> Self {
-        Self {
-            stream_max_bytes,
-            ..self
-        }
+    pub fn with_streams(self, streams: StreamSettings) -> Self {
+        Self { streams, ..self }
     }
 
     /// How often the connection has been established. A change means that the broker may have lost
@@ -131,15 +146,17 @@ impl Broker {
     /// Waits for `delay`, but not after the connection is back: nothing sleeps through the end of
     /// an outage.
     pub(crate) async fn pause(&self, delay: Duration) {
+        // Either way the caller tries again.
+        let _elapsed = tokio::time::timeout(delay, self.reconnected()).await;
+    }
+
+    /// Returns after the next reconnection: what was sent before has no answer any more.
+    pub(crate) async fn reconnected(&self) {
         let mut connections = self.connections.clone();
         connections.borrow_and_update();
-        let back = async {
-            if connections.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        // Either way the caller tries again.
-        let _elapsed = tokio::time::timeout(delay, back).await;
+        if connections.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Waits until what was sent has left this process; not for longer than a broker takes to

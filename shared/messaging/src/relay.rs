@@ -278,8 +278,12 @@ impl<'a> Relay<'a> {
             if read == 0 {
                 return Ok(());
             }
-            let published =
-                publish::publish(broker, self.participant.service, rows, self.replay).await;
+            let publish = publish::publish(broker, self.participant.service, rows, self.replay);
+            let published = tokio::select! {
+                published = publish => published,
+                // Their acknowledgements went with the connection; waiting for them would take seconds.
+                () = broker.reconnected() => anyhow::bail!("the connection to NATS was interrupted"),
+            };
             self.conclude(published).await?;
             if read < BATCH as usize {
                 metrics.outbox_oldest(None);

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Handler, Participant,
+    Handler, Participant, backoff,
     consumer::Consumer,
     partitions, relay, storage,
     topology::{self, Source},
@@ -18,15 +18,16 @@ use crate::{
 /// events to `handler`, drops what is old.
 ///
 /// # Errors
-/// When the topology cannot be declared at start, or a part ends by itself. That is a bug; the
-/// process should then end.
+/// When a part ends by itself. That is a bug; the process should then end.
 pub async fn run<H: Handler>(
     participant: Participant,
     handler: Arc<H>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    topology::reconcile_streams(&participant.broker).await?;
-    topology::reconcile_consumers(&participant.broker, participant.service).await?;
+    tokio::select! {
+        () = declare(&participant) => {}
+        () = shutdown.cancelled() => return Ok(()),
+    }
     let mut consumers = JoinSet::new();
     for source in Source::all(H::Inbound::SERVICE) {
         let consumer = Consumer::new(participant.clone(), Arc::clone(&handler), source);
@@ -73,4 +74,24 @@ pub async fn run<H: Handler>(
     // be lost, and their events delivered again.
     participant.broker.flush().await;
     Ok(())
+}
+
+/// Declares streams and consumers, and waits for a broker that cannot take them yet: a cluster that has
+/// no leader, a store without room. Until then no part makes progress, so that the process is not ready.
+async fn declare(participant: &Participant) {
+    let Participant {
+        service, broker, ..
+    } = participant;
+    let mut delays = backoff::outage();
+    loop {
+        let declared = async {
+            topology::reconcile_streams(broker).await?;
+            topology::reconcile_consumers(broker, *service).await
+        };
+        let Err(error) = declared.await else { return };
+        let delay = delays.next_delay();
+        tracing::warn!(%service, error = format!("{:#}", anyhow::Error::from(error)),
+            "the broker does not take the streams; the next attempt is in {delay:?}");
+        broker.pause(delay).await;
+    }
 }

@@ -16,7 +16,7 @@ use contracts::{
     dead_letter::{AUDIT, REDRIVE, STREAM as DEAD_LETTERS},
 };
 
-use crate::Broker;
+use crate::{Broker, StreamSettings};
 
 const AUDIT_MAX_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
 const AUDIT_MAX_BYTES: i64 = 16 * 1024 * 1024;
@@ -27,11 +27,12 @@ pub const STREAM_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 const DEAD_LETTERS_MAX_BYTES: i64 = 512 * 1024 * 1024;
 const REDRIVE_MAX_BYTES: i64 = 256 * 1024 * 1024;
 /// How long a delivered event may stay unacknowledged before the broker redelivers it. Short, so that
-/// another replica soon gets the events of a killed process; longer work reports progress.
-pub const ACK_WAIT: Duration = Duration::from_secs(10);
+/// the events of a killed process are soon with another one; longer work reports progress.
+pub const ACK_WAIT: Duration = Duration::from_secs(2);
 /// How long the broker drops a repeated `Nats-Msg-Id` by itself. A convenience: correctness comes
-/// from the inbox.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// from the inbox. Longer than another replica takes to go on where a killed relay was; not much
+/// longer, because the broker keeps every id of this time in memory.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 /// Events that a service may hold unacknowledged, all replicas together: sixteen full batches.
 pub(crate) const MAX_ACK_PENDING: usize = 4096;
 
@@ -95,18 +96,27 @@ pub struct TopologyError {
 /// # Errors
 /// [`TopologyError`] when the broker is unavailable or refuses.
 pub async fn reconcile_streams(broker: &Broker) -> Result<(), TopologyError> {
-    for config in streams(broker.stream_max_bytes) {
-        let what = format!("stream {}", config.name);
-        broker
-            .jetstream
-            .create_or_update_stream(config)
-            .await
-            .map_err(|source| TopologyError {
-                what,
-                source: source.into(),
-            })?;
+    for wanted in streams(broker.streams) {
+        reconcile_stream(broker, wanted).await?;
     }
     Ok(())
+}
+
+/// Declares one stream. It keeps the replicas that it has, if they are more than wanted: an operator
+/// may have added some, and a service that is configured otherwise must not take them away.
+async fn reconcile_stream(broker: &Broker, mut wanted: Config) -> Result<(), TopologyError> {
+    let found = broker.jetstream.get_stream(&wanted.name).await;
+    if let Ok(found) = &found {
+        let replicas = found.cached_info().config.num_replicas;
+        wanted.num_replicas = wanted.num_replicas.max(replicas);
+    }
+    let (name, max_bytes, replicas) = (&wanted.name, wanted.max_bytes, wanted.num_replicas);
+    let what = format!("stream {name} of {max_bytes} bytes in {replicas} copies");
+    let declared = broker.jetstream.create_or_update_stream(wanted).await;
+    declared.map(drop).map_err(|source| TopologyError {
+        what,
+        source: source.into(),
+    })
 }
 
 /// Declares the durable consumers of `service`, one per stream that it consumes.
@@ -165,18 +175,22 @@ fn agrees(found: &jetstream::consumer::Config, wanted: &pull::Config) -> bool {
 /// Bytes of all streams together, when each publisher has `max_bytes`: what the broker's store must
 /// hold.
 pub fn store_bytes(max_bytes: i64) -> i64 {
-    let streams = streams(max_bytes).into_iter();
+    let settings = StreamSettings {
+        max_bytes,
+        ..StreamSettings::default()
+    };
+    let streams = streams(settings).into_iter();
     streams.map(|stream| stream.max_bytes).sum()
 }
 
-fn streams(max_bytes: i64) -> Vec<Config> {
+fn streams(settings: StreamSettings) -> Vec<Config> {
     let mut streams: Vec<Config> = Service::ALL
         .into_iter()
         .filter_map(|owner| {
             Some(stream(
                 owner.stream()?,
                 Subject::ALL.into_iter().filter(|s| s.owner() == owner),
-                max_bytes,
+                settings.max_bytes,
             ))
         })
         .collect();
@@ -200,6 +214,9 @@ fn streams(max_bytes: i64) -> Vec<Config> {
         max_bytes: AUDIT_MAX_BYTES,
         ..base(AUDIT)
     });
+    for stream in &mut streams {
+        stream.num_replicas = settings.replicas;
+    }
     streams
 }
 
@@ -273,7 +290,7 @@ mod tests {
 
     #[test]
     fn every_subject_has_one_stream() {
-        let streams = streams(1);
+        let streams = streams(StreamSettings::default());
         for subject in Subject::ALL {
             let prefix = format!("{}.>", subject.owner());
             assert_eq!(

@@ -44,7 +44,7 @@ pub enum Part {
 /// Connects to the broker at `url`.
 pub fn connect(options: ConnectOptions, url: &str) -> BoxFuture<'_, anyhow::Result<Client>> {
     async move {
-        let connected = options.connect(url).await;
+        let connected = options.connect(url.split(',').collect::<Vec<_>>()).await;
         connected.with_context(|| format!("connect to NATS at {url}"))
     }
     .boxed()

@@ -33,13 +33,24 @@ impl NatsServer {
         logs: &Logs,
         reaper: &Reaper,
     ) -> anyhow::Result<Self> {
+        Self::start_with(directory, port, "", logs, reaper).await
+    }
+
+    /// The same; `more` is added to its configuration.
+    pub async fn start_with(
+        directory: &Path,
+        port: u16,
+        more: &str,
+        logs: &Logs,
+        reaper: &Reaper,
+    ) -> anyhow::Result<Self> {
         // A file, since there is no argument for the limit. By itself the server takes a share of what is
         // free, which may be less than the streams declare, although they never need it.
         std::fs::create_dir_all(directory)
             .with_context(|| format!("create {}", directory.display()))?;
         let config = directory.with_extension("conf");
         let text = format!(
-            "host: 127.0.0.1\nport: {port}\njetstream {{ store_dir: {directory:?}, max_file_store: {STORE} }}\n"
+            "host: 127.0.0.1\nport: {port}\njetstream {{ store_dir: {directory:?}, max_file_store: {STORE} }}\n{more}"
         );
         std::fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
         let arguments = vec!["--config".into(), config.into()];
@@ -101,6 +112,15 @@ impl NatsServer {
         self.process.kill().await?;
         tamper(&self.store)?;
         Self::spawn(self.spec, self.port, self.store, logs, reaper).await
+    }
+
+    /// Kills the server with SIGKILL.
+    pub async fn kill(self) -> anyhow::Result<()> {
+        self.process.kill().await
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.process.exit_status().is_some()
     }
 
     pub async fn stop(self) -> anyhow::Result<()> {
