@@ -8,7 +8,7 @@ use devstack::{
     test::{self, Program, eventually},
 };
 use proto::order::v1::{GetOrderRequest, order_service_client::OrderServiceClient};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncBufReadExt as _, net::TcpStream};
 use tonic::Code;
 use uuid::Uuid;
 
@@ -177,6 +177,34 @@ async fn statements_over_a_large_table_are_not_compiled() {
     let pool = pool.await.unwrap();
     let jit = sqlx::query_scalar::<_, String>("SHOW jit").fetch_one(&pool);
     assert_eq!(jit.await.unwrap(), "off");
+}
+
+#[tokio::test]
+async fn a_migration_gives_way_to_a_lock_and_tries_again() {
+    let (database, url) = test::database(&[]).await.unwrap();
+    assert_eq!(migrate(&url).await, Some(0));
+    let mut transaction = database.begin().await.unwrap();
+    let lock = sqlx::query("LOCK TABLE _sqlx_migrations IN ACCESS EXCLUSIVE MODE");
+    lock.execute(&mut *transaction).await.unwrap();
+    let mut migrate = tokio::process::Command::new(ORDER);
+    migrate.arg("migrate").env("DATABASE_URL", &url);
+    migrate
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    let mut migrate = migrate.spawn().unwrap();
+    let mut lines = tokio::io::BufReader::new(migrate.stdout.take().unwrap()).lines();
+    let waits = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("a migration waits for a lock") {
+                return;
+            }
+        }
+        panic!("the task has ended");
+    };
+    tokio::time::timeout(test::PATIENCE, waits).await.unwrap();
+    transaction.rollback().await.unwrap();
+    let ended = tokio::time::timeout(test::PATIENCE, migrate.wait()).await;
+    assert_eq!(ended.unwrap().unwrap().code(), Some(0));
 }
 
 #[tokio::test]

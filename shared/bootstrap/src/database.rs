@@ -188,7 +188,7 @@ fn start_delays() -> ExponentialBuilder {
 
 fn may_come_up(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut => true,
         // The server is starting. Or the role or the database does not exist: an operator of PostgreSQL makes
         // them after the services have been started. The server does not tell that from a wrong password.
         sqlx::Error::Database(error) => error

@@ -12,7 +12,9 @@ use crate::backoff;
 
 /// The oldest version that does not skip events after a power loss (nats-server #5412 and others).
 const OLDEST_SERVER: (u32, u32) = (2, 12);
-pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait for an answer of the broker. While a cluster elects a leader there is none, and
+/// whatever waits longer than that only waits on.
+pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Half a million orders and more, at about 3 KB an order in three streams.
 pub const STREAM_MAX_BYTES: i64 = 2 * 1024 * 1024 * 1024;
@@ -94,7 +96,9 @@ impl Broker {
                 found,
             });
         }
-        let context = jetstream::context::ContextBuilder::new().ack_timeout(ACK_TIMEOUT);
+        let context = jetstream::context::ContextBuilder::new()
+            .timeout(ACK_TIMEOUT)
+            .ack_timeout(ACK_TIMEOUT);
         let jetstream = context.build(client.clone());
         Ok(Self {
             client,

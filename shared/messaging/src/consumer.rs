@@ -106,8 +106,8 @@ impl<H: Handler> Consumer<H> {
         // Again at each restart: somebody may have deleted a stream or a consumer meanwhile, and
         // the sequences of a new stream begin at 1.
         self.failed.clear();
-        topology::reconcile_streams(&self.participant.broker).await?;
         let (broker, service) = (&self.participant.broker, self.participant.service);
+        topology::reconcile_stream(broker, self.source.stream()).await?;
         let consumer = topology::reconcile_consumer(broker, service, self.source).await?;
         let mut stream = open(&consumer).await?;
         if consumer.cached_info().num_pending == 0 {

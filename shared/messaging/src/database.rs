@@ -39,6 +39,8 @@ pub fn is_unavailable(error: &anyhow::Error) -> bool {
     sqlx_errors(error).any(|error| match error {
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
+        // The server has ended while it was asked for encryption.
+        | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,

@@ -303,7 +303,8 @@ impl<'a> Relay<'a> {
         if !is_due || !broker.is_connected() {
             return Ok(());
         }
-        topology::reconcile_streams(broker).await?;
+        // Only its own: that another one is away stops no publication.
+        topology::reconcile_stream(broker, self.stream).await?;
         let head = self.tail.head();
         let compare = reconcile::reconcile(self.participant, &mut self.session, self.stream, head);
         let is_behind = database::in_time(compare).await?;

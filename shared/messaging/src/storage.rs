@@ -20,7 +20,7 @@ use contracts::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::Participant;
+use crate::{Participant, topology};
 
 const EVERY: Duration = Duration::from_secs(10);
 /// The share of a stream that refuses, above which it counts as full.
@@ -76,8 +76,10 @@ async fn count(participant: &Participant) {
     }
 }
 
-/// Returns whether a stream that refuses is nearly full.
+/// Returns whether a stream that refuses is nearly full. Declares the streams again: an operator may have
+/// deleted one that has no publisher, such as that of the dead letters.
 async fn observe(participant: &Participant) -> anyhow::Result<bool> {
+    topology::reconcile_streams(&participant.broker).await?;
     let streams = Service::ALL.into_iter().filter_map(Service::stream);
     let mut is_nearly_full = false;
     for name in streams.chain([DEAD_LETTERS, REDRIVE]) {

@@ -97,18 +97,30 @@ pub struct TopologyError {
 /// [`TopologyError`] when the broker is unavailable or refuses.
 pub async fn reconcile_streams(broker: &Broker) -> Result<(), TopologyError> {
     for wanted in streams(broker.streams) {
-        reconcile_stream(broker, wanted).await?;
+        declare(broker, wanted).await?;
+    }
+    Ok(())
+}
+
+/// Declares one of the streams.
+pub(crate) async fn reconcile_stream(broker: &Broker, name: &str) -> Result<(), TopologyError> {
+    let streams = streams(broker.streams).into_iter();
+    for wanted in streams.filter(|stream| stream.name == name) {
+        declare(broker, wanted).await?;
     }
     Ok(())
 }
 
 /// Declares one stream. It keeps the replicas that it has, if they are more than wanted: an operator
 /// may have added some, and a service that is configured otherwise must not take them away.
-async fn reconcile_stream(broker: &Broker, mut wanted: Config) -> Result<(), TopologyError> {
+async fn declare(broker: &Broker, mut wanted: Config) -> Result<(), TopologyError> {
     let found = broker.jetstream.get_stream(&wanted.name).await;
     if let Ok(found) = &found {
-        let replicas = found.cached_info().config.num_replicas;
-        wanted.num_replicas = wanted.num_replicas.max(replicas);
+        let found = &found.cached_info().config;
+        wanted.num_replicas = wanted.num_replicas.max(found.num_replicas);
+        if is_as_wanted(found, &wanted) {
+            return Ok(());
+        }
     }
     let (name, max_bytes, replicas) = (&wanted.name, wanted.max_bytes, wanted.num_replicas);
     let what = format!("stream {name} of {max_bytes} bytes in {replicas} copies");
@@ -117,6 +129,16 @@ async fn reconcile_stream(broker: &Broker, mut wanted: Config) -> Result<(), Top
         what,
         source: source.into(),
     })
+}
+
+fn is_as_wanted(found: &Config, wanted: &Config) -> bool {
+    found.subjects == wanted.subjects
+        && found.num_replicas == wanted.num_replicas
+        && found.max_bytes == wanted.max_bytes
+        && found.max_age == wanted.max_age
+        && found.discard == wanted.discard
+        && found.duplicate_window == wanted.duplicate_window
+        && found.allow_direct == wanted.allow_direct
 }
 
 /// Declares the durable consumers of `service`, one per stream that it consumes.

@@ -151,6 +151,29 @@ async fn a_deleted_stream_comes_back_with_every_event() {
     traffic.stop().await;
 }
 
+/// A newer version has written it, and was rolled back.
+#[tokio::test]
+async fn an_event_that_this_version_does_not_know_is_published_as_it_is() {
+    let fixture = Fixture::new().await;
+    let order = OrderId::new();
+    fixture.append_quietly(order).await;
+    sqlx::query("UPDATE outbox SET subject = 'order.archived.v9'")
+        .execute(&fixture.publisher.pool)
+        .await
+        .unwrap();
+    let publisher = fixture.run_publisher();
+    eventually("it is in the stream", async || {
+        let published = fixture.messages("ORDER").await;
+        let subjects: Vec<_> = published
+            .iter()
+            .map(|message| message.subject.as_str())
+            .collect();
+        subjects == ["order.archived.v9"]
+    })
+    .await;
+    publisher.stop().await;
+}
+
 #[tokio::test]
 async fn an_event_that_cannot_be_published_does_not_hold_up_the_others() {
     let fixture = Fixture::new().await;

@@ -48,6 +48,36 @@ async fn a_locked_table_makes_no_dead_letter_and_consumption_resumes_by_itself()
 }
 
 #[tokio::test]
+async fn a_schema_that_does_not_fit_makes_no_dead_letter_and_consumption_resumes_by_itself() {
+    let mut fixture = Fixture::new().await;
+    fixture.consumer.max_attempts = 1;
+    let pool = fixture.consumer.pool.clone();
+    let rename = async |statement: &'static str| {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    };
+    rename("ALTER TABLE applied RENAME TO applied_later").await;
+    let orders: Vec<OrderId> = (0..5).map(|_| OrderId::new()).collect();
+    for order in &orders {
+        fixture.publish(*order).await;
+    }
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    let progress = fixture.consumer.progress.clone();
+    eventually("readiness tells what is missing", async || {
+        let check = progress.check();
+        check.is_err_and(|reason| reason.contains("\"applied\" does not exist"))
+    })
+    .await;
+    rename("ALTER TABLE applied_later RENAME TO applied").await;
+    eventually("all events are applied", async || {
+        fixture.applied().await.len() == orders.len()
+    })
+    .await;
+    assert_eq!(fixture.dead_letters().await.len(), 0);
+    publisher.stop().await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
 async fn shutdown_ends_well_while_the_broker_is_away() {
     let mut fixture = Fixture::new().await;
     let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
