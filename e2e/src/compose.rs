@@ -25,6 +25,20 @@ pub(crate) struct State {
     is_tampered: AtomicBool,
 }
 
+/// Runs a command of Docker and returns its output.
+pub async fn docker(arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new("docker").args(arguments).output();
+    let output = tokio::time::timeout(DEADLINE, output).await;
+    let output = output.with_context(|| format!("docker {arguments:?} hangs"))??;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "docker {arguments:?}: {}",
+        error.trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// The containers. One scenario at a time uses them.
 #[derive(Debug)]
 pub struct Compose {
@@ -95,18 +109,33 @@ impl Compose {
 
     /// Kills the first of several replicas of a service.
     pub async fn kill_one(&self, service: &str) -> anyhow::Result<()> {
+        let first = self.first(service).await?;
+        docker(&["kill", &first]).await.map(drop)
+    }
+
+    /// Starts one more container of a service, with the environment of the first and these arguments of
+    /// `docker run`. Returns its id. It is not part of the Compose project.
+    pub async fn run_like(&self, service: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let first = self.first(service).await?;
+        let inspect = async |format: &str| docker(&["inspect", "--format", format, &first]).await;
+        let image = inspect("{{.Config.Image}}").await?;
+        let network =
+            inspect("{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}").await?;
+        let environment = inspect("{{range .Config.Env}}{{println .}}{{end}}").await?;
+        let mut command = vec!["run", "--detach", "--network", network.trim()];
+        command.extend(arguments);
+        for variable in environment.lines().filter(|line| !line.is_empty()) {
+            command.extend(["--env", variable]);
+        }
+        command.push(image.trim());
+        Ok(docker(&command).await?.trim().to_owned())
+    }
+
+    async fn first(&self, service: &str) -> anyhow::Result<String> {
         let ids = self.run(&["ps", "--quiet", service]).await?;
-        let first = ids
-            .lines()
-            .next()
-            .with_context(|| format!("no container of {service}"))?;
-        let killed = Command::new("docker")
-            .args(["kill", first])
-            .stdout(Stdio::null())
-            .status()
-            .await?;
-        ensure!(killed.success(), "docker kill {first}: {killed}");
-        Ok(())
+        let first = ids.lines().next();
+        let first = first.with_context(|| format!("no container of {service}"))?;
+        Ok(first.to_owned())
     }
 
     /// Stops services and waits for their end; all services when none is named.

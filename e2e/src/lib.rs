@@ -8,7 +8,7 @@ mod edges;
 mod harness;
 mod shop;
 
-pub use compose::Compose;
+pub use compose::{Compose, docker};
 pub use deployment::Deployment;
 pub use devstack::test::{read_stream, wait_for};
 pub use edges::{Pair, expected_pairs};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context as _, ensure};
-use async_nats::jetstream;
+use async_nats::{ConnectOptions, jetstream};
 use audit::{Expectations, audit};
 use client::{Customer, Lines, http_client};
 use contracts::{EventId, Service, Subject};
@@ -143,7 +143,7 @@ impl Shop {
 
     pub async fn jetstream(&self) -> anyhow::Result<jetstream::Context> {
         Ok(jetstream::new(
-            async_nats::connect(&self.endpoints().nats).await?,
+            devstack::jetstream::connect(ConnectOptions::new(), &self.endpoints().nats).await?,
         ))
     }
 

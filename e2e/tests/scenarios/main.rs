@@ -15,6 +15,7 @@ mod builds;
 mod containers;
 mod documentation;
 mod faults;
+mod ha;
 mod load;
 mod outbox;
 mod overload;
@@ -145,6 +146,10 @@ const SCENARIOS: &[Scenario] = scenarios! {
     overload [Nightly]:
         a_slow_provider_at_200_orders_a_second,
         three_times_the_sustainable_rate;
+    ha [Processes]:
+        a_leader_a_primary_and_a_replica_may_fail;
+    ha [Nightly]:
+        each_server_and_each_replica_may_fail;
     recovery [Nightly]:
         recovery_from_each_fault;
     builds [Previous]:
@@ -153,6 +158,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
         a_table_that_is_locked_for_two_minutes_loses_no_order;
     containers [Containers]:
         containers_can_be_stopped_and_started,
+        a_process_lives_with_little,
         replicas_share_the_work;
     outbox [Nothing]:
         naive_publish_loses_what_the_outbox_keeps;

@@ -34,6 +34,10 @@ pub(crate) struct Up {
     /// Listen on free ports instead of the documented ones
     #[arg(long)]
     free_ports: bool,
+    /// Three NATS servers, three PostgreSQL servers and two processes of each service, empty: kill any of them, and it is
+    /// replaced
+    #[arg(long, conflicts_with_all = ["database", "nats"])]
+    ha: bool,
     /// A setting of one service, for example order:ORDER_DEADLINE_SECONDS=5; may be repeated
     #[arg(long = "set", value_name = "SERVICE:NAME=VALUE", value_parser = setting)]
     settings: Vec<Setting>,
@@ -70,7 +74,7 @@ impl Up {
             built = programs::build(programs, &[]) => built?,
             () = stop_requested() => return Ok(()),
         }
-        if self.fresh {
+        if self.fresh || self.ha {
             wipe(state)?;
         }
         std::fs::create_dir_all(state).with_context(|| format!("create {}", state.display()))?;
@@ -94,7 +98,12 @@ impl Up {
         let ended = loop {
             tokio::select! {
                 () = stop_requested() => break None,
-                _ = ticks.tick() => if let Some(ended) = stack.ended() { break Some(ended) },
+                _ = ticks.tick() => match stack.is_highly_available() {
+                    true => for line in stack.heal().await? {
+                        println!("{line}");
+                    },
+                    false => if let Some(ended) = stack.ended() { break Some(ended) },
+                },
             }
         };
         Endpoints::remove(state);
@@ -121,6 +130,7 @@ impl Up {
             database: self.database,
             database_prefix: String::new(),
             nats: self.nats,
+            highly_available: self.ha,
             settings: with_log_format(self.settings),
             logs,
             server_logs: Logs::Directory(state.join("logs")),

@@ -2,9 +2,11 @@
 //!
 //! - [`MEMBERS`]: the table of processes.
 //! - [`tools`]: finds PostgreSQL and nats-server, or fetches them.
-//! - [`Postgres`], [`NatsServer`]: private servers in a directory of their own.
+//! - [`Postgres`], [`NatsServer`]: private servers in a directory of their own; [`PostgresCluster`],
+//!   [`NatsCluster`]: three of them.
 //! - [`jetstream`]: connects to a broker and reads streams.
-//! - [`Stack`]: the whole system, one process per service; each can be killed and restarted.
+//! - [`Stack`]: the whole system, one process per service, or highly available with a [`Cluster`]; each
+//!   process can be killed and restarted.
 //! - [`programs`]: builds the workspace's programs.
 //! - [`test`](mod@test): fixtures for tests.
 //!
@@ -13,13 +15,17 @@
 //! The large functions that other crates await return a `BoxFuture`. The machine code of an
 //! `async fn` is generated in every crate that awaits it; that of a boxed future only here.
 
+mod balancer;
+mod cluster;
 mod directory;
 mod endpoints;
 pub mod jetstream;
 mod members;
 mod nats;
+mod nats_cluster;
 mod ports;
 mod postgres;
+mod postgres_cluster;
 mod process;
 pub mod programs;
 mod readiness;
@@ -28,12 +34,16 @@ mod stack;
 pub mod test;
 pub mod tools;
 
+pub use balancer::Balancer;
+pub use cluster::Cluster;
 pub use directory::TemporaryDirectory;
 pub use endpoints::Endpoints;
 pub use members::{MEMBERS, Member, services, with_database};
 pub use nats::NatsServer;
+pub use nats_cluster::NatsCluster;
 pub use ports::{MemberPorts, Ports, free_port};
 pub use postgres::{Durability, Paused, Postgres};
+pub use postgres_cluster::PostgresCluster;
 pub use process::{Logs, Process};
 pub use reaper::Reaper;
 pub use stack::{Options, Stack, wipe};

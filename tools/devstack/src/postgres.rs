@@ -87,6 +87,10 @@ impl Postgres {
         self.process.stop(Signal::QUIT).await
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.process.exit_status().is_some()
+    }
+
     /// Stops the server and closes its connections.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.process.stop(Signal::INT).await

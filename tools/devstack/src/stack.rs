@@ -11,8 +11,9 @@ use futures::future::{BoxFuture, FutureExt as _, try_join_all};
 use rustix::process::Signal;
 
 use crate::{
-    Durability, Endpoints, Logs, MEMBERS, NatsServer, Ports, Postgres, Process, Reaper,
-    endpoints::local_url, free_port, members, ports, postgres, process::Spec, services,
+    Cluster, Durability, Endpoints, Logs, MEMBERS, MemberPorts, NatsServer, Ports, Postgres,
+    Process, Reaper, endpoints::local_url, free_port, members, ports, postgres, process::Spec,
+    services,
 };
 
 /// What to start, and where.
@@ -31,6 +32,9 @@ pub struct Options {
     pub database_prefix: String,
     /// URL of a NATS server to use instead of a private one.
     pub nats: Option<String>,
+    /// Whether there are three servers of each kind and two processes of each service. `state` must then
+    /// be new.
+    pub highly_available: bool,
     /// More settings of single services: (service, name, value).
     pub settings: Vec<(String, String, String)>,
     pub logs: Logs,
@@ -46,10 +50,22 @@ pub struct Stack {
     postgres: Option<Postgres>,
     nats: Option<NatsServer>,
     running: BTreeMap<&'static str, Process>,
-    /// Beside the processes above: service and process.
-    replicas: Vec<(&'static str, Process)>,
+    /// The servers of a highly available system.
+    cluster: Option<Cluster>,
+    /// Beside the processes above.
+    replicas: Vec<Replica>,
     ready_after: BTreeMap<&'static str, Duration>,
     endpoints: Endpoints,
+}
+
+/// One more process of a service.
+#[derive(Debug)]
+struct Replica {
+    service: &'static str,
+    spec: Spec,
+    /// `http://host:port` of its admin listener.
+    admin: String,
+    process: Process,
 }
 
 impl Stack {
@@ -109,29 +125,115 @@ impl Stack {
         settings: &'a [(&'a str, &'a str)],
     ) -> BoxFuture<'a, anyhow::Result<()>> {
         async move {
-            let mut spec = self.spec(service)?;
-            let admin = free_port()?;
-            let listen = [
-                ("LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
-                ("ADMIN_LISTEN".to_owned(), format!("127.0.0.1:{admin}")),
-            ];
-            let settings = settings.iter();
-            let settings = settings.map(|(name, value)| (name.to_string(), value.to_string()));
-            spec.environment.extend(listen.into_iter().chain(settings));
-            spec.name = format!("{service}-replica");
-            let mut process = Process::start(&spec, &self.options.logs, &self.reaper)?;
-            process.wait_until_ready(&local_url(admin)).await?;
-            self.replicas.push((service, process));
-            Ok(())
+            let (api, admin) = (free_port()?, free_port()?);
+            let ports = MemberPorts { api, admin };
+            self.add_replica_at(service, ports, settings).await
         }
         .boxed()
     }
 
+    /// The same, on these ports.
+    pub async fn add_replica_at(
+        &mut self,
+        service: &'static str,
+        ports: MemberPorts,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let mut spec = self.spec(service)?;
+        let listen = [
+            ("LISTEN".to_owned(), format!("127.0.0.1:{}", ports.api)),
+            (
+                "ADMIN_LISTEN".to_owned(),
+                format!("127.0.0.1:{}", ports.admin),
+            ),
+        ];
+        let settings = settings.iter();
+        let settings = settings.map(|(name, value)| (name.to_string(), value.to_string()));
+        spec.environment.extend(listen.into_iter().chain(settings));
+        spec.name = format!("{service}-replica");
+        let mut process = Process::start(&spec, &self.options.logs, &self.reaper)?;
+        let admin = local_url(ports.admin);
+        process.wait_until_ready(&admin).await?;
+        self.replicas.push(Replica {
+            service,
+            spec,
+            admin,
+            process,
+        });
+        Ok(())
+    }
+
+    /// Kills a process with SIGKILL and leaves it to [`heal`](Self::heal). `name` is that of a service, or
+    /// `<service>-replica`.
+    pub fn crash(&mut self, name: &str) -> anyhow::Result<()> {
+        let replicas = self.replicas.iter_mut();
+        let mut replicas = replicas.filter(|replica| replica.spec.name == name);
+        let replica = replicas.next().map(|replica| &mut replica.process);
+        let process = self.running.get_mut(name).or(replica);
+        let process = process.with_context(|| format!("{name} is not running"))?;
+        process.signal(Signal::KILL)
+    }
+
+    /// Waits until every process reports that it is ready.
+    pub async fn wait_until_all_are_ready(&mut self) -> anyhow::Result<()> {
+        for (service, process) in &mut self.running {
+            let admin = self.endpoints.admin.get(*service);
+            let admin = admin.with_context(|| format!("there is no service {service}"))?;
+            process.wait_until_ready(admin).await?;
+        }
+        for replica in &mut self.replicas {
+            replica.process.wait_until_ready(&replica.admin).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts the processes that have ended by themselves or were killed from outside, and returns
+    /// their names.
+    fn restart_ended(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut restarted = Vec::new();
+        let running = self.running.iter_mut();
+        let ended = running.filter_map(|(name, process)| process.exit_status().map(|_| *name));
+        for service in ended.collect::<Vec<_>>() {
+            self.start_service(service)?;
+            restarted.push(service.to_owned());
+        }
+        for replica in &mut self.replicas {
+            if replica.process.exit_status().is_some() {
+                let (logs, reaper) = (&self.options.logs, &self.reaper);
+                replica.process = Process::start(&replica.spec, logs, reaper)?;
+                restarted.push(replica.spec.name.clone());
+            }
+        }
+        Ok(restarted)
+    }
+
+    /// The servers of a highly available system.
+    pub fn cluster(&mut self) -> anyhow::Result<&mut Cluster> {
+        let cluster = self.cluster.as_mut();
+        cluster.context("the system is not highly available")
+    }
+
+    /// Replaces what has ended in a highly available system, as an orchestrator does, and describes
+    /// what was done.
+    pub async fn heal(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut done = self.cluster()?.heal().await?;
+        for process in self.restart_ended()? {
+            done.push(format!("{process} had ended; it is restarted"));
+        }
+        Ok(done)
+    }
+
+    pub fn is_highly_available(&self) -> bool {
+        self.cluster.is_some()
+    }
+
     /// Stops the added processes of a service with SIGTERM.
     pub async fn stop_replicas(&mut self, service: &str) -> anyhow::Result<()> {
-        let replicas = self.replicas.extract_if(.., |(name, _)| *name == service);
-        for (_, process) in replicas.collect::<Vec<_>>() {
-            process.stop(Signal::TERM).await?;
+        let replicas = self
+            .replicas
+            .extract_if(.., |replica| replica.service == service);
+        for replica in replicas.collect::<Vec<_>>() {
+            replica.process.stop(Signal::TERM).await?;
         }
         Ok(())
     }
@@ -198,7 +300,7 @@ impl Stack {
         let running = self.running.iter_mut();
         let running = running.map(|(name, process)| (*name, process));
         let replicas = self.replicas.iter_mut();
-        let replicas = replicas.map(|(name, process)| (*name, process));
+        let replicas = replicas.map(|replica| (replica.service, &mut replica.process));
         let mut all = running.chain(replicas);
         all.find_map(|(name, process)| {
             let status = process.exit_status()?;
@@ -247,7 +349,7 @@ impl Stack {
     }
 }
 
-async fn start(options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
+async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
     for service in services() {
         let ports = options.ports.get(service)?;
         ports::ensure_free(ports.api, service)?;
@@ -255,8 +357,12 @@ async fn start(options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
     }
     std::fs::create_dir_all(&options.state)
         .with_context(|| format!("create {}", options.state.display()))?;
-    let logs = &options.server_logs;
     let mut pids = BTreeMap::new();
+    let cluster = match options.highly_available {
+        true => Some(Cluster::start(&mut options, &reaper).await?),
+        false => None,
+    };
+    let logs = &options.server_logs;
     let (postgres, admin_url) = match &options.database {
         Some(url) => (None, url.clone()),
         None => {
@@ -276,8 +382,13 @@ async fn start(options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
             (Some(server), url)
         }
     };
+    let mut gateway = options.ports.get("gateway")?.api;
+    if let Some(cluster) = &cluster {
+        gateway = cluster.gateways.port();
+        pids.extend(cluster.nats.pids().chain(cluster.postgres.pids()));
+    }
     let endpoints = Endpoints {
-        gateway: local_url(options.ports.get("gateway")?.api),
+        gateway: local_url(gateway),
         provider: local_url(options.ports.get("psp-sandbox")?.api),
         nats: nats_url,
         databases: create_databases(&admin_url, &options.database_prefix).await?,
@@ -289,6 +400,7 @@ async fn start(options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
         reaper,
         postgres,
         nats,
+        cluster,
         running: BTreeMap::new(),
         replicas: Vec::new(),
         ready_after: BTreeMap::new(),
@@ -304,6 +416,13 @@ async fn start(options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
         anyhow::Ok((*service, ready_after))
     });
     stack.ready_after = try_join_all(ready).await?.into_iter().collect();
+    let cluster = stack.cluster.as_ref();
+    for (service, ports) in cluster
+        .map(|cluster| cluster.second.clone())
+        .unwrap_or_default()
+    {
+        stack.add_replica_at(service, ports, &[]).await?;
+    }
     Ok(stack)
 }
 
@@ -330,8 +449,8 @@ fn admin_urls(ports: &Ports) -> anyhow::Result<BTreeMap<String, String>> {
 async fn stop(mut stack: Stack) -> anyhow::Result<()> {
     // A failure to stop one process must not leave the others running.
     let mut failures = Vec::new();
-    for (_, replica) in stack.replicas {
-        failures.extend(replica.stop(Signal::TERM).await.err());
+    for replica in stack.replicas {
+        failures.extend(replica.process.stop(Signal::TERM).await.err());
     }
     for service in services().rev() {
         if let Some(process) = stack.running.remove(service) {
@@ -343,6 +462,9 @@ async fn stop(mut stack: Stack) -> anyhow::Result<()> {
     }
     if let Some(postgres) = stack.postgres.take() {
         failures.extend(postgres.stop().await.err());
+    }
+    if let Some(cluster) = stack.cluster.take() {
+        failures.extend(cluster.stop().await.err());
     }
     let failures: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
     ensure!(failures.is_empty(), "{}", failures.join("; "));

@@ -100,6 +100,8 @@ pub struct System<'a> {
     pub settings: &'a [(&'a str, &'a str, &'a str)],
     /// Whether it has a PostgreSQL server of its own, which may be crashed.
     pub own_server: bool,
+    /// Whether it has three servers of each kind, its own, and two processes of each service.
+    pub highly_available: bool,
     /// The directory of its programs; those of this workspace when `None`.
     pub programs: Option<&'a Path>,
 }
@@ -111,10 +113,11 @@ pub fn stack<'a>(name: &'a str, system: System<'a>) -> BoxFuture<'a, anyhow::Res
         let System {
             settings,
             own_server,
+            highly_available,
             programs: directory,
         } = system;
         let server = || shared.postgres.admin_url();
-        let database = (!own_server).then(server);
+        let database = (!own_server && !highly_available).then(server);
         let id = Uuid::now_v7().simple().to_string();
         let settings = settings.iter().map(|(service, name, value)| {
             (service.to_string(), name.to_string(), value.to_string())
@@ -130,6 +133,7 @@ pub fn stack<'a>(name: &'a str, system: System<'a>) -> BoxFuture<'a, anyhow::Res
             database,
             database_prefix: format!("{id}_"),
             nats: None,
+            highly_available,
             settings: settings.collect(),
             logs: logs(name),
             server_logs: logs(name),

@@ -1,0 +1,185 @@
+//! Three PostgreSQL servers, one of them the primary: a commit waits until one of the standbys has it,
+//! and a standby takes over when the primary fails.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use futures::future::{BoxFuture, FutureExt as _};
+use sqlx::{Connection as _, PgConnection};
+
+use crate::{Balancer, Durability, Logs, Postgres, Reaper, free_port, postgres::PASSWORD, tools};
+
+const SERVERS: usize = 3;
+
+/// A running cluster. Dropping it kills every server.
+#[derive(Debug)]
+pub struct PostgresCluster {
+    directory: PathBuf,
+    durability: Durability,
+    ports: Vec<u16>,
+    servers: Vec<Option<Postgres>>,
+    primary: usize,
+    /// Leads to the primary.
+    address: Balancer,
+    logs: Logs,
+    reaper: Reaper,
+}
+
+impl PostgresCluster {
+    /// Creates the servers in `directory`, which must be new, and starts them. `port` leads to the
+    /// primary, also after a failover.
+    pub fn start<'a>(
+        directory: &'a Path,
+        port: u16,
+        durability: Durability,
+        logs: &'a Logs,
+        reaper: &'a Reaper,
+    ) -> BoxFuture<'a, anyhow::Result<Self>> {
+        async move {
+            let ports = (0..SERVERS).map(|_| free_port());
+            let ports = ports.collect::<anyhow::Result<Vec<_>>>()?;
+            let mut cluster = Self {
+                directory: directory.to_owned(),
+                durability,
+                address: Balancer::start(port, vec![ports[0]]).await?,
+                ports,
+                servers: (0..SERVERS).map(|_| None).collect(),
+                primary: 0,
+                logs: logs.clone(),
+                reaper: reaper.clone(),
+            };
+            // Creates the data of the first. The others begin with a copy.
+            cluster.start_server(0).await?;
+            if let Some(first) = cluster.servers[0].take() {
+                first.stop().await?;
+            }
+            for index in 1..SERVERS {
+                cluster.copy_from_primary(index)?;
+            }
+            cluster.configure(0)?;
+            for index in 0..SERVERS {
+                cluster.start_server(index).await?;
+            }
+            Ok(cluster)
+        }
+        .boxed()
+    }
+
+    /// The URL of the administrator, at the primary.
+    pub fn admin_url(&self) -> String {
+        format!(
+            "postgres://postgres:{PASSWORD}@127.0.0.1:{}/postgres",
+            self.address.port()
+        )
+    }
+
+    /// Names and process ids of the servers that run.
+    pub fn pids(&self) -> impl Iterator<Item = (String, u32)> {
+        let servers = self.servers.iter().enumerate();
+        servers.filter_map(|(index, server)| Some((name(index), server.as_ref()?.pid())))
+    }
+
+    /// Ends the primary without a checkpoint, as a crash does.
+    pub async fn crash_primary(&mut self) -> anyhow::Result<()> {
+        let primary = self.servers[self.primary].take();
+        primary.context("the primary is not running")?.crash().await
+    }
+
+    /// Makes a standby the primary, when the primary has ended: the one that has received most, and
+    /// so every commit that was confirmed. Returns its name.
+    pub async fn fail_over(&mut self) -> anyhow::Result<Option<String>> {
+        let primary = self.servers[self.primary].as_mut();
+        if primary.is_some_and(|primary| !primary.has_ended()) {
+            return Ok(None);
+        }
+        self.servers[self.primary] = None;
+        let mut best = None;
+        for index in (0..SERVERS).filter(|index| self.servers[*index].is_some()) {
+            let mut standby = self.connect(index).await?;
+            let received = "SELECT (pg_last_wal_receive_lsn() - '0/0')::bigint";
+            let received: i64 = sqlx::query_scalar(received).fetch_one(&mut standby).await?;
+            best = best.max(Some((received, index)));
+        }
+        let (_, index) = best.context("no standby is left")?;
+        let mut standby = self.connect(index).await?;
+        let promoted: bool = sqlx::query_scalar("SELECT pg_promote(true, 30)")
+            .fetch_one(&mut standby)
+            .await?;
+        ensure!(promoted, "{} did not become the primary", name(index));
+        self.primary = index;
+        self.address.switch_to(self.ports[index]);
+        Ok(Some(name(index)))
+    }
+
+    pub async fn stop(self) -> anyhow::Result<()> {
+        // Standbys first: a primary that stops waits until they have everything.
+        let mut servers = self.servers;
+        let primary = servers[self.primary].take();
+        for server in servers.into_iter().flatten().chain(primary) {
+            server.stop().await?;
+        }
+        Ok(())
+    }
+
+    async fn connect(&self, index: usize) -> anyhow::Result<PgConnection> {
+        let server = self.servers[index]
+            .as_ref()
+            .context("the server is not running")?;
+        Ok(PgConnection::connect(&server.admin_url()).await?)
+    }
+
+    async fn start_server(&mut self, index: usize) -> anyhow::Result<()> {
+        let (directory, port) = (self.directory.join(name(index)), self.ports[index]);
+        let start = Postgres::start(&directory, port, self.durability, &self.logs, &self.reaper);
+        self.servers[index] = Some(start.await?);
+        Ok(())
+    }
+
+    /// Makes a server a standby with the data of the first, while that one is stopped.
+    fn copy_from_primary(&self, index: usize) -> anyhow::Result<()> {
+        let (from, to) = (
+            self.directory.join(name(0)),
+            self.directory.join(name(index)),
+        );
+        std::fs::create_dir_all(&to).with_context(|| format!("create {}", to.display()))?;
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .args([from.join("data"), to.join("data")])
+            .status()
+            .context("run cp")?;
+        ensure!(copied.success(), "cannot copy {}", from.display());
+        self.configure(index)?;
+        let signal = to.join("data/standby.signal");
+        std::fs::write(&signal, "").with_context(|| format!("write {}", signal.display()))?;
+        tools::change_owner(&signal, tools::postgres_user()?)
+    }
+
+    /// What a server needs as a primary and as a standby.
+    fn configure(&self, index: usize) -> anyhow::Result<()> {
+        use std::io::Write as _;
+        let path = self
+            .directory
+            .join(name(index))
+            .join("data/postgresql.auto.conf");
+        let standbys: Vec<_> = (0..SERVERS)
+            .map(|index| format!("\"{}\"", name(index)))
+            .collect();
+        let settings = format!(
+            "synchronous_standby_names = 'ANY 1 ({})'\n\
+             primary_conninfo = 'host=127.0.0.1 port={} user=postgres password={PASSWORD} application_name={}'\n\
+             # A standby that was away finds what it has missed.\n\
+             wal_keep_size = 512MB\n\
+             wal_receiver_timeout = 5s\nwal_sender_timeout = 5s\nwal_retrieve_retry_interval = 200ms\n",
+            standbys.join(", "),
+            self.address.port(),
+            name(index),
+        );
+        let file = std::fs::OpenOptions::new().append(true).open(&path);
+        let mut file = file.with_context(|| format!("open {}", path.display()))?;
+        Ok(file.write_all(settings.as_bytes())?)
+    }
+}
+
+fn name(index: usize) -> String {
+    format!("postgres-{index}")
+}
