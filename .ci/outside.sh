@@ -14,3 +14,8 @@ advisory_database() {
     [ -f "$archive" ] || return 1
     mkdir -p "$database" && tar -xzf "$archive" -C "$database" --strip-components=1 && echo "$database"
 }
+
+# Prints a directory with the schemas of custom resources and a checker.
+custom_resource_definitions() {
+    [ -f ../shared/crds/check.py ] && echo ../shared/crds
+}
