@@ -57,6 +57,9 @@ fn share(text: &str) -> Result<f64, String> {
 /// How long the last sagas may take after the last order was accepted.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Without an end for this long, orders whose end was not seen are looked up.
+const QUIET: Duration = Duration::from_secs(5);
+
 /// What the workers of one run share.
 #[derive(Debug)]
 struct Run {
@@ -110,6 +113,7 @@ impl Load {
             orders: self.orders,
             confirmed: sagas.confirmed,
             cancelled: sagas.cancelled,
+            looked_up: sagas.looked_up,
             retries: run.retries.load(Ordering::Relaxed),
             accept_seconds,
             accepted_per_second: orders / accept_seconds,
@@ -155,10 +159,17 @@ impl Run {
 
     async fn wait_for_sagas(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
+        let (mut before, mut since) = (0, Instant::now());
         loop {
             let ended = self.sagas.lock().ended();
             if ended >= self.load.orders {
                 return Ok(());
+            }
+            if ended > before {
+                (before, since) = (ended, Instant::now());
+            } else if since.elapsed() > QUIET {
+                self.look_up_ends().await;
+                since = Instant::now();
             }
             ensure!(
                 Instant::now() < deadline,
@@ -166,6 +177,21 @@ impl Run {
                 self.load.orders - ended
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Asks for the orders whose end was not seen: what the broker forgets, it does not deliver here again.
+    async fn look_up_ends(&self) {
+        let open = self.sagas.lock().open();
+        for (order, customer) in open {
+            let customer = self.customer.another(customer);
+            // One that cannot be read is asked for again.
+            let Ok(found) = customer.order(&order.to_string()).await else {
+                continue;
+            };
+            if let Some(status @ ("confirmed" | "cancelled")) = found["status"].as_str() {
+                self.sagas.lock().look_up(order, status == "confirmed");
+            }
         }
     }
 

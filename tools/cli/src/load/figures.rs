@@ -17,6 +17,8 @@ pub(super) struct Figures {
     pub(super) orders: u64,
     pub(super) confirmed: u64,
     pub(super) cancelled: u64,
+    /// Ends that were not seen, but found when the order was looked up; they have no latency.
+    pub(super) looked_up: u64,
     /// Responses other than 201, each of which was followed by another attempt.
     pub(super) retries: u64,
     /// From the first request to the last response.
@@ -141,6 +143,13 @@ impl fmt::Display for Figures {
             "sagas      {} confirmed, {} cancelled in {:.1} s: {:.0}/s",
             self.confirmed, self.cancelled, self.saga_seconds, self.sagas_per_second
         )?;
+        if self.looked_up > 0 {
+            writeln!(
+                f,
+                "looked up  {}: their end was not seen, because the broker was away",
+                self.looked_up
+            )?;
+        }
         writeln!(f, "accept     {}", self.accept_latency_ms)?;
         writeln!(f, "saga       {}", self.saga_latency_ms)?;
         let first_and_last = [self.windows.first(), self.windows.last()];

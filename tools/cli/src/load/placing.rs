@@ -34,17 +34,19 @@ pub(super) async fn work(run: Arc<Run>) -> anyhow::Result<()> {
             tokio::time::sleep_until(due.into()).await;
         }
         let from = due.unwrap_or_else(Instant::now);
-        let order = place(&run).await?;
+        let customer = run.customer.another(CustomerId::new());
+        let order = place(&run, &customer).await?;
         let accepted = Instant::now();
         let latency = accepted - from;
-        run.sagas.lock().accepted(order, accepted, latency);
+        let mut sagas = run.sagas.lock();
+        sagas.accepted(order, customer.id, accepted, latency);
+        drop(sagas);
         run.accepted.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Places one order, retrying with the same key until it is accepted.
-async fn place(run: &Run) -> anyhow::Result<OrderId> {
-    let customer = run.customer.another(CustomerId::new());
+async fn place(run: &Run, customer: &Customer) -> anyhow::Result<OrderId> {
     let lines = random_lines(&run.skus);
     let payment_method = match rand::random_bool(run.load.declined) {
         true => "tok_chargeDeclined",

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use contracts::{OrderId, Subject, header};
+use contracts::{CustomerId, OrderId, Subject, header};
 use futures::{StreamExt as _, stream::select_all};
 
 use super::Run;
@@ -15,7 +15,7 @@ use super::Run;
 /// for the other.
 #[derive(Debug, Default)]
 pub(super) struct Sagas {
-    accepted: HashMap<OrderId, Instant>,
+    accepted: HashMap<OrderId, (CustomerId, Instant)>,
     /// With whether the order was confirmed.
     ended: HashMap<OrderId, (Instant, bool)>,
     /// From the request to the response, in the order of responses.
@@ -24,6 +24,8 @@ pub(super) struct Sagas {
     pub(super) ends: Vec<Sample>,
     pub(super) confirmed: u64,
     pub(super) cancelled: u64,
+    /// Of these, how many ends were not seen, because the broker was away or has forgotten them.
+    pub(super) looked_up: u64,
 }
 
 /// When something ended, and how long it took.
@@ -34,17 +36,39 @@ pub(super) struct Sample {
 }
 
 impl Sagas {
-    pub(super) fn accepted(&mut self, order: OrderId, at: Instant, latency: Duration) {
+    pub(super) fn accepted(
+        &mut self,
+        order: OrderId,
+        customer: CustomerId,
+        at: Instant,
+        latency: Duration,
+    ) {
         self.accepts.push(Sample { at, latency });
         match self.ended.remove(&order) {
             Some((ended, confirmed)) => self.complete(at, ended, confirmed),
-            None => drop(self.accepted.insert(order, at)),
+            None => drop(self.accepted.insert(order, (customer, at))),
+        }
+    }
+
+    /// The orders whose end was not seen.
+    pub(super) fn open(&self) -> Vec<(OrderId, CustomerId)> {
+        let accepted = self.accepted.iter();
+        accepted
+            .map(|(order, (customer, _))| (*order, *customer))
+            .collect()
+    }
+
+    /// Counts an end that was not seen. When it happened is not known.
+    pub(super) fn look_up(&mut self, order: OrderId, confirmed: bool) {
+        if self.accepted.remove(&order).is_some() {
+            self.looked_up += 1;
+            self.count(confirmed);
         }
     }
 
     fn end(&mut self, order: OrderId, at: Instant, confirmed: bool) {
         match self.accepted.remove(&order) {
-            Some(accepted) => self.complete(accepted, at, confirmed),
+            Some((_, accepted)) => self.complete(accepted, at, confirmed),
             None => drop(self.ended.insert(order, (at, confirmed))),
         }
     }
@@ -54,6 +78,10 @@ impl Sagas {
         let latency = ended.saturating_duration_since(accepted);
         let at = ended.max(accepted);
         self.ends.push(Sample { at, latency });
+        self.count(confirmed);
+    }
+
+    fn count(&mut self, confirmed: bool) {
         match confirmed {
             true => self.confirmed += 1,
             false => self.cancelled += 1,
@@ -62,7 +90,7 @@ impl Sagas {
 
     /// How many orders were accepted and have ended.
     pub(super) fn ended(&self) -> u64 {
-        self.ends.len() as u64
+        self.ends.len() as u64 + self.looked_up
     }
 
     pub(super) fn seconds_since(&self, began: Instant) -> f64 {
