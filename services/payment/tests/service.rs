@@ -250,6 +250,22 @@ async fn two_workers_charge_a_payment_once() {
 }
 
 #[tokio::test]
+async fn a_lease_is_renewed_during_a_long_call() {
+    let fixture = Fixture::new().await;
+    let _replicas = [fixture.start().await, fixture.start().await];
+    // Longer than a lease.
+    fixture.inject(json!({ "latency_ms": 4500 })).await;
+    let order = fixture.publish_order().await;
+    fixture.until_called(order).await;
+    eventually("the charge is recorded", async || {
+        let (status, attempts) = fixture.status(order).await;
+        assert!(attempts <= 1, "{attempts} calls");
+        status == "completed"
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_payment_that_is_locked_holds_up_no_other() {
     let fixture = Fixture::new().await;
     fixture.start().await.kill().await.unwrap();

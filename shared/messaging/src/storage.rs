@@ -37,34 +37,39 @@ impl Storage {
     }
 }
 
-/// Observes until `shutdown`.
+/// Observes until `shutdown`: regularly, and over each new connection, because the broker may have lost
+/// its streams.
 pub(crate) async fn run(participant: Participant, shutdown: CancellationToken) {
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let broker = &participant.broker;
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = shutdown.cancelled() => return,
-        }
+        let connections = broker.connections();
         let observed = tokio::select! {
             (observed, ()) = async { tokio::join!(observe(&participant), count(&participant)) } =>
                 observed,
             () = shutdown.cancelled() => return,
         };
-        let Ok(is_nearly_full) = observed else {
-            // The relay and the consumers report a broker that is away.
-            continue;
-        };
-        let before = participant
-            .storage
-            .0
-            .swap(is_nearly_full, Ordering::Relaxed);
-        if is_nearly_full && !before {
-            tracing::error!(
-                "the streams of dead letters are nearly full; redrive or discard some: \
-                 an event that fails next could not be kept"
-            );
+        // Otherwise the relay and the consumers report a broker that is away.
+        if let Ok(is_nearly_full) = observed {
+            note(&participant, is_nearly_full);
         }
+        if broker.connections() != connections {
+            continue;
+        }
+        tokio::select! {
+            () = broker.pause(EVERY) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+fn note(participant: &Participant, is_nearly_full: bool) {
+    let flag = &participant.storage.0;
+    let before = flag.swap(is_nearly_full, Ordering::Relaxed);
+    if is_nearly_full && !before {
+        tracing::error!(
+            "the streams of dead letters are nearly full; redrive or discard some: \
+             an event that fails next could not be kept"
+        );
     }
 }
 

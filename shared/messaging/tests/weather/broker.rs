@@ -3,7 +3,10 @@
 
 use std::{collections::HashSet, fs, io, path::Path};
 
+use async_nats::{ConnectOptions, jetstream};
 use contracts::OrderId;
+use devstack::{Logs, NatsCluster, Reaper, TemporaryDirectory};
+use messaging::{Broker, StreamSettings, topology::reconcile_streams};
 
 use crate::fixture::{Fixture, Running, eventually};
 
@@ -149,6 +152,35 @@ async fn a_deleted_stream_comes_back_with_every_event() {
     traffic.publish(10).await;
     traffic.all_arrive().await;
     traffic.stop().await;
+}
+
+/// An operator has added some, or another service is configured to have more.
+#[tokio::test]
+async fn a_stream_keeps_the_replicas_that_it_has() {
+    let reaper = Reaper::new().unwrap();
+    let directory = TemporaryDirectory::new(&reaper).unwrap();
+    let logs = Logs::Directory(devstack::tools::target_directory().join("test-logs/replicas"));
+    let cluster = NatsCluster::start(directory.path(), &logs, &reaper);
+    let cluster = cluster.await.unwrap();
+    let url = cluster.url();
+    let broker = Broker::connect(&url, "test").await.unwrap();
+    let with = |replicas| {
+        broker.clone().with_streams(StreamSettings {
+            replicas,
+            ..StreamSettings::default()
+        })
+    };
+    eventually(
+        "the servers have a leader and take the streams",
+        async || reconcile_streams(&with(3)).await.is_ok(),
+    )
+    .await;
+    reconcile_streams(&with(1)).await.unwrap();
+    let client = devstack::jetstream::connect(ConnectOptions::new(), &url);
+    let jetstream = jetstream::new(client.await.unwrap());
+    let stream = jetstream.get_stream("ORDER").await.unwrap();
+    assert_eq!(stream.cached_info().config.num_replicas, 3);
+    cluster.stop().await.unwrap();
 }
 
 /// A newer version has written it, and was rolled back.
