@@ -27,15 +27,19 @@ pub(crate) struct State {
 
 /// Runs a command of Docker and returns its output.
 pub async fn docker(arguments: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new("docker").args(arguments).output();
-    let output = tokio::time::timeout(DEADLINE, output).await;
-    let output = output.with_context(|| format!("docker {arguments:?} hangs"))??;
+    let mut docker = Command::new("docker");
+    docker.args(arguments);
+    output(docker, &format!("docker {arguments:?}")).await
+}
+
+/// Runs a command, which errors call `what`, and returns its output.
+async fn output(mut command: Command, what: &str) -> anyhow::Result<String> {
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(DEADLINE, command.output()).await;
+    let output = output.with_context(|| format!("{what} hangs"))?;
+    let output = output.with_context(|| format!("run {what}"))?;
     let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "docker {arguments:?}: {}",
-        error.trim()
-    );
+    ensure!(output.status.success(), "{what}: {}", error.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -186,26 +190,12 @@ impl Compose {
                 "docker-compose.e2e.yml",
             ])
             .args(arguments);
-        docker
-            .current_dir(root)
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
+        docker.current_dir(root);
         docker.envs(
             self.settings
                 .iter()
                 .map(|(name, value)| (OsStr::new(name), OsStr::new(value))),
         );
-        let output = tokio::time::timeout(DEADLINE, docker.output());
-        let output = output
-            .await
-            .with_context(|| format!("docker compose {arguments:?} hangs"))?;
-        let output = output.context("run docker compose")?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "docker compose {arguments:?}: {}",
-            error.trim()
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        output(docker, &format!("docker compose {arguments:?}")).await
     }
 }

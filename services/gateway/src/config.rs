@@ -20,7 +20,7 @@ pub struct Config {
         value_parser = service_urls
     )]
     pub order_url: String,
-    /// Address of the payment service
+    /// Address of the payment service, or those of its replicas, separated by commas
     #[arg(
         long,
         env = "PAYMENT_URL",
@@ -28,7 +28,7 @@ pub struct Config {
         value_parser = service_urls
     )]
     pub payment_url: String,
-    /// Address of the inventory service
+    /// Address of the inventory service, or those of its replicas, separated by commas
     #[arg(
         long,
         env = "INVENTORY_URL",
@@ -36,7 +36,7 @@ pub struct Config {
         value_parser = service_urls
     )]
     pub inventory_url: String,
-    /// Address of the notification service
+    /// Address of the notification service, or those of its replicas, separated by commas
     #[arg(
         long,
         env = "NOTIFICATION_URL",

@@ -20,11 +20,7 @@ pub struct Config {
 
 impl Settings for Config {
     fn common(&self) -> Common {
-        let common = self.service.common();
-        match self.task {
-            None => common,
-            Some(_) => common.on_free_ports(),
-        }
+        self.service.common(self.task.as_ref())
     }
 
     fn validate(&self) -> Result<(), String> {

@@ -1,6 +1,6 @@
 //! The connection pool of a service and its migrations.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBuilder, Retryable as _};
@@ -125,25 +125,21 @@ async fn find_missing(pool: &PgPool, migrator: &Migrator) -> Result<Option<i64>,
 
 /// Nothing was ever applied (undefined_table).
 fn is_without_table(error: &MigrateError) -> bool {
-    let MigrateError::Execute(error) = error else {
-        return false;
-    };
-    let database = error.as_database_error();
-    database.is_some_and(|error| error.code().is_some_and(|code| code == "42P01"))
+    sqlstate(error).is_some_and(|code| code == "42P01")
 }
 
 /// Another replica migrates, or a transaction uses the table (lock_not_available, deadlock_detected).
 fn is_locked_out(error: &MigrateError) -> bool {
-    let error = match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
-        _ => return false,
-    };
-    let database = error.as_database_error();
-    database.is_some_and(|error| {
-        error
-            .code()
-            .is_some_and(|code| code == "55P03" || code == "40P01")
-    })
+    sqlstate(error).is_some_and(|code| code == "55P03" || code == "40P01")
+}
+
+fn sqlstate(error: &MigrateError) -> Option<Cow<'_, str>> {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+            error.as_database_error()?.code()
+        }
+        _ => None,
+    }
 }
 
 fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {

@@ -25,9 +25,14 @@ pub enum Task {
 }
 
 impl<const PORT: u16, const ADMIN_PORT: u16> ServiceSettings<PORT, ADMIN_PORT> {
-    /// For [`Settings::common`](bootstrap::settings::Settings::common).
-    pub fn common(&self) -> Common {
-        self.process.common()
+    /// For [`Settings::common`](bootstrap::settings::Settings::common). A task serves nothing, and runs
+    /// beside the service.
+    pub fn common<T>(&self, task: Option<&T>) -> Common {
+        let common = self.process.common();
+        match task {
+            None => common,
+            Some(_) => common.on_free_ports(),
+        }
     }
 
     /// For [`Settings::validate`](bootstrap::settings::Settings::validate).

@@ -132,9 +132,9 @@ impl Metrics {
             .add(events, &[KeyValue::new("service", self.service)]);
     }
 
-    pub(crate) fn stream_use(&self, stream: &'static str, share: f64) {
+    pub(crate) fn stream_use(&self, stream: &str, share: f64) {
         self.stream_use
-            .record(share, &[KeyValue::new("stream", stream)]);
+            .record(share, &[KeyValue::new("stream", stream.to_owned())]);
     }
 
     /// Notes how many dead letters the service has, and when the oldest was written.

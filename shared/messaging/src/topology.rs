@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_nats::jetstream::{
     self,
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
-    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+    stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
 };
 use contracts::{
     Service, Subject,
@@ -91,15 +91,16 @@ pub struct TopologyError {
     source: async_nats::Error,
 }
 
-/// Declares all streams.
+/// Declares all streams, and returns what they are.
 ///
 /// # Errors
 /// [`TopologyError`] when the broker is unavailable or refuses.
-pub async fn reconcile_streams(broker: &Broker) -> Result<(), TopologyError> {
+pub async fn reconcile_streams(broker: &Broker) -> Result<Vec<Info>, TopologyError> {
+    let mut found = Vec::new();
     for wanted in streams(broker.streams) {
-        declare(broker, wanted).await?;
+        found.push(declare(broker, wanted).await?);
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Declares one of the streams.
@@ -113,19 +114,19 @@ pub(crate) async fn reconcile_stream(broker: &Broker, name: &str) -> Result<(), 
 
 /// Declares one stream. It keeps the replicas that it has, if they are more than wanted: an operator
 /// may have added some, and a service that is configured otherwise must not take them away.
-async fn declare(broker: &Broker, mut wanted: Config) -> Result<(), TopologyError> {
+async fn declare(broker: &Broker, mut wanted: Config) -> Result<Info, TopologyError> {
     let found = broker.jetstream.get_stream(&wanted.name).await;
     if let Ok(found) = &found {
-        let found = &found.cached_info().config;
-        wanted.num_replicas = wanted.num_replicas.max(found.num_replicas);
-        if is_as_wanted(found, &wanted) {
-            return Ok(());
+        let found = found.cached_info();
+        wanted.num_replicas = wanted.num_replicas.max(found.config.num_replicas);
+        if is_as_wanted(&found.config, &wanted) {
+            return Ok(found.clone());
         }
     }
     let (name, max_bytes, replicas) = (&wanted.name, wanted.max_bytes, wanted.num_replicas);
     let what = format!("stream {name} of {max_bytes} bytes in {replicas} copies");
     let declared = broker.jetstream.create_or_update_stream(wanted).await;
-    declared.map(drop).map_err(|source| TopologyError {
+    declared.map_err(|source| TopologyError {
         what,
         source: source.into(),
     })

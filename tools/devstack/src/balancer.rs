@@ -50,11 +50,6 @@ impl Balancer {
         self.port
     }
 
-    /// Leads new connections to these ports; those that there are stay.
-    pub fn lead_to(&self, targets: Vec<u16>) {
-        self.targets.send_replace(targets);
-    }
-
     /// Leads all connections to this port: those that there are end.
     pub fn switch_to(&self, target: u16) {
         self.targets.send_replace(vec![target]);
