@@ -19,22 +19,15 @@ pub(crate) struct Checkpoint {
     pub(crate) stream_sequence: i64,
 }
 
-/// The last time that the relay went back: everything up to `until` is published again.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Replay {
-    pub(crate) id: i64,
-    pub(crate) until: i64,
-}
-
-/// The last replay, if there was one.
-pub(crate) async fn last_replay(connection: &mut PgConnection) -> sqlx::Result<Option<Replay>> {
-    sqlx::query_as!(
-        Replay,
+/// Up to where events may have been published before; 0 when nothing was published again.
+pub(crate) async fn replayed_until(connection: &mut PgConnection) -> sqlx::Result<i64> {
+    let until = sqlx::query_scalar!(
         r#"-- replay_last
-        SELECT id, until_position AS until FROM outbox_replay ORDER BY id DESC LIMIT 1"#
+        SELECT until_position FROM outbox_replay ORDER BY id DESC LIMIT 1"#
     )
     .fetch_optional(connection)
-    .await
+    .await?;
+    Ok(until.unwrap_or_default())
 }
 
 /// Where the relay has got to.
@@ -105,24 +98,28 @@ pub(crate) async fn settle(
     Ok(())
 }
 
-/// Goes back to `position`: everything up to `published` is published again, behind
-/// `stream_sequence`.
+/// Goes back to a checkpoint: everything after it, up to `published`, is published again, behind
+/// `stream_sequence`. What comes before it is in the stream; not every subscriber may have handled it.
 pub(crate) async fn rewind(
     connection: &mut PgConnection,
-    position: i64,
+    begin: &Checkpoint,
     published: i64,
     stream_sequence: i64,
     reason: &str,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         r#"-- checkpoint_rewind
-        WITH forgotten AS (DELETE FROM outbox_checkpoint),
+        WITH forgotten AS (DELETE FROM outbox_checkpoint WHERE id >= $5),
+             missed AS (
+                 UPDATE outbox_replay SET stream_sequence = least(stream_sequence, $3)
+                 WHERE reached_position < until_position),
              noted AS (INSERT INTO outbox_replay (after_position, until_position, reason) VALUES ($1, $2, $4))
         INSERT INTO outbox_checkpoint (position, event_id, stream_sequence) VALUES ($1, NULL, $3)"#,
-        position,
+        begin.position,
         published,
         stream_sequence,
-        reason
+        reason,
+        begin.id
     )
     .execute(connection)
     .await?;

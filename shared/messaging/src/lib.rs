@@ -31,6 +31,7 @@ mod progress;
 mod publish;
 mod reconcile;
 mod relay;
+mod replay;
 pub mod run;
 mod storage;
 mod tail;

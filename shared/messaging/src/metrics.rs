@@ -125,11 +125,9 @@ impl Metrics {
             .add(events as u64, &[KeyValue::new("service", self.service)]);
     }
 
-    /// `positions`: how far the relay went back.
-    pub(crate) fn replayed(&self, positions: i64) {
-        let events = u64::try_from(positions).unwrap_or_default();
+    pub(crate) fn replayed(&self, events: usize) {
         self.replayed
-            .add(events, &[KeyValue::new("service", self.service)]);
+            .add(events as u64, &[KeyValue::new("service", self.service)]);
     }
 
     pub(crate) fn stream_use(&self, stream: &str, share: f64) {

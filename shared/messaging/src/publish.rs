@@ -4,8 +4,9 @@ use anyhow::Context as _;
 use async_nats::{header::NATS_MESSAGE_ID, jetstream::context::PublishAckFuture};
 use contracts::{EventId, Service};
 use futures::future::join_all;
+use uuid::Uuid;
 
-use crate::{Broker, broker::ACK_TIMEOUT, checkpoint::Replay, headers, outbox::Recorded};
+use crate::{Broker, broker::ACK_TIMEOUT, headers, outbox::Recorded};
 
 /// More than our headers ever need.
 const HEADER_BYTES: usize = 2048;
@@ -33,13 +34,13 @@ pub(crate) struct Sent {
 /// Publishes all rows pipelined, then waits for all acknowledgements: one round trip per batch instead
 /// of one per event.
 ///
-/// What is published again gets a message id of the replay: the broker may still remember the event's
-/// own id, although it has lost the event.
+/// What is published again, up to `replayed_until`, gets a message id of its own: the broker may still
+/// remember the event's id, although it has lost the event.
 pub(crate) async fn publish(
     broker: &Broker,
     service: Service,
     rows: Vec<Recorded>,
-    replay: Option<Replay>,
+    replayed_until: i64,
 ) -> Published {
     let max_payload = broker.client.server_info().max_payload;
     let mut published = Published::default();
@@ -50,8 +51,8 @@ pub(crate) async fn publish(
             continue;
         }
         let event_id = row.event_id;
-        let replay = replay.filter(|replay| row.position <= replay.until);
-        match send(broker, service, row, replay).await {
+        let is_again = row.position <= replayed_until;
+        match send(broker, service, row, is_again).await {
             Ok(acknowledgement) => pending.push(acknowledged(event_id, acknowledgement)),
             Err(error) => {
                 published.failure = Some(error);
@@ -72,7 +73,7 @@ async fn send(
     broker: &Broker,
     service: Service,
     row: Recorded,
-    replay: Option<Replay>,
+    is_again: bool,
 ) -> anyhow::Result<PublishAckFuture> {
     // The subject as it is: a version that was rolled back may have written one that this version
     // does not know.
@@ -84,8 +85,8 @@ async fn send(
         cause: &row.cause,
     };
     let mut headers = event.to_headers(service);
-    if let Some(replay) = replay {
-        headers.insert(NATS_MESSAGE_ID, format!("{}-{}", row.event_id, replay.id));
+    if is_again {
+        headers.insert(NATS_MESSAGE_ID, Uuid::now_v7().to_string());
     }
     #[expect(
         clippy::disallowed_methods,

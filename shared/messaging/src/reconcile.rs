@@ -10,8 +10,9 @@
 //! - A stream that drops loses its beginning: its first event is beyond what every subscriber has
 //!   handled.
 //!
-//! In both cases the relay goes back to a checkpoint and publishes again what comes after it.
-//! Inboxes drop what subscribers had applied before.
+//! In the first case the relay goes back to a checkpoint and publishes again what comes after it. In
+//! the second it publishes again what may have been missed, beside new events ([`replay`]). Inboxes
+//! drop what subscribers had applied before.
 
 use anyhow::Context as _;
 use async_nats::jetstream::{
@@ -26,6 +27,7 @@ use uuid::Uuid;
 use crate::{
     Participant,
     checkpoint::{self, Checkpoint},
+    replay,
 };
 
 /// Compares, and notes what every subscriber has handled. Returns whether the relay must begin again
@@ -43,31 +45,43 @@ pub(crate) async fn reconcile(
     let stream = stream.context("look at the stream")?;
     let state = &stream.cached_info().state;
     let newest = checkpoint::newest(connection).await?;
-    let settled = checkpoint::oldest(connection).await?;
-    let (begin, reason) = if !agrees(&stream, &newest).await? {
-        let intact = last_intact(connection, &stream, &newest).await?;
-        (intact, "the broker has lost the end of the stream")
-    } else if newest.position > settled.position && is_dropped(state, &settled) {
-        let reason = "the stream has dropped events that a subscriber has not handled";
-        (settled, reason)
-    } else {
-        let handled = handled_by_all(participant.service, &stream).await?;
-        checkpoint::settle(connection, i64::try_from(handled)?).await?;
-        return Ok(false);
-    };
-    let until = published.max(newest.position);
     let last = i64::try_from(state.last_sequence)?;
-    checkpoint::rewind(connection, begin.position, until, last, reason).await?;
-    participant.metrics.replayed(until - begin.position);
-    tracing::error!(service = %participant.service, stream = name, reason,
-        after = begin.position, until,
-        "events are published again, from one position of the outbox to another");
-    Ok(true)
+    if !agrees(&stream, &newest).await? {
+        let begin = last_intact(connection, &stream, &newest).await?;
+        let until = published.max(newest.position);
+        let reason = "the broker has lost the end of the stream";
+        checkpoint::rewind(connection, &begin, until, last, reason).await?;
+        let events = until - begin.position;
+        let metrics = &participant.metrics;
+        metrics.replayed(usize::try_from(events).unwrap_or_default());
+        tracing::error!(service = %participant.service, stream = name, reason,
+            after = begin.position, until,
+            "events are published again, from one position of the outbox to another");
+        return Ok(true);
+    }
+    if let Some(missed) = replay::missed(connection).await? {
+        if is_dropped_after(missed.stream_sequence, state) {
+            replay::extend(connection, missed, last).await?;
+        }
+        return Ok(false);
+    }
+    let settled = checkpoint::oldest(connection).await?;
+    if newest.position > settled.position && is_dropped_after(settled.stream_sequence, state) {
+        let reason = "the stream has dropped events that a subscriber has not handled";
+        replay::begin(connection, settled.position, last, reason).await?;
+        tracing::error!(service = %participant.service, stream = name, reason,
+            after = settled.position,
+            "events are published again, from one position of the outbox to its end");
+        return Ok(false);
+    }
+    let handled = handled_by_all(participant.service, &stream).await?;
+    checkpoint::settle(connection, i64::try_from(handled)?).await?;
+    Ok(false)
 }
 
-/// Whether the stream has dropped what comes next after a checkpoint.
-fn is_dropped(state: &State, checkpoint: &Checkpoint) -> bool {
-    i64::try_from(state.first_sequence).is_ok_and(|first| first > checkpoint.stream_sequence + 1)
+/// Whether the stream has dropped what comes next after one of its places.
+fn is_dropped_after(sequence: i64, state: &State) -> bool {
+    i64::try_from(state.first_sequence).is_ok_and(|first| first > sequence + 1)
 }
 
 /// The last checkpoint found at which the stream holds what was published there, or the oldest one.
@@ -112,24 +126,51 @@ async fn agrees(stream: &Stream, checkpoint: &Checkpoint) -> anyhow::Result<bool
     Ok(id == Some(event_id))
 }
 
-/// The sequence up to which every subscriber has handled the stream: applied, or kept as a dead
-/// letter. 0 while a subscriber has never been there.
+/// The sequence up to which every subscriber has handled the stream.
 async fn handled_by_all(service: Service, stream: &Stream) -> anyhow::Result<u64> {
-    // Read before the consumers: what arrives in between is not counted as handled.
+    let subscribers = subscribers(service, stream).await?;
+    let handled = subscribers.iter().map(|subscriber| subscriber.handled);
     let last = stream.cached_info().state.last_sequence;
-    let mut handled = last;
+    Ok(handled.min().unwrap_or(last))
+}
+
+/// A service that subscribes to the stream.
+pub(crate) struct Subscriber {
+    pub(crate) service: Service,
+    /// The sequence up to which it has handled the stream: applied, or kept as a dead letter. 0
+    /// while it has never been there.
+    pub(crate) handled: u64,
+    /// Whether it has a request for events open, or nothing to ask for.
+    pub(crate) is_there: bool,
+}
+
+/// All subscribers of `service`, whose stream was looked at before: what arrives in between is not
+/// counted as handled.
+pub(crate) async fn subscribers(
+    service: Service,
+    stream: &Stream,
+) -> anyhow::Result<Vec<Subscriber>> {
+    let last = stream.cached_info().state.last_sequence;
+    let mut found = Vec::new();
     for subscriber in Service::ALL {
         if subscriptions(subscriber, service).is_empty() {
             continue;
         }
-        let by_one = match stream.consumer_info(subscriber.name()).await {
-            Ok(info) => handled_by(&info, last),
-            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => 0,
+        let (handled, is_there) = match stream.consumer_info(subscriber.name()).await {
+            Ok(info) => {
+                let handled = handled_by(&info, last);
+                (handled, info.num_waiting > 0 || handled == last)
+            }
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => (0, false),
             Err(error) => return Err(error).context("look at a consumer"),
         };
-        handled = handled.min(by_one);
+        found.push(Subscriber {
+            service: subscriber,
+            handled,
+            is_there,
+        });
     }
-    Ok(handled)
+    Ok(found)
 }
 
 /// The broker's own floor stops at the last event that a consumer subscribes to.

@@ -24,11 +24,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Participant, backoff,
     backoff::Outage,
-    checkpoint::{self, Replay},
-    database,
+    checkpoint, database,
     outbox::Recorded,
     publish::{self, Published, Sent},
     reconcile,
+    replay::{self, Replay},
     tail::Tail,
     topology,
 };
@@ -175,6 +175,9 @@ struct Relay<'a> {
     /// The last place in the stream that is known.
     last: Place,
     noted: Noted,
+    /// Up to where events may have been published before.
+    replayed_until: i64,
+    /// What subscribers may have missed.
     replay: Option<Replay>,
     /// When stream and outbox were last compared, and over which connection.
     reconciled: Option<(Instant, u64)>,
@@ -214,6 +217,7 @@ impl<'a> Relay<'a> {
             tail: Tail::after(0),
             last: Place::default(),
             noted: Noted::at(0),
+            replayed_until: 0,
             replay: None,
             reconciled: None,
         };
@@ -231,7 +235,9 @@ impl<'a> Relay<'a> {
             event_id: checkpoint.event_id,
             sequence: checkpoint.stream_sequence,
         };
-        self.replay = checkpoint::last_replay(&mut self.session).await?;
+        self.replayed_until = checkpoint::replayed_until(&mut self.session).await?;
+        // The place in the stream of what it published last may be lost.
+        self.replay = None;
         Ok(())
     }
 
@@ -251,9 +257,16 @@ impl<'a> Relay<'a> {
             tokio::select! {
                 () = self.participant.wake.woken() => {}
                 Some(_) = hints.next() => while hints.next().now_or_never().flatten().is_some() {},
-                () = tokio::time::sleep(POLL_INTERVAL) => self.note().await?,
+                () = tokio::time::sleep(self.poll_interval()) => self.note().await?,
                 () = shutdown.cancelled() => {}
             }
+        }
+    }
+
+    fn poll_interval(&self) -> Duration {
+        match self.replay {
+            Some(_) => replay::LOOK_INTERVAL,
+            None => POLL_INTERVAL,
         }
     }
 
@@ -276,15 +289,17 @@ impl<'a> Relay<'a> {
             progress.touch(PART);
             let read = rows.len();
             if read == 0 {
-                return Ok(());
+                return self.advance_replay().await;
             }
-            let publish = publish::publish(broker, self.participant.service, rows, self.replay);
+            let publish =
+                publish::publish(broker, self.participant.service, rows, self.replayed_until);
             let published = tokio::select! {
                 published = publish => published,
                 // Their acknowledgements went with the connection; waiting for them would take seconds.
                 () = broker.reconnected() => anyhow::bail!("the connection to NATS was interrupted"),
             };
             self.conclude(published).await?;
+            self.advance_replay().await?;
             if read < BATCH as usize {
                 metrics.outbox_oldest(None);
                 return Ok(());
@@ -315,6 +330,34 @@ impl<'a> Relay<'a> {
             self.go_back().await?;
         }
         self.reconciled = Some((Instant::now(), connections));
+        let missed = replay::missed(&mut self.session);
+        match database::in_time(async { Ok(missed.await?) }).await? {
+            None => self.replay = None,
+            Some(missed) => match &mut self.replay {
+                Some(replay) => replay.update(missed),
+                None => self.replay = Some(Replay::new(missed)),
+            },
+        }
+        Ok(())
+    }
+
+    async fn advance_replay(&mut self) -> anyhow::Result<()> {
+        let Some(replay) = &mut self.replay else {
+            return Ok(());
+        };
+        let complete_up_to = self.tail.complete_up_to();
+        let Self {
+            participant,
+            session,
+            stream,
+            ..
+        } = self;
+        if replay
+            .advance(participant, session, stream, complete_up_to)
+            .await?
+        {
+            self.replay = None;
+        }
         Ok(())
     }
 

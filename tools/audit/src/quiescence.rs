@@ -16,6 +16,12 @@ const UNSENT: &str = "SELECT count(*) FROM outbox
     WHERE position > (SELECT position FROM outbox_checkpoint ORDER BY id DESC LIMIT 1)
         AND NOT EXISTS (
             SELECT FROM outbox_set_aside AS aside WHERE aside.position = outbox.position)";
+const REPLAYS: &str = "SELECT count(*) FROM outbox_replay WHERE reached_position < until_position";
+/// Whether the stream may have dropped events that a subscriber has not handled.
+const UNSETTLED: &str =
+    "SELECT (SELECT position FROM outbox_checkpoint ORDER BY id DESC LIMIT 1) > position
+        AND stream_sequence + 1 < $1
+    FROM outbox_checkpoint ORDER BY id LIMIT 1";
 
 /// Waits until nothing is in flight, at most for `patience`. Returns what still is.
 pub(super) async fn wait_until_quiescent(
@@ -59,6 +65,9 @@ async fn in_flight(sources: &mut Sources) -> anyhow::Result<Vec<String>> {
     for service in Service::ALL {
         let unsent = count(sources, service, UNSENT).await?;
         found.extend(unsent.map(|count| format!("{count} unsent events of {service}")));
+        let replays = count(sources, service, REPLAYS).await?;
+        found.extend(replays.map(|_| format!("a replay of {service}")));
+        found.extend(dropped(sources, service).await?);
         for owner in Service::ALL {
             if let Some(stream) = owner.stream()
                 && !subscriptions(service, owner).is_empty()
@@ -81,6 +90,24 @@ async fn count(
         .fetch_one(sources.database(service)?)
         .await?;
     Ok(Some(count).filter(|count| *count > 0))
+}
+
+/// Whether the stream of a publisher has dropped events before its relay has noted that every
+/// subscriber has handled them. It notes that, or begins a replay, within ten seconds.
+async fn dropped(sources: &mut Sources, owner: Service) -> anyhow::Result<Option<String>> {
+    let Some(stream) = owner.stream() else {
+        return Ok(None);
+    };
+    // `undelivered` reports a stream that is not there.
+    let Ok(found) = sources.jetstream.get_stream(stream).await else {
+        return Ok(None);
+    };
+    let first = i64::try_from(found.cached_info().state.first_sequence)?;
+    let unsettled: bool = sqlx::query_scalar(UNSETTLED)
+        .bind(first)
+        .fetch_one(sources.database(owner)?)
+        .await?;
+    Ok(unsettled.then(|| format!("{stream} has dropped events that its relay has yet to compare")))
 }
 
 /// The events of a stream that `subscriber` has not acknowledged, if there are any.

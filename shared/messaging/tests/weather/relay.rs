@@ -186,10 +186,51 @@ async fn a_subscriber_that_was_away_for_too_long_gets_what_the_stream_has_droppe
         fixture.applied().await.len() == orders.len()
     })
     .await;
-    assert!(
-        fixture.replays().await > 0,
-        "the relay has noted the replay"
-    );
+    // The others have never been there: the replay has not waited for them, and has not ended.
+    assert_eq!(fixture.replays().await, 1);
+    assert!(fixture.unsettled().await > 0);
+    fixture.declare_consumers().await;
+    eventually("all subscribers have handled all", async || {
+        fixture.unsettled().await == 0
+    })
+    .await;
+    assert_eq!(fixture.applied().await.len(), orders.len());
+    publisher.stop().await;
+    consumer.stop().await;
+}
+
+/// What it has missed is far more than the stream holds: all of it at once would push itself out.
+#[tokio::test]
+async fn what_a_subscriber_has_missed_arrives_although_the_stream_cannot_hold_it_all() {
+    let mut fixture = Fixture::new().await;
+    fixture.limit_streams(64 * 1024);
+    fixture.declare().await;
+    fixture.declare_consumers().await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    let first = OrderId::new();
+    fixture.publish(first).await;
+    eventually("the first event is applied", async || {
+        fixture.applied().await == [first]
+    })
+    .await;
+    consumer.stop().await;
+    for _ in 0..1_000 {
+        fixture.append_quietly(OrderId::new()).await;
+    }
+    eventually("the relay has noted them", async || {
+        fixture.unsent().await == 0
+    })
+    .await;
+    let held = fixture.stream("ORDER").await.len();
+    assert!(held < 250, "the stream holds few of them: {held}");
+
+    let consumer = fixture.run_consumer();
+    eventually("all events are applied", async || {
+        fixture.applied().await.len() == 1_001
+    })
+    .await;
+    eventually("the relay knows", async || fixture.unsettled().await == 0).await;
+    assert_eq!(fixture.replays().await, 1);
     publisher.stop().await;
     consumer.stop().await;
 }
