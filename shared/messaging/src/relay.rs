@@ -257,7 +257,11 @@ impl<'a> Relay<'a> {
             tokio::select! {
                 () = self.participant.wake.woken() => {}
                 Some(_) = hints.next() => while hints.next().now_or_never().flatten().is_some() {},
-                () = tokio::time::sleep(self.poll_interval()) => self.note().await?,
+                () = tokio::time::sleep(self.poll_interval()) => {
+                    if self.noted.at.elapsed() >= POLL_INTERVAL {
+                        self.note().await?;
+                    }
+                }
                 () = shutdown.cancelled() => {}
             }
         }

@@ -154,6 +154,55 @@ async fn a_deleted_stream_comes_back_with_every_event() {
     traffic.stop().await;
 }
 
+/// What comes before the end that the broker has lost is in the stream. It is missed all the same when
+/// the stream drops it before a subscriber is back.
+#[tokio::test]
+async fn an_event_from_before_a_lost_end_is_kept_for_a_subscriber_that_is_away() {
+    let Traffic {
+        mut fixture,
+        publisher,
+        consumer,
+        mut orders,
+    } = Traffic::start(20).await;
+    fixture.declare_consumers().await;
+    eventually("the relay knows that all have handled all", async || {
+        fixture.unsettled().await == 0
+    })
+    .await;
+    consumer.stop().await;
+    let publish = async |fixture: &Fixture, orders: &mut Vec<OrderId>| {
+        for _ in 0..10 {
+            let order = OrderId::new();
+            fixture.publish(order).await;
+            orders.push(order);
+        }
+        eventually("the relay has noted them", async || {
+            fixture.unsent().await == 0
+        })
+        .await;
+    };
+    publish(&fixture, &mut orders).await;
+    fixture.crash_broker(keep).await;
+    publish(&fixture, &mut orders).await;
+    fixture.crash_broker(restore).await;
+    eventually("the lost end is in the stream again", async || {
+        fixture.replays().await == 1 && fixture.stream("ORDER").await.ends_with(&orders[30..])
+    })
+    .await;
+    fixture.purge_stream("ORDER").await;
+    let traffic = Traffic {
+        consumer: fixture.run_consumer(),
+        fixture,
+        publisher,
+        orders,
+    };
+    eventually("all events are applied", async || {
+        traffic.fixture.applied().await.len() == traffic.orders.len()
+    })
+    .await;
+    traffic.stop().await;
+}
+
 /// An operator has added some, or another service is configured to have more.
 #[tokio::test]
 async fn a_stream_keeps_the_replicas_that_it_has() {
