@@ -9,7 +9,8 @@
 //!   ends, so that another process goes on at once. Two that relay at the same time, because one of
 //!   them does not know yet that its session has ended, only publish twice.
 //! - Over each new connection, and regularly, the stream is compared with the outbox (`reconcile`):
-//!   what the broker has lost is published again.
+//!   what the broker has lost is published again, and what the stream has dropped before a subscriber
+//!   had handled it (`replay`).
 //! - A row that can never be published is set aside, and does not hold up the others.
 //! - While the broker or the database is unavailable, rows stay where they are and the relay backs off.
 
