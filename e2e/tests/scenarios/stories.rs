@@ -3,7 +3,7 @@
 use std::pin::pin;
 
 use anyhow::ensure;
-use e2e::{Harness, Shop};
+use e2e::{Harness, Shop, wait_for};
 use futures::TryStreamExt as _;
 use serde_json::json;
 
@@ -57,11 +57,14 @@ pub async fn an_order_is_confirmed_and_streamed_live(harness: &Harness) -> Outco
 
 /// Each event has its cause, and all belong to one request and one trace.
 async fn check_timeline(shop: &Shop, id: &str) -> anyhow::Result<()> {
-    let timeline = shop
-        .customer
-        .get(&format!("/api/v1/orders/{id}/timeline"))
-        .await?;
-    let events = timeline["events"].as_array().cloned().unwrap_or_default();
+    let path = format!("/api/v1/orders/{id}/timeline");
+    // The last event is that the mail was sent, which is after the notification is in the order.
+    let (timeline, events) = wait_for("five events in the timeline", async || {
+        let timeline = shop.customer.get(&path).await?;
+        let events = timeline["events"].as_array().cloned().unwrap_or_default();
+        Ok((events.len() >= 5).then_some((timeline, events)))
+    })
+    .await?;
     ensure!(events.len() == 5, "{timeline}");
     ensure!(
         events[0]["cause"].is_null() && events[1..].iter().all(|event| event["cause"].is_string()),
