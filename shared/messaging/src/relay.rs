@@ -269,10 +269,8 @@ impl<'a> Relay<'a> {
     }
 
     fn poll_interval(&self) -> Duration {
-        match self.replay {
-            Some(_) => replay::LOOK_INTERVAL,
-            None => POLL_INTERVAL,
-        }
+        let pause = self.replay.as_ref().map(Replay::pause);
+        pause.map_or(POLL_INTERVAL, |pause| pause.min(POLL_INTERVAL))
     }
 
     /// Publishes until a read is not full. An event that is appended later wakes the relay again.

@@ -31,8 +31,10 @@ const PART: i64 = 512;
 const PARTS_OF_A_STREAM: i64 = 4;
 /// Bytes of an event, while the stream has none to measure.
 const EVENT_BYTES: i64 = 1024;
-/// How often the subscribers are looked at.
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the subscribers are looked at while they are to handle a part.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often they are looked at while one of them is away and the others have handled all parts.
+const AWAY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a subscriber has no request for events open before it counts as away. Longer than a
 /// request lasts.
 const AWAY_AFTER: Duration = Duration::from_secs(6);
@@ -162,7 +164,7 @@ pub(crate) struct Replay {
     there: HashMap<Service, Instant>,
     /// Those that the replay has not waited for.
     away: HashSet<Service>,
-    looked_at: Option<Instant>,
+    next_look: Instant,
 }
 
 /// What was published last: up to a position of the outbox, at these places in the stream.
@@ -180,7 +182,7 @@ impl Replay {
             part: None,
             there: HashMap::new(),
             away: HashSet::new(),
-            looked_at: None,
+            next_look: Instant::now(),
         }
     }
 
@@ -193,6 +195,11 @@ impl Replay {
         }
     }
 
+    /// How long there is nothing to do.
+    pub(crate) fn pause(&self) -> Duration {
+        self.next_look.saturating_duration_since(Instant::now())
+    }
+
     /// Publishes the next part, if subscribers have handled the last one. Returns whether the replay
     /// has ended. `complete_up_to` is how far the outbox has been published the first time: an event
     /// that is committed late is not passed over.
@@ -203,13 +210,10 @@ impl Replay {
         stream: &str,
         complete_up_to: i64,
     ) -> anyhow::Result<bool> {
-        if self
-            .looked_at
-            .is_some_and(|at| at.elapsed() < LOOK_INTERVAL)
-        {
+        if !self.pause().is_zero() {
             return Ok(false);
         }
-        self.looked_at = Some(Instant::now());
+        self.next_look = Instant::now() + LOOK_INTERVAL;
         let jetstream = &participant.broker.jetstream;
         let found = jetstream
             .get_stream(stream)
@@ -231,6 +235,7 @@ impl Replay {
                 return Ok(true);
             }
             if !self.away.iter().any(|service| self.is_there(*service)) {
+                self.next_look = Instant::now() + AWAY_INTERVAL;
                 return Ok(false);
             }
             self.position = self.missed.reached;
