@@ -170,20 +170,9 @@ async fn an_event_from_before_a_lost_end_is_kept_for_a_subscriber_that_is_away()
     })
     .await;
     consumer.stop().await;
-    let publish = async |fixture: &Fixture, orders: &mut Vec<OrderId>| {
-        for _ in 0..10 {
-            let order = OrderId::new();
-            fixture.publish(order).await;
-            orders.push(order);
-        }
-        eventually("the relay has noted them", async || {
-            fixture.unsent().await == 0
-        })
-        .await;
-    };
-    publish(&fixture, &mut orders).await;
+    orders.extend(fixture.publish_until_noted(10).await);
     fixture.crash_broker(keep).await;
-    publish(&fixture, &mut orders).await;
+    orders.extend(fixture.publish_until_noted(10).await);
     fixture.crash_broker(restore).await;
     eventually("the lost end is in the stream again", async || {
         fixture.replays().await == 1 && fixture.stream("ORDER").await.ends_with(&orders[30..])

@@ -170,15 +170,7 @@ async fn a_subscriber_that_was_away_for_too_long_gets_what_the_stream_has_droppe
     })
     .await;
     consumer.stop().await;
-    for _ in 0..30 {
-        let order = OrderId::new();
-        fixture.publish(order).await;
-        orders.push(order);
-    }
-    eventually("the relay has noted them", async || {
-        fixture.unsent().await == 0
-    })
-    .await;
+    orders.extend(fixture.publish_until_noted(30).await);
     // As by age or size: the stream counts on, without its oldest events.
     fixture.purge_stream("ORDER").await;
     let consumer = fixture.run_consumer();
