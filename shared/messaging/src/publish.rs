@@ -1,6 +1,6 @@
 //! Publishes rows of the outbox: the one place that publishes events.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use async_nats::{header::NATS_MESSAGE_ID, jetstream::context::PublishAckFuture};
 use contracts::{EventId, Service};
 use futures::future::join_all;
@@ -37,6 +37,22 @@ pub(crate) struct Sent {
 /// What is published again, up to `replayed_until`, gets a message id of its own: the broker may still
 /// remember the event's id, although it has lost the event.
 pub(crate) async fn publish(
+    broker: &Broker,
+    service: Service,
+    rows: Vec<Recorded>,
+    replayed_until: i64,
+) -> Published {
+    tokio::select! {
+        published = publish_all(broker, service, rows, replayed_until) => published,
+        // The acknowledgements went with the connection; waiting for them would take seconds.
+        () = broker.reconnected() => Published {
+            failure: Some(anyhow!("the connection to NATS was interrupted")),
+            ..Published::default()
+        },
+    }
+}
+
+async fn publish_all(
     broker: &Broker,
     service: Service,
     rows: Vec<Recorded>,

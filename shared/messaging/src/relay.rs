@@ -294,13 +294,8 @@ impl<'a> Relay<'a> {
             if read == 0 {
                 return self.advance_replay().await;
             }
-            let publish =
-                publish::publish(broker, self.participant.service, rows, self.replayed_until);
-            let published = tokio::select! {
-                published = publish => published,
-                // Their acknowledgements went with the connection; waiting for them would take seconds.
-                () = broker.reconnected() => anyhow::bail!("the connection to NATS was interrupted"),
-            };
+            let service = self.participant.service;
+            let published = publish::publish(broker, service, rows, self.replayed_until).await;
             self.conclude(published).await?;
             self.advance_replay().await?;
             if read < BATCH as usize {

@@ -318,14 +318,12 @@ impl Replay {
             return Ok(());
         };
         participant.metrics.replayed(rows.len());
-        let publish = publish::publish(&participant.broker, participant.service, rows, position);
+        let Participant {
+            broker, service, ..
+        } = participant;
         // What is refused was set aside the first time.
-        let Published { sent, failure, .. } = tokio::select! {
-            published = publish => published,
-            () = participant.broker.reconnected() => {
-                anyhow::bail!("the connection to NATS was interrupted")
-            }
-        };
+        let Published { sent, failure, .. } =
+            publish::publish(broker, *service, rows, position).await;
         if let Some(failure) = failure {
             return Err(failure);
         }
