@@ -163,6 +163,20 @@ async fn a_service_that_does_not_migrate_waits_for_the_task_that_does() {
     assert_eq!(program.wait().await.unwrap().code(), Some(0));
 }
 
+/// Opening a connection under load takes longer than a request may wait for one.
+#[tokio::test]
+async fn a_service_that_is_ready_has_opened_all_its_connections() {
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    let mut program = spawn(&url, &broker.url(), "0");
+    program.wait_until_ready().await.unwrap();
+    let connections = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'order'";
+    let open = sqlx::query_scalar::<_, i64>(connections).fetch_one(&database);
+    // DATABASE_POOL_SIZE by default, and one that holds the relay's lock.
+    assert_eq!(open.await.unwrap(), 8 + 1);
+}
+
 /// What a plan costs by its estimate grows with the table, whatever it reads: after two million events the
 /// server compiled the relay's statement each time, for a hundred milliseconds.
 #[tokio::test]

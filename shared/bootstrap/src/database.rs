@@ -36,9 +36,8 @@ pub fn connect<'a>(
 ) -> BoxFuture<'a, anyhow::Result<PgPool>> {
     Box::pin(async move {
         let pool = pool(settings, service)?;
-        let server = || async { pool.acquire().await.map(drop) };
-        server
-            .retry(start_delays())
+        let open = || open_all(&pool, settings.pool_size);
+        open.retry(start_delays())
             .when(may_come_up)
             .notify(|error, delay| {
                 tracing::warn!(%error, "PostgreSQL is unavailable; the next attempt is in {delay:?}");
@@ -57,6 +56,16 @@ pub fn connect<'a>(
         }
         Ok(pool)
     })
+}
+
+/// Opens every connection of the pool. To open one takes a process of the server and thousands of
+/// hashes of the password: a service whose first load found an empty pool would let requests time out.
+async fn open_all(pool: &PgPool, size: u32) -> sqlx::Result<()> {
+    let mut open = Vec::new();
+    for _ in 0..size {
+        open.push(pool.acquire().await?);
+    }
+    Ok(())
 }
 
 /// Migrates on a connection with time limits of its own. A lock that is not free soon is tried
@@ -165,7 +174,9 @@ fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {
     ]);
     let pool = PgPoolOptions::new()
         .max_connections(settings.pool_size)
-        .min_connections(1)
+        // All of them, always: see `open_all`.
+        .min_connections(settings.pool_size)
+        .idle_timeout(None)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         // A round trip per acquire; a broken connection shows at the next statement anyway.
         .test_before_acquire(false)

@@ -19,7 +19,8 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// Starts both, and waits until `events` have arrived.
+    /// Starts both, and waits until `events` have arrived and the relay has noted that: it would begin
+    /// there after a failure.
     async fn start(events: usize) -> Self {
         let fixture = Fixture::new().await;
         let mut traffic = Self {
@@ -30,6 +31,10 @@ impl Traffic {
         };
         traffic.publish(events).await;
         traffic.all_arrive().await;
+        eventually("a checkpoint is noted", async || {
+            traffic.fixture.unsent().await == 0
+        })
+        .await;
         traffic
     }
 
