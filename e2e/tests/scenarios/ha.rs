@@ -11,6 +11,7 @@ use devstack::{
     test::{System, wait_for},
 };
 use e2e::{Harness, Shop};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Outcome, close,
@@ -49,7 +50,7 @@ const FAULTS: &[Fault] = &[
 
 /// For people and for the night: prints how long the orders took that were placed around each fault.
 pub async fn each_server_and_each_replica_may_fail(_harness: &Harness) -> Outcome {
-    let mut shop = open("ha").await?;
+    let mut shop = open("ha", &[]).await?;
     for fault in FAULTS {
         survive(&mut shop, *fault).await?;
     }
@@ -58,7 +59,7 @@ pub async fn each_server_and_each_replica_may_fail(_harness: &Harness) -> Outcom
 
 /// The same with the three faults that take most with them.
 pub async fn a_leader_a_primary_and_a_replica_may_fail(_harness: &Harness) -> Outcome {
-    let mut shop = open("ha_short").await?;
+    let mut shop = open("ha_short", &[]).await?;
     for fault in [
         Fault::LeaderOfStream,
         Fault::PostgresPrimary,
@@ -69,9 +70,56 @@ pub async fn a_leader_a_primary_and_a_replica_may_fail(_harness: &Harness) -> Ou
     close(shop).await
 }
 
-async fn open(name: &str) -> anyhow::Result<Shop> {
+/// How long a process that stops still serves: its callers know its address for longer than that.
+const LAG: &[(&str, &str, &str)] = &[
+    ("order", "SHUTDOWN_LAG_SECONDS", "1"),
+    ("payment", "SHUTDOWN_LAG_SECONDS", "1"),
+    ("inventory", "SHUTDOWN_LAG_SECONDS", "1"),
+    ("notification", "SHUTDOWN_LAG_SECONDS", "1"),
+    ("gateway", "SHUTDOWN_LAG_SECONDS", "1"),
+];
+
+/// Replaces every process under load, as a rollout does, and prints how long its customers waited. No request
+/// fails.
+pub async fn a_rollout_of_all_services_fails_no_request(_harness: &Harness) -> Outcome {
+    let mut shop = open("rollout", LAG).await?;
+    let customer = shop.customer.another(CustomerId::new());
+    let stack = shop.deployment.processes()?;
+    stack.wait_until_all_are_ready().await?;
+    let ended = CancellationToken::new();
+    let roll = async {
+        for service in ["notification", "inventory", "payment", "order", "gateway"] {
+            stack.roll(service).await?;
+            stack.roll(&format!("{service}-replica")).await?;
+        }
+        ended.cancel();
+        anyhow::Ok(())
+    };
+    let (offered, rolled) = tokio::join!(offer(&customer, RATE, ended.cancelled()), roll);
+    rolled?;
+    let (offered, requests) = offered?;
+    println!(
+        "{offered} orders offered, responses {:?}",
+        requests.responses
+    );
+    let failed = requests
+        .responses
+        .keys()
+        .filter(|response| *response != "201");
+    ensure!(
+        failed.count() == 0,
+        "requests failed: {:?}",
+        requests.responses
+    );
+    account(&customer, &requests).await?;
+    println!("accepted after (ms): {}", percentiles(requests.latencies));
+    close(shop).await
+}
+
+async fn open(name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Result<Shop> {
     let system = System {
         highly_available: true,
+        settings,
         ..System::default()
     };
     Harness::open_processes(name, system).await
@@ -93,10 +141,8 @@ async fn survive(shop: &mut Shop, fault: Fault) -> anyhow::Result<()> {
         .await?;
         anyhow::Ok(began)
     };
-    let (offered, began) = tokio::join!(
-        offer(&customer, RATE, Duration::from_secs_f64(SECONDS)),
-        happen
-    );
+    let end = tokio::time::sleep(Duration::from_secs_f64(SECONDS));
+    let (offered, began) = tokio::join!(offer(&customer, RATE, end), happen);
     let ((offered, requests), began) = (offered?, began?);
     account(&customer, &requests).await?;
     let took = took(shop, customer.id, began).await?;

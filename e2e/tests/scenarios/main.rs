@@ -147,7 +147,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
         a_slow_provider_at_200_orders_a_second,
         three_times_the_sustainable_rate;
     ha [Processes]:
-        a_leader_a_primary_and_a_replica_may_fail;
+        a_leader_a_primary_and_a_replica_may_fail,
+        a_rollout_of_all_services_fails_no_request;
     ha [Nightly]:
         each_server_and_each_replica_may_fail;
     recovery [Nightly]:

@@ -114,7 +114,8 @@ async fn overload(harness: &Harness, name: &str, rate: f64) -> Outcome {
     let shop = harness.open(name, &settings).await?;
     shop.fault("*", json!({ "latency_ms": SLOW_MS })).await?;
     let customer = shop.customer.another(CustomerId::new());
-    let (offered, requests) = offer(&customer, rate, Duration::from_secs_f64(seconds)).await?;
+    let end = tokio::time::sleep(Duration::from_secs_f64(seconds));
+    let (offered, requests) = offer(&customer, rate, end).await?;
     let memory = peak_memory(&shop);
     account(&customer, &requests).await?;
     let ends = ends(&shop, customer.id).await?;
@@ -144,22 +145,26 @@ pub struct Requests {
     accepted: BTreeSet<String>,
     /// Responses by status, and requests without a response.
     pub responses: BTreeMap<String, usize>,
-    latencies: Vec<Duration>,
+    pub latencies: Vec<Duration>,
 }
 
-/// Offers orders at a rate, whatever becomes of them, each once; returns how many.
+/// Offers orders at a rate until `end`, whatever becomes of them, each once; returns how many.
 pub async fn offer(
     customer: &Customer,
     rate: f64,
-    time: Duration,
+    end: impl Future<Output = ()>,
 ) -> anyhow::Result<(usize, Requests)> {
     let mut pending = JoinSet::new();
     let mut requests = Requests::default();
     let began = Instant::now();
     let mut offered = 0;
     let mut ticks = tokio::time::interval(Duration::from_millis(5));
-    while began.elapsed() < time {
-        ticks.tick().await;
+    let mut end = std::pin::pin!(end);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = &mut end => break,
+        }
         let due = (began.elapsed().as_secs_f64() * rate) as usize;
         for _ in offered..due {
             let key = Uuid::now_v7().to_string();

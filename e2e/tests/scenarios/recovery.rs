@@ -61,7 +61,8 @@ async fn recover(harness: &Harness, fault: Fault) -> Outcome {
         happen(&mut deployment, fault).await?;
         anyhow::Ok((began, SystemTime::now()))
     };
-    let offered = offer(&loaded, rate, Duration::from_secs_f64(SECONDS));
+    let end = tokio::time::sleep(Duration::from_secs_f64(SECONDS));
+    let offered = offer(&loaded, rate, end);
     let (offered, happened) = tokio::join!(offered, happen);
     let ((offered, requests), (began, over)) = (offered?, happened?);
     account(&loaded, &requests).await?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bootstrap::{RequestContext, grpc::channel};
+use bootstrap::{Replicas, RequestContext};
 use contracts::Service;
 use proto::{
     eventlog::v1::event_log_service_client::EventLogServiceClient,
@@ -12,7 +12,7 @@ use proto::{
     order::v1::order_service_client::OrderServiceClient,
     payment::v1::payment_service_client::PaymentServiceClient,
 };
-use tonic::{Request, transport::Channel};
+use tonic::Request;
 
 use crate::{Config, live::Live};
 
@@ -25,39 +25,39 @@ pub const PART_TIMEOUT: Duration = Duration::from_secs(1);
 /// One client for each service; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Backends {
-    pub orders: OrderServiceClient<Channel>,
-    pub payments: PaymentServiceClient<Channel>,
-    pub inventory: InventoryServiceClient<Channel>,
-    pub notifications: NotificationServiceClient<Channel>,
+    pub orders: OrderServiceClient<Replicas>,
+    pub payments: PaymentServiceClient<Replicas>,
+    pub inventory: InventoryServiceClient<Replicas>,
+    pub notifications: NotificationServiceClient<Replicas>,
     /// Of the [`publishers`].
-    pub event_logs: Vec<(Service, EventLogServiceClient<Channel>)>,
+    pub event_logs: Vec<(Service, EventLogServiceClient<Replicas>)>,
     pub live: Live,
 }
 
 impl Backends {
-    /// Each channel connects when it is first used: the gateway starts without the services.
+    /// Connects when they are first used: the gateway starts without the services.
     pub fn connect(config: &Config, live: Live) -> anyhow::Result<Self> {
-        let order = channel(&config.order_url).context("ORDER_URL")?;
-        let payment = channel(&config.payment_url).context("PAYMENT_URL")?;
-        let inventory = channel(&config.inventory_url).context("INVENTORY_URL")?;
-        let notification = channel(&config.notification_url).context("NOTIFICATION_URL")?;
-        let channel_of = |service| match service {
+        let order = Replicas::new(&config.order_url).context("ORDER_URL")?;
+        let payment = Replicas::new(&config.payment_url).context("PAYMENT_URL")?;
+        let inventory = Replicas::new(&config.inventory_url).context("INVENTORY_URL")?;
+        let notification = Replicas::new(&config.notification_url).context("NOTIFICATION_URL")?;
+        let replicas_of = |service| match service {
             Service::Order => order.clone(),
             Service::Payment => payment.clone(),
             Service::Inventory => inventory.clone(),
             Service::Notification => notification.clone(),
         };
-        Ok(Self::new(channel_of, live))
+        Ok(Self::new(replicas_of, live))
     }
 
-    pub fn new(channel_of: impl Fn(Service) -> Channel, live: Live) -> Self {
+    pub fn new(replicas_of: impl Fn(Service) -> Replicas, live: Live) -> Self {
         Self {
-            orders: OrderServiceClient::new(channel_of(Service::Order)),
-            payments: PaymentServiceClient::new(channel_of(Service::Payment)),
-            inventory: InventoryServiceClient::new(channel_of(Service::Inventory)),
-            notifications: NotificationServiceClient::new(channel_of(Service::Notification)),
+            orders: OrderServiceClient::new(replicas_of(Service::Order)),
+            payments: PaymentServiceClient::new(replicas_of(Service::Payment)),
+            inventory: InventoryServiceClient::new(replicas_of(Service::Inventory)),
+            notifications: NotificationServiceClient::new(replicas_of(Service::Notification)),
             event_logs: publishers()
-                .map(|service| (service, EventLogServiceClient::new(channel_of(service))))
+                .map(|service| (service, EventLogServiceClient::new(replicas_of(service))))
                 .collect(),
             live,
         }

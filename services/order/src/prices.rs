@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bootstrap::Replicas;
 use contracts::{Money, Sku};
 use parking_lot::Mutex;
 use proto::inventory::v1::{GetPricesRequest, inventory_service_client::InventoryServiceClient};
-use tonic::{Request, Status, transport::Channel};
+use tonic::{Request, Status};
 
 /// How long a cached price is used.
 const FRESH: Duration = Duration::from_secs(10);
@@ -18,12 +19,12 @@ const CAPACITY: usize = 50_000;
 
 #[derive(Debug)]
 pub struct Prices {
-    inventory: InventoryServiceClient<Channel>,
+    inventory: InventoryServiceClient<Replicas>,
     cache: Mutex<HashMap<Sku, (Money, Instant)>>,
 }
 
 impl Prices {
-    pub fn new(inventory: Channel) -> Self {
+    pub fn new(inventory: Replicas) -> Self {
         Self {
             inventory: InventoryServiceClient::new(inventory),
             cache: Mutex::default(),

@@ -1,7 +1,13 @@
 //! HTTP servers with a bounded shutdown.
 
 use anyhow::Context as _;
-use axum::Router;
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{HeaderValue, Version, header::CONNECTION},
+    middleware::Next,
+    response::Response,
+};
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -28,4 +34,20 @@ pub(crate) fn serve(
             () = grace => Ok(()),
         }
     })
+}
+
+/// Asks clients for a new connection after each response while `draining`: a request that is on its way
+/// when the process closes an idle connection fails. HTTP/2 announces the end by itself.
+pub(crate) async fn close_while_draining(
+    State(draining): State<CancellationToken>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let may_close = request.version() < Version::HTTP_2;
+    let mut response = next.run(request).await;
+    if may_close && draining.is_cancelled() {
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use axum::Router;
+use axum::{Router, middleware};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -179,7 +179,9 @@ impl Process {
     /// Serves HTTP on the service's listener.
     pub fn serve_http(&mut self, router: Router) -> anyhow::Result<()> {
         let listener = self.take_listener()?;
-        let served = http::serve(listener, router, self.stopping());
+        let draining = self.shutdown.draining.clone();
+        let close = middleware::from_fn_with_state(draining, http::close_while_draining);
+        let served = http::serve(listener, router.layer(close), self.stopping());
         self.spawn("HTTP server", served);
         Ok(())
     }

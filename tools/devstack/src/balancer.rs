@@ -50,9 +50,14 @@ impl Balancer {
         self.port
     }
 
+    /// Leads new connections to these ports in turn.
+    pub fn lead_to(&self, targets: &[u16]) {
+        self.targets.send_replace(targets.to_vec());
+    }
+
     /// Leads all connections to this port: those that there are end.
     pub fn switch_to(&self, target: u16) {
-        self.targets.send_replace(vec![target]);
+        self.lead_to(&[target]);
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 }

@@ -17,6 +17,8 @@ pub struct Cluster {
     pub postgres: PostgresCluster,
     /// Leads to the replicas of the gateway.
     pub(crate) gateways: Balancer,
+    /// The ports of `gateway` and `gateway-replica`.
+    gateway_ports: [u16; 2],
     /// Ports of the second process of each service.
     pub(crate) second: BTreeMap<&'static str, MemberPorts>,
 }
@@ -53,7 +55,8 @@ impl Cluster {
                 set(caller, &member.url_setting(), &urls);
             }
         }
-        let gateways = Balancer::start(free_port()?, both("gateway")?.to_vec()).await?;
+        let gateway_ports = both("gateway")?;
+        let gateways = Balancer::start(free_port()?, gateway_ports.to_vec()).await?;
         // What the caller sets comes last and wins.
         settings.append(&mut options.settings);
         options.settings = settings;
@@ -63,8 +66,23 @@ impl Cluster {
             nats,
             postgres,
             gateways,
+            gateway_ports,
             second,
         })
+    }
+
+    /// Leads new connections of customers to the other gateway, if `process` is one.
+    pub(crate) fn lead_away_from(&self, process: &str) {
+        let [first, second] = self.gateway_ports;
+        match process {
+            "gateway" => self.gateways.lead_to(&[second]),
+            "gateway-replica" => self.gateways.lead_to(&[first]),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn lead_to_all_gateways(&self) {
+        self.gateways.lead_to(&self.gateway_ports);
     }
 
     /// Replaces servers that have ended, as an orchestrator does, and describes what was done.

@@ -151,8 +151,17 @@ impl Stack {
         let settings = settings.map(|(name, value)| (name.to_string(), value.to_string()));
         spec.environment.extend(listen.into_iter().chain(settings));
         spec.name = format!("{service}-replica");
+        self.start_replica(service, spec, local_url(ports.admin))
+            .await
+    }
+
+    async fn start_replica(
+        &mut self,
+        service: &'static str,
+        spec: Spec,
+        admin: String,
+    ) -> anyhow::Result<()> {
         let mut process = Process::start(&spec, &self.options.logs, &self.reaper)?;
-        let admin = local_url(ports.admin);
         process.wait_until_ready(&admin).await?;
         self.replicas.push(Replica {
             service,
@@ -172,6 +181,34 @@ impl Stack {
         let process = self.running.get_mut(name).or(replica);
         let process = process.with_context(|| format!("{name} is not running"))?;
         process.signal(Signal::KILL)
+    }
+
+    /// Replaces a process of a highly available system: stops it with SIGTERM, starts it again on the
+    /// same ports, and waits until it is ready. `name` as for [`crash`](Self::crash).
+    ///
+    /// The balancer leads no new customer to a gateway meanwhile. The callers of a service are told nothing.
+    pub async fn roll(&mut self, name: &str) -> anyhow::Result<()> {
+        self.cluster()?.lead_away_from(name);
+        let mut replicas = self.replicas.iter();
+        if let Some(index) = replicas.position(|replica| replica.spec.name == name) {
+            let Replica {
+                service,
+                spec,
+                admin,
+                process,
+            } = self.replicas.remove(index);
+            process.stop(Signal::TERM).await?;
+            self.start_replica(service, spec, admin).await?;
+        } else {
+            let mut services = services();
+            let service = services.find(|service| *service == name);
+            let service = service.with_context(|| format!("there is no process {name}"))?;
+            self.stop_service(service).await?;
+            self.start_service(service)?;
+            self.wait_until_ready(service).await?;
+        }
+        self.cluster()?.lead_to_all_gateways();
+        Ok(())
     }
 
     /// Waits until every process reports that it is ready.

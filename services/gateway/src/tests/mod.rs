@@ -9,7 +9,7 @@ use axum::{
     body::{Body, to_bytes},
     http::{HeaderMap, Request, StatusCode, request},
 };
-use bootstrap::grpc::channel;
+use bootstrap::Replicas;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -45,9 +45,9 @@ impl Api {
             stub.routes(),
             stop.clone(),
         ));
-        let channel = channel(&url).unwrap();
+        let replicas = Replicas::new(&url).unwrap();
         Self {
-            router: router(Backends::new(|_| channel.clone(), Live::default())),
+            router: router(Backends::new(|_| replicas.clone(), Live::default())),
             _stop: stop.drop_guard(),
         }
     }
