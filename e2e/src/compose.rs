@@ -2,20 +2,17 @@
 
 use std::{
     ffi::OsStr,
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use devstack::Endpoints;
 use tokio::process::Command;
 
-/// How long one command may take. Stopping all containers takes longest.
-const DEADLINE: Duration = Duration::from_secs(180);
+use crate::command::output;
 
 /// How a scenario has left the containers for the next one.
 #[derive(Debug, Default)]
@@ -30,17 +27,6 @@ pub async fn docker(arguments: &[&str]) -> anyhow::Result<String> {
     let mut docker = Command::new("docker");
     docker.args(arguments);
     output(docker, &format!("docker {arguments:?}")).await
-}
-
-/// Runs a command, which errors call `what`, and returns its output.
-async fn output(mut command: Command, what: &str) -> anyhow::Result<String> {
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(DEADLINE, command.output()).await;
-    let output = output.with_context(|| format!("{what} hangs"))?;
-    let output = output.with_context(|| format!("run {what}"))?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{what}: {}", error.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The containers. One scenario at a time uses them.

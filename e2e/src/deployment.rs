@@ -1,11 +1,12 @@
-//! Where a system runs: in processes of its own, or in the containers behind `SAGACITY_TARGET`.
+//! Where a system runs: in processes of its own, or behind `SAGACITY_TARGET` in the containers of
+//! `docker compose` or in a Kubernetes cluster.
 
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use devstack::{Endpoints, Logs, Stack};
 
-use crate::Compose;
+use crate::{Compose, Kubernetes};
 
 /// The parts of a system, to be killed and restarted one by one.
 #[derive(Debug)]
@@ -14,6 +15,7 @@ pub enum Deployment {
     Processes(Box<Stack>),
     /// `docker compose`.
     Containers(Compose),
+    Cluster(Kubernetes),
 }
 
 impl Deployment {
@@ -22,13 +24,16 @@ impl Deployment {
         match self {
             Self::Processes(stack) => stack.endpoints(),
             Self::Containers(compose) => compose.endpoints(),
+            Self::Cluster(cluster) => cluster.endpoints(),
         }
     }
 
     pub fn containers(&mut self) -> anyhow::Result<&mut Compose> {
         match self {
-            Self::Processes(_) => bail!("only for containers: set SAGACITY_TARGET"),
             Self::Containers(compose) => Ok(compose),
+            Self::Processes(_) | Self::Cluster(_) => {
+                bail!("only for containers: set SAGACITY_TARGET, and no KUBECONFIG")
+            }
         }
     }
 
@@ -37,6 +42,7 @@ impl Deployment {
         match self {
             Self::Processes(stack) => stack.start_service(service),
             Self::Containers(compose) => compose.start(service).await,
+            Self::Cluster(cluster) => cluster.start(service).await,
         }
     }
 
@@ -45,6 +51,7 @@ impl Deployment {
         match self {
             Self::Processes(stack) => stack.wait_until_ready(service).await,
             Self::Containers(compose) => compose.wait_until_ready(service).await,
+            Self::Cluster(cluster) => cluster.wait_until_ready(service).await,
         }
     }
 
@@ -53,6 +60,7 @@ impl Deployment {
         match self {
             Self::Processes(stack) => stack.kill(service).await,
             Self::Containers(compose) => compose.kill(service).await,
+            Self::Cluster(cluster) => cluster.kill(service).await,
         }
     }
 
@@ -61,6 +69,7 @@ impl Deployment {
         match self {
             Self::Processes(stack) => stack.stop_service(service).await,
             Self::Containers(compose) => compose.stop(&[service]).await,
+            Self::Cluster(cluster) => cluster.stop(service).await,
         }
     }
 
@@ -72,6 +81,7 @@ impl Deployment {
                 compose.kill("nats").await?;
                 compose.start("nats").await
             }
+            Self::Cluster(cluster) => cluster.restart_broker().await,
         }
     }
 
@@ -90,7 +100,9 @@ impl Deployment {
     pub fn processes(&mut self) -> anyhow::Result<&mut Stack> {
         match self {
             Self::Processes(stack) => Ok(stack),
-            Self::Containers(_) => bail!("only for processes: unset SAGACITY_TARGET"),
+            Self::Containers(_) | Self::Cluster(_) => {
+                bail!("only for processes: unset SAGACITY_TARGET")
+            }
         }
     }
 
@@ -98,6 +110,7 @@ impl Deployment {
     pub async fn log(&self, service: &str) -> anyhow::Result<String> {
         match self {
             Self::Containers(compose) => compose.logs(service).await,
+            Self::Cluster(cluster) => cluster.logs(service).await,
             Self::Processes(stack) => match stack.logs() {
                 Logs::Directory(directory) => {
                     let path = directory.join(format!("{service}.log"));
@@ -109,7 +122,7 @@ impl Deployment {
         }
     }
 
-    /// Stops the processes; containers keep running for the next scenario.
+    /// Stops the processes; containers and pods keep running for the next scenario.
     pub async fn close(self) -> anyhow::Result<()> {
         match self {
             Self::Processes(stack) => stack.stop().await,
@@ -117,14 +130,18 @@ impl Deployment {
                 compose.leave_clean();
                 Ok(())
             }
+            Self::Cluster(cluster) => {
+                cluster.leave_clean();
+                Ok(())
+            }
         }
     }
 
-    /// Stops the processes; the next scenario replaces the containers.
+    /// Stops the processes; the next scenario replaces containers and pods.
     pub async fn abandon(self) -> anyhow::Result<()> {
         match self {
             Self::Processes(stack) => stack.stop().await,
-            Self::Containers(_) => Ok(()),
+            Self::Containers(_) | Self::Cluster(_) => Ok(()),
         }
     }
 }

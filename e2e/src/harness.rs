@@ -4,35 +4,46 @@ use std::sync::Arc;
 
 use devstack::test::{self, System};
 
-use crate::{Compose, Deployment, Shop, compose::State};
+use crate::{Compose, Deployment, Kubernetes, Shop, compose, kubernetes};
 
-/// The environment variable with the gateway of the containers to use instead of processes.
+/// The environment variable with the gateway of a system to use instead of processes: in containers, or
+/// in the cluster of `KUBECONFIG` if that is set.
 const TARGET: &str = "SAGACITY_TARGET";
 
-/// Opens a system for each scenario. The clones of one harness share the containers.
+/// Opens a system for each scenario. The clones of one harness share the containers or the cluster.
 #[derive(Clone, Debug)]
-pub struct Harness {
-    target: Option<String>,
-    /// The containers outlive the scenarios, so that what one leaves behind concerns the next.
-    state: Arc<State>,
+pub struct Harness(Place);
+
+/// Where systems run. Containers and pods outlive the scenarios, so that what one leaves behind concerns
+/// the next.
+#[derive(Clone, Debug)]
+enum Place {
+    Processes,
+    Containers(String, Arc<compose::State>),
+    Cluster(String, Arc<kubernetes::State>),
 }
 
 impl Harness {
-    /// Uses the containers behind `SAGACITY_TARGET`; without it, processes.
+    /// Uses the containers or the cluster behind `SAGACITY_TARGET`; without it, processes.
     pub fn from_env() -> Self {
-        let target = std::env::var(TARGET).ok();
-        Self {
-            target: target.filter(|target| !target.is_empty()),
-            state: Arc::default(),
-        }
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self(match (set(TARGET), set("KUBECONFIG")) {
+            (None, _) => Place::Processes,
+            (Some(target), None) => Place::Containers(target, Arc::default()),
+            (Some(target), Some(_)) => Place::Cluster(target, Arc::default()),
+        })
+    }
+
+    pub fn uses_processes(&self) -> bool {
+        matches!(self.0, Place::Processes)
     }
 
     pub fn uses_containers(&self) -> bool {
-        self.target.is_some()
+        matches!(self.0, Place::Containers(..))
     }
 
-    /// Opens a system; `settings` are (service, name, value). In containers it may hold the settled
-    /// orders of earlier scenarios.
+    /// Opens a system; `settings` are (service, name, value). In containers or a cluster it may hold the
+    /// settled orders of earlier scenarios.
     pub async fn open(&self, name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Result<Shop> {
         Shop::new(self.deploy(name, settings, false).await?).await
     }
@@ -63,16 +74,23 @@ impl Harness {
         settings: &[(&str, &str, &str)],
         fresh: bool,
     ) -> anyhow::Result<Deployment> {
-        let Some(target) = &self.target else {
-            let system = System {
-                settings,
-                ..System::default()
-            };
-            let stack = test::stack(name, system).await?;
-            return Ok(Deployment::Processes(Box::new(stack)));
-        };
-        let state = Arc::clone(&self.state);
-        let compose = Compose::open(target, state, settings, fresh).await?;
-        Ok(Deployment::Containers(compose))
+        match &self.0 {
+            Place::Processes => {
+                let system = System {
+                    settings,
+                    ..System::default()
+                };
+                let stack = test::stack(name, system).await?;
+                Ok(Deployment::Processes(Box::new(stack)))
+            }
+            Place::Containers(target, state) => {
+                let compose = Compose::open(target, Arc::clone(state), settings, fresh).await?;
+                Ok(Deployment::Containers(compose))
+            }
+            Place::Cluster(target, state) => {
+                let cluster = Kubernetes::open(target, Arc::clone(state), settings, fresh).await?;
+                Ok(Deployment::Cluster(cluster))
+            }
+        }
     }
 }

@@ -2,10 +2,12 @@
 //! containers, audited when it closes.
 
 pub mod chaos;
+mod command;
 mod compose;
 mod deployment;
 mod edges;
 mod harness;
+mod kubernetes;
 mod shop;
 
 pub use compose::{Compose, docker};
@@ -13,4 +15,5 @@ pub use deployment::Deployment;
 pub use devstack::test::{read_stream, wait_for};
 pub use edges::{Pair, expected_pairs};
 pub use harness::Harness;
+pub use kubernetes::Kubernetes;
 pub use shop::Shop;

@@ -4,7 +4,7 @@
 //! One scenario: `cargo test -p e2e --test scenarios -- a_declined_card`.
 //!
 //! With `SAGACITY_TARGET=http://localhost:8080` they run one after the other in the containers of
-//! `docker compose`.
+//! `docker compose`; with `KUBECONFIG` as well, in that cluster.
 //!
 //! `-- --ignored` runs the nightly ones instead: they take minutes, or need the programs of another
 //! commit.
@@ -43,7 +43,7 @@ type Outcome = anyhow::Result<BTreeSet<Pair>>;
 enum Needs {
     Nothing,
     Containers,
-    /// Containers reach no collector of a test, and do not publish their admin listeners.
+    /// Neither containers nor pods reach a collector of a test, or publish their admin listeners.
     Processes,
     Browser,
     /// Processes, and root, who may mount a disk.
@@ -61,12 +61,11 @@ impl Needs {
         match self {
             Self::Nothing => false,
             Self::Containers => !harness.uses_containers(),
-            Self::Processes => harness.uses_containers(),
+            Self::Processes | Self::Nightly => !harness.uses_processes(),
             Self::Browser => documentation::browser().is_none(),
-            Self::Mount => harness.uses_containers() || !weather::can_mount(),
-            Self::Faketime => harness.uses_containers() || weather::faketime().is_none(),
-            Self::Nightly => harness.uses_containers(),
-            Self::Previous => harness.uses_containers() || builds::previous().is_none(),
+            Self::Mount => !harness.uses_processes() || !weather::can_mount(),
+            Self::Faketime => !harness.uses_processes() || weather::faketime().is_none(),
+            Self::Previous => !harness.uses_processes() || builds::previous().is_none(),
         }
     }
 
@@ -174,8 +173,8 @@ fn main() -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     let harness = Harness::from_env();
-    if harness.uses_containers() {
-        // All scenarios share the containers.
+    if !harness.uses_processes() {
+        // All scenarios share the containers or the cluster.
         arguments.test_threads = Some(1);
     }
     let observed = Arc::new(Mutex::new(BTreeSet::new()));
