@@ -36,6 +36,7 @@ const FAULTS: &[Fault] = &[
     Fault::LeaderOfStream,
     Fault::Nats(0),
     Fault::PostgresPrimary,
+    Fault::PostgresPrimary,
     Fault::Process("order"),
     Fault::Process("order-replica"),
     Fault::Process("payment"),
@@ -57,11 +58,13 @@ pub async fn each_server_and_each_replica_may_fail(_harness: &Harness) -> Outcom
     close(shop).await
 }
 
-/// The same with the three faults that take most with them.
+/// The same with the faults that take most with them. After the second crash of PostgreSQL one of the two
+/// servers that are left has failed before.
 pub async fn a_leader_a_primary_and_a_replica_may_fail(_harness: &Harness) -> Outcome {
     let mut shop = open("ha_short", &[]).await?;
     for fault in [
         Fault::LeaderOfStream,
+        Fault::PostgresPrimary,
         Fault::PostgresPrimary,
         Fault::Process("order"),
     ] {

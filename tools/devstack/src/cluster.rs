@@ -96,6 +96,11 @@ impl Cluster {
         for server in self.nats.restart_ended().await? {
             done.push(format!("{server} had ended; it is restarted"));
         }
+        for standby in self.postgres.replace_ended().await? {
+            done.push(format!(
+                "{standby} had ended; it is a standby with a new copy of the data"
+            ));
+        }
         Ok(done)
     }
 

@@ -1,7 +1,11 @@
 //! Three PostgreSQL servers, one of them the primary: a commit waits until one of the standbys has it,
 //! and a standby takes over when the primary fails.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, ensure};
 use futures::future::{BoxFuture, FutureExt as _};
@@ -48,17 +52,15 @@ impl PostgresCluster {
                 logs: logs.clone(),
                 reaper: reaper.clone(),
             };
-            // Creates the data of the first. The others begin with a copy.
+            // Creates the data of the first.
             cluster.start_server(0).await?;
             if let Some(first) = cluster.servers[0].take() {
                 first.stop().await?;
             }
-            for index in 1..SERVERS {
-                cluster.copy_from_primary(index)?;
-            }
             cluster.configure(0)?;
-            for index in 0..SERVERS {
-                cluster.start_server(index).await?;
+            cluster.start_server(0).await?;
+            for index in 1..SERVERS {
+                cluster.make_standby(index).await?;
             }
             Ok(cluster)
         }
@@ -111,6 +113,19 @@ impl PostgresCluster {
         Ok(Some(name(index)))
     }
 
+    /// Replaces the standbys that have ended, the primary of before among them. Returns their names.
+    pub async fn replace_ended(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut replaced = Vec::new();
+        for index in 0..SERVERS {
+            let server = self.servers[index].as_mut();
+            if index != self.primary && server.is_none_or(Postgres::has_ended) {
+                self.make_standby(index).await?;
+                replaced.push(name(index));
+            }
+        }
+        Ok(replaced)
+    }
+
     pub async fn stop(self) -> anyhow::Result<()> {
         // Standbys first: a primary that stops waits until they have everything.
         let mut servers = self.servers;
@@ -135,23 +150,29 @@ impl PostgresCluster {
         Ok(())
     }
 
-    /// Makes a server a standby with the data of the first, while that one is stopped.
-    fn copy_from_primary(&self, index: usize) -> anyhow::Result<()> {
-        let (from, to) = (
-            self.directory.join(name(0)),
-            self.directory.join(name(index)),
-        );
-        std::fs::create_dir_all(&to).with_context(|| format!("create {}", to.display()))?;
-        let copied = std::process::Command::new("cp")
-            .arg("-a")
-            .args([from.join("data"), to.join("data")])
-            .status()
-            .context("run cp")?;
-        ensure!(copied.success(), "cannot copy {}", from.display());
+    /// Makes a server a standby, with a copy of the primary's data. The primary goes on meanwhile.
+    /// <https://www.postgresql.org/docs/18/continuous-archiving.html#BACKUP-LOWLEVEL-BASE-BACKUP>
+    async fn make_standby(&mut self, index: usize) -> anyhow::Result<()> {
+        self.servers[index] = None;
+        let directory = |index| self.directory.join(name(index)).join("data");
+        let (from, to) = (directory(self.primary), directory(index));
+        let mut primary = self.connect(self.primary).await?;
+        let begin = sqlx::query("SELECT pg_backup_start($1, fast => true)");
+        begin.bind(name(index)).execute(&mut primary).await?;
+        let copied = {
+            let to = to.clone();
+            tokio::task::spawn_blocking(move || copy_data(&from, &to)).await
+        };
+        let end = "SELECT labelfile FROM pg_backup_stop(wait_for_archive => false)";
+        let label: String = sqlx::query_scalar(end).fetch_one(&mut primary).await?;
+        copied.context("the copy panicked")??;
+        for (file, text) in [("backup_label", label.as_str()), ("standby.signal", "")] {
+            let path = to.join(file);
+            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+            tools::change_owner(&path, tools::postgres_user()?)?;
+        }
         self.configure(index)?;
-        let signal = to.join("data/standby.signal");
-        std::fs::write(&signal, "").with_context(|| format!("write {}", signal.display()))?;
-        tools::change_owner(&signal, tools::postgres_user()?)
+        self.start_server(index).await
     }
 
     /// What a server needs as a primary and as a standby.
@@ -178,6 +199,55 @@ impl PostgresCluster {
         let mut file = file.with_context(|| format!("open {}", path.display()))?;
         Ok(file.write_all(settings.as_bytes())?)
     }
+}
+
+/// What a copy does not need: the log, which a standby gets from the primary, and what belongs to the
+/// process that runs.
+const NOT_COPIED: [&str; 4] = ["pg_wal", "pg_replslot", "postmaster.pid", "postmaster.opts"];
+
+/// Copies the data of a server that runs, without links: there are no tablespaces.
+fn copy_data(from: &Path, to: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", to.display()));
+        }
+        _ => {}
+    }
+    let owner = tools::postgres_user()?;
+    let make = |path: &Path| {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)?;
+        tools::change_owner(path, owner)
+    };
+    let mut directories = vec![PathBuf::new()];
+    for missing in ["pg_wal", "pg_replslot"] {
+        make(&to.join(missing))?;
+    }
+    while let Some(directory) = directories.pop() {
+        make(&to.join(&directory))?;
+        for entry in std::fs::read_dir(from.join(&directory))? {
+            let entry = entry?;
+            let path = directory.join(entry.file_name());
+            if NOT_COPIED.iter().any(|name| path == Path::new(name)) {
+                continue;
+            }
+            if entry.file_type()?.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            match std::fs::copy(from.join(&path), to.join(&path)) {
+                // The server removes files while it runs; its log tells the standby.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => {
+                    result.with_context(|| format!("copy {}", path.display()))?;
+                    tools::change_owner(&to.join(&path), owner)?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn name(index: usize) -> String {
