@@ -12,7 +12,9 @@ use std::{
 };
 
 use anyhow::Context as _;
+use bootstrap::shutdown;
 use contracts::{Cause, OrderId};
+use futures::FutureExt as _;
 use messaging::{Participant, UnitOfWork};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -81,8 +83,8 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// An intake, and the task that serves it until `stopping` and until the queue is empty. An
-    /// order may be in flight for as long as `deadline`.
+    /// An intake, and the task that serves it. The task ends after `stopping`, when no request is left
+    /// that could submit an order. An order may be in flight for as long as `deadline`.
     pub fn new(
         participant: Participant,
         deadline: Duration,
@@ -153,14 +155,19 @@ impl Acceptor {
         stopping: CancellationToken,
     ) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(BATCH);
+        // Requests in flight may still submit orders. After that time the server has given them up.
+        let drained = async {
+            stopping.cancelled().await;
+            tokio::time::sleep(shutdown::DRAIN).await;
+        };
+        let mut drained = std::pin::pin!(drained.fuse());
         loop {
             tokio::select! {
                 biased;
                 // Waits for the first, then takes all others that have arrived: that is the group
-                // commit.
+                // commit. 0 when every request has ended, or when the queue is closed and empty.
                 received = queue.recv_many(&mut batch, BATCH) => if received == 0 { return Ok(()) },
-                // What is queued by now is still accepted; then `recv_many` returns 0.
-                () = stopping.cancelled() => queue.close(),
+                () = &mut drained => queue.close(),
             }
             // Nobody waits for the others: accepting them would be work for orders that their
             // customers believe to have failed.

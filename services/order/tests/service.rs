@@ -12,7 +12,7 @@ use std::{
 
 use devstack::{
     NatsServer,
-    test::{self, Program},
+    test::{self, Program, eventually},
 };
 use futures::future::{join_all, try_join_all};
 use proto::{
@@ -29,7 +29,10 @@ use proto::{
     },
 };
 use sqlx::PgPool;
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::RwLock,
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -44,6 +47,8 @@ type Client = OrderServiceClient<Channel>;
 #[derive(Clone, Default)]
 struct Inventory {
     requests: Arc<AtomicUsize>,
+    /// While a test holds it, no request is answered.
+    held: Arc<RwLock<()>>,
 }
 
 #[tonic::async_trait]
@@ -53,6 +58,7 @@ impl InventoryService for Inventory {
         request: Request<GetPricesRequest>,
     ) -> Result<Response<GetPricesResponse>, Status> {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        let _held = self.held.read().await;
         let price = |sku| Price {
             sku,
             price: Some(Money {
@@ -94,7 +100,7 @@ impl InventoryService for Inventory {
 
 struct Fixture {
     _broker: NatsServer,
-    _replicas: Vec<Program>,
+    replicas: Vec<Program>,
     clients: [Client; 2],
     database: PgPool,
     inventory: Inventory,
@@ -126,7 +132,7 @@ impl Fixture {
         let clients = [client(0).await, client(1).await];
         Self {
             _broker: broker,
-            _replicas: replicas,
+            replicas,
             clients,
             database,
             inventory,
@@ -189,6 +195,32 @@ async fn prices_come_from_inventory_and_are_cached() {
         .unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert_eq!(fixture.count("SELECT count(*) FROM orders").await, 4);
+}
+
+#[tokio::test]
+async fn an_order_that_is_in_flight_at_shutdown_is_accepted() {
+    let mut fixture = Fixture::new("60").await;
+    let held = Arc::clone(&fixture.inventory.held).write_owned().await;
+    let mut client = fixture.clients[0].clone();
+    let in_flight = tokio::spawn(async move {
+        let request = order(Uuid::now_v7(), "one", "TEAPOT", 1);
+        client.create_order(request).await
+    });
+    eventually("it waits for its prices", async || {
+        fixture.inventory.requests.load(Ordering::Relaxed) == 1
+    })
+    .await;
+    let process = &mut fixture.replicas[0];
+    process.terminate().unwrap();
+    let address = process.url.trim_start_matches("http://").to_owned();
+    eventually("the listener is closed", async || {
+        TcpStream::connect(&address).await.is_err()
+    })
+    .await;
+    drop(held);
+    in_flight.await.unwrap().unwrap();
+    assert_eq!(process.wait().await.unwrap().code(), Some(0));
+    assert_eq!(fixture.count("SELECT count(*) FROM orders").await, 1);
 }
 
 #[tokio::test]
