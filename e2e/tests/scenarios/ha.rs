@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Outcome, close,
+    load::Load,
     overload::{account, offer, percentiles},
 };
 
@@ -82,18 +83,45 @@ const LAG: &[(&str, &str, &str)] = &[
     ("gateway", "SHUTDOWN_LAG_SECONDS", "1"),
 ];
 
-/// Replaces every process under load, as a rollout does, and prints how long its customers waited. No request
-/// fails.
+/// The order of a rollout: callers last.
+const ROLLOUT: &[&str] = &[
+    "notification",
+    "notification-replica",
+    "inventory",
+    "inventory-replica",
+    "payment",
+    "payment-replica",
+    "order",
+    "order-replica",
+    "gateway",
+    "gateway-replica",
+];
+
+/// Every process is replaced, one after the other, while customers place orders.
 pub async fn a_rollout_of_all_services_fails_no_request(_harness: &Harness) -> Outcome {
     let mut shop = open("rollout", LAG).await?;
+    let mut load = Load::start(&shop.customer);
+    let stack = shop.deployment.processes()?;
+    for process in ROLLOUT {
+        load.advance(4).await?;
+        stack.roll(process).await?;
+    }
+    load.advance(4).await?;
+    let account = load.stop().await?;
+    ensure!(account.repeated == 0, "requests failed: {account:?}");
+    close(shop).await
+}
+
+/// For people and for the night: the same under as many orders a second as a release build has time for.
+/// Prints how long the customers waited.
+pub async fn a_rollout_at_100_orders_a_second(_harness: &Harness) -> Outcome {
+    let mut shop = open("rollout_rate", LAG).await?;
     let customer = shop.customer.another(CustomerId::new());
     let stack = shop.deployment.processes()?;
-    stack.wait_until_all_are_ready().await?;
     let ended = CancellationToken::new();
     let roll = async {
-        for service in ["notification", "inventory", "payment", "order", "gateway"] {
-            stack.roll(service).await?;
-            stack.roll(&format!("{service}-replica")).await?;
+        for process in ROLLOUT {
+            stack.roll(process).await?;
         }
         ended.cancel();
         anyhow::Ok(())
@@ -101,19 +129,10 @@ pub async fn a_rollout_of_all_services_fails_no_request(_harness: &Harness) -> O
     let (offered, rolled) = tokio::join!(offer(&customer, RATE, ended.cancelled()), roll);
     rolled?;
     let (offered, requests) = offered?;
-    println!(
-        "{offered} orders offered, responses {:?}",
-        requests.responses
-    );
-    let failed = requests
-        .responses
-        .keys()
-        .filter(|response| *response != "201");
-    ensure!(
-        failed.count() == 0,
-        "requests failed: {:?}",
-        requests.responses
-    );
+    let responses = &requests.responses;
+    println!("{offered} orders offered, responses {responses:?}");
+    let only_accepted = responses.keys().all(|response| response == "201");
+    ensure!(only_accepted, "requests failed: {responses:?}");
     account(&customer, &requests).await?;
     println!("accepted after (ms): {}", percentiles(requests.latencies));
     close(shop).await

@@ -149,7 +149,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
         a_leader_a_primary_and_a_replica_may_fail,
         a_rollout_of_all_services_fails_no_request;
     ha [Nightly]:
-        each_server_and_each_replica_may_fail;
+        each_server_and_each_replica_may_fail,
+        a_rollout_at_100_orders_a_second;
     recovery [Nightly]:
         recovery_from_each_fault;
     builds [Previous]:
