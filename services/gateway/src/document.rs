@@ -28,8 +28,9 @@ use crate::problem::Problem;
 struct Document;
 
 /// What can happen to every request.
-const COMMON_PROBLEMS: [(&str, &str); 4] = [
+const COMMON_PROBLEMS: [(&str, &str); 5] = [
     ("400", "The request is invalid; `field` names the part"),
+    ("408", "The body did not arrive in time"),
     ("500", "An unexpected error"),
     ("503", "A service behind the API is unavailable"),
     ("504", "A service behind the API did not respond in time"),

@@ -1,9 +1,13 @@
-//! The outermost layer: the context of each request, its span, its metrics, and how many there are
-//! at a time.
+//! The outermost layer: the context of each request, its span, its metrics, its body, and how many
+//! requests there are at a time.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
+    body::{Body, to_bytes},
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderValue, header},
     middleware::Next,
@@ -13,6 +17,7 @@ use bootstrap::{
     RequestContext,
     context::{CORRELATION_ID, TRACEPARENT},
 };
+use http_body_util::LengthLimitError;
 use opentelemetry::{KeyValue, global, metrics::Histogram};
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
@@ -23,6 +28,11 @@ use crate::{backends::REQUEST_BUDGET, problem::Problem};
 const BUCKETS: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
+
+/// A hundred lines of an order need a tenth of it.
+const MAX_BODY: usize = 64 * 1024;
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Most requests at a time; live streams count until their response begins. More would be kept in
 /// memory, and each would wait for so long that its client gives up: a refusal costs nothing.
@@ -58,18 +68,21 @@ fn durations() -> Histogram<f64> {
 /// the response its correlation id.
 pub async fn propagate_context(
     State(Edge { durations, room }): State<Edge>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     let began = Instant::now();
-    let method = request.method().clone();
+    let (mut head, body) = request.into_parts();
+    // Before the budget of the request begins.
+    let body = receive(body).await;
+    let method = head.method.clone();
     // The route and not the path: metrics need a bounded number of names.
-    let route = request
-        .extensions()
+    let route = head
+        .extensions
         .get::<MatchedPath>()
         .map_or("unmatched", MatchedPath::as_str)
         .to_owned();
-    let headers = request.headers();
+    let headers = &head.headers;
     let mut context = RequestContext::for_edge(
         text(headers, CORRELATION_ID),
         text(headers, TRACEPARENT),
@@ -84,10 +97,14 @@ pub async fn propagate_context(
     );
     context.continue_in(&span);
     let correlation = context.correlation_id.to_string();
-    request.extensions_mut().insert(context);
-    let mut response = match room.try_acquire() {
-        Ok(_room_for_one) => next.run(request).instrument(span.clone()).await,
-        Err(_full) => Problem::overloaded().into_response(),
+    head.extensions.insert(context);
+    let mut response = match (body, room.try_acquire()) {
+        (Ok(body), Ok(_room_for_one)) => {
+            let request = Request::from_parts(head, body);
+            next.run(request).instrument(span.clone()).await
+        }
+        (Err(problem), _) => problem.into_response(),
+        (Ok(_), Err(_full)) => Problem::overloaded().into_response(),
     };
     let status = response.status();
     if status.is_server_error() {
@@ -110,6 +127,18 @@ pub async fn propagate_context(
         .entry(header::CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// Reads the whole body. A client that sends it slowly takes no room from others meanwhile.
+async fn receive(body: Body) -> Result<Body, Problem> {
+    let received = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await;
+    let received = received.map_err(|_elapsed| Problem::slow_body(BODY_TIMEOUT))?;
+    received
+        .map(Body::from)
+        .map_err(|error| match error.into_inner().is::<LengthLimitError>() {
+            true => Problem::too_large(MAX_BODY),
+            false => Problem::invalid("body", "the body is incomplete"),
+        })
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use axum::{
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Path, Request},
-    http::{HeaderMap, StatusCode, header, request::Parts},
+    http::{HeaderMap, header, request::Parts},
 };
 use bootstrap::RequestContext;
 use contracts::{CustomerId, MAX_TEXT, OrderId, Sku};
@@ -21,9 +21,6 @@ use utoipa::{
 };
 
 use crate::{object::Object, problem::Problem};
-
-/// A hundred lines need a tenth of it.
-pub const MAX_BODY: usize = 64 * 1024;
 
 /// Correlation id, trace and deadline of the request, set by [`crate::edge::propagate_context`].
 #[derive(Clone, Debug)]
@@ -185,11 +182,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         if !is_json(request.headers()) {
             return Err(Problem::media_type());
         }
+        // It has been received by now: see `edge`.
         let bytes = Bytes::from_request(request, state).await;
-        let bytes = bytes.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Problem::too_large(MAX_BODY),
-            _ => Problem::invalid("body", "the body is incomplete"),
-        })?;
+        let bytes = bytes.map_err(|_| Problem::internal())?;
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let Object(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let path = error.path().to_string();

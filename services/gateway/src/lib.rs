@@ -25,7 +25,7 @@ mod views;
 
 use std::process::ExitCode;
 
-use axum::{Router, extract::DefaultBodyLimit, middleware};
+use axum::{Router, middleware};
 use bootstrap::Process;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -76,7 +76,6 @@ fn router(backends: Backends) -> Router {
 fn with_layers<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
     routes
         .layer(CatchPanicLayer::custom(edge::panic_response))
-        .layer(DefaultBodyLimit::max(extract::MAX_BODY))
         .layer(middleware::from_fn_with_state(
             edge::Edge::new(),
             edge::propagate_context,

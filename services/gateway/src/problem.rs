@@ -1,6 +1,6 @@
 //! Errors of the HTTP API: RFC 9457 problem documents, and which one a gRPC status becomes.
 
-use std::error::Error as _;
+use std::{error::Error as _, time::Duration};
 
 use axum::{
     Json,
@@ -40,6 +40,8 @@ pub enum Kind {
     NotFound,
     #[serde(rename = "urn:sagacity:problem:method-not-allowed")]
     MethodNotAllowed,
+    #[serde(rename = "urn:sagacity:problem:request-timeout")]
+    RequestTimeout,
     #[serde(rename = "urn:sagacity:problem:request-in-flight")]
     RequestInFlight,
     #[serde(rename = "urn:sagacity:problem:conflict")]
@@ -64,6 +66,7 @@ impl Kind {
             Self::InvalidRequest => (StatusCode::BAD_REQUEST, "The request is invalid"),
             Self::NotFound => (StatusCode::NOT_FOUND, "Not found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"),
+            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "The request came too slowly"),
             Self::RequestInFlight => (
                 StatusCode::CONFLICT,
                 "The first request with this key is still in progress",
@@ -95,7 +98,7 @@ impl Kind {
     const fn retry_safe(self) -> bool {
         matches!(
             self,
-            Self::RequestInFlight | Self::Unavailable | Self::Timeout
+            Self::RequestTimeout | Self::RequestInFlight | Self::Unavailable | Self::Timeout
         )
     }
 }
@@ -136,6 +139,11 @@ impl Problem {
     pub fn too_large(limit: usize) -> Self {
         let detail = format!("The body may have at most {limit} bytes.");
         Self::new(Kind::TooLarge, detail).at("body")
+    }
+
+    pub fn slow_body(limit: Duration) -> Self {
+        let detail = format!("The body must arrive within {limit:?}. Send the same request again.");
+        Self::new(Kind::RequestTimeout, detail).at("body")
     }
 
     pub fn media_type() -> Self {

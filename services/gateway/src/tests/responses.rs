@@ -1,17 +1,19 @@
 //! What clients get: headers, composed responses, errors of services, the document.
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes},
     http::{Request, StatusCode},
     routing,
 };
 use contracts::{MAX_TEXT, OrderLine, Quantity};
+use futures::stream;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tonic::Code;
@@ -256,6 +258,26 @@ async fn more_requests_than_the_gateway_works_on_are_refused_until_one_ends() {
     end.notify_one();
     let admitted = request().await.unwrap().unwrap();
     assert_eq!(admitted.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn clients_that_send_slowly_are_cut_off_and_hold_up_nobody() {
+    let router = with_layers(Router::new().route("/", routing::post(async |_: Bytes| ())));
+    let send = |body| {
+        let request = Request::post("/").body(body).unwrap();
+        tokio::spawn(router.clone().oneshot(request))
+    };
+    let endless = || Body::from_stream(stream::pending::<io::Result<Bytes>>());
+    let slow: Vec<_> = (0..MAX_REQUESTS).map(|_| send(endless())).collect();
+    // On one thread, in the order in which they were spawned.
+    let quick = send(Body::from("{}")).await.unwrap().unwrap();
+    assert_eq!(quick.status(), StatusCode::OK);
+    for response in slow {
+        let response = Response::read(response.await.unwrap().unwrap()).await;
+        assert_eq!(response.status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(response.problem()["field"], "body");
+        assert_eq!(response.problem()["retry_safe"], true);
+    }
 }
 
 #[tokio::test]
