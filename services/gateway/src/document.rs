@@ -79,7 +79,7 @@ fn add_responses(operation: &mut Operation) {
         }
         match status.as_str() {
             "201" => describe_created(response),
-            "503" => {
+            "429" | "503" => {
                 let seconds = ObjectBuilder::new().schema_type(Type::Integer);
                 add_header(response, "Retry-After", "Seconds", seconds);
             }

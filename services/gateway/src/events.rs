@@ -23,7 +23,7 @@ use serde_json::json;
 use crate::{
     backends::{Backends, PART_TIMEOUT, REQUEST_BUDGET, request},
     extract::{Context, Customer, OrderPath},
-    live::Watch,
+    live::{MAX_STREAMS, Watch},
     position::Position,
     problem::Problem,
     timeline::{TimelineEvent, timeline},
@@ -47,7 +47,8 @@ const MAX_DURATION: Duration = Duration::from_secs(600);
                            it. Anything else starts from the beginning.")),
     responses((status = 200, description = "Server-sent events", content_type = "text/event-stream",
                body = Message),
-              (status = 404, description = "The customer has no such order")))]
+              (status = 404, description = "The customer has no such order"),
+              (status = 429, description = "The customer watches too many orders")))]
 pub async fn watch_order(
     State(mut backends): State<Backends>,
     Context(context): Context,
@@ -64,12 +65,14 @@ pub async fn watch_order(
         .orders
         .get_order(request(&context, REQUEST_BUDGET, own))
         .await?;
+    let watch = backends.live.watch(customer, id);
+    let watch = watch.ok_or_else(|| Problem::too_many_streams(MAX_STREAMS))?;
     let last_seen = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok())
         .and_then(|id| id.parse().ok());
     let story = Story {
-        watch: backends.live.watch(id),
+        watch,
         backends,
         context: context.without_deadline(),
         customer,

@@ -4,10 +4,14 @@
 //! miss messages. Watchers therefore also poll, and what they show always comes from the event
 //! logs.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_nats::ConnectOptions;
-use contracts::{OrderId, header};
+use contracts::{CustomerId, OrderId, header};
 use futures::{StreamExt as _, stream::select_all};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -19,11 +23,16 @@ use crate::backends::publishers;
 /// attempt. Watchers that follow each other closely share one subscription.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Live streams of a customer at a time: a stream costs memory and polls for minutes.
+pub const MAX_STREAMS: usize = 32;
+
 /// The watchers; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Live {
     /// One `Notify` for all watchers of an order.
     watchers: Arc<Mutex<HashMap<OrderId, Arc<Notify>>>>,
+    /// How many watches each customer has; those with none are not kept.
+    streams: Arc<Mutex<HashMap<CustomerId, usize>>>,
     /// Starts the subscription.
     needed: Arc<Notify>,
 }
@@ -31,19 +40,29 @@ pub struct Live {
 /// Watches an order until dropped.
 pub struct Watch {
     live: Live,
+    customer: CustomerId,
     order: OrderId,
     changed: Arc<Notify>,
 }
 
 impl Live {
-    pub fn watch(&self, order: OrderId) -> Watch {
+    /// `None` when the customer has [`MAX_STREAMS`] already.
+    pub fn watch(&self, customer: CustomerId, order: OrderId) -> Option<Watch> {
+        let mut streams = self.streams.lock();
+        let open = streams.entry(customer).or_default();
+        if *open == MAX_STREAMS {
+            return None;
+        }
+        *open += 1;
+        drop(streams);
         let changed = Arc::clone(self.watchers.lock().entry(order).or_default());
         self.needed.notify_one();
-        Watch {
+        Some(Watch {
             live: self.clone(),
+            customer,
             order,
             changed,
-        }
+        })
     }
 
     /// Subscribes while there are watchers, until `shutdown`.
@@ -109,6 +128,14 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        let mut streams = self.live.streams.lock();
+        if let Entry::Occupied(mut open) = streams.entry(self.customer) {
+            *open.get_mut() -= 1;
+            if *open.get() == 0 {
+                open.remove();
+            }
+        }
+        drop(streams);
         let mut watchers = self.live.watchers.lock();
         let last = watchers
             .get(&self.order)

@@ -52,6 +52,8 @@ pub enum Kind {
     UnsupportedMediaType,
     #[serde(rename = "urn:sagacity:problem:idempotency-key-reused")]
     IdempotencyKeyReused,
+    #[serde(rename = "urn:sagacity:problem:too-many-requests")]
+    TooManyRequests,
     #[serde(rename = "urn:sagacity:problem:internal")]
     Internal,
     #[serde(rename = "urn:sagacity:problem:unavailable")]
@@ -86,6 +88,7 @@ impl Kind {
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "The idempotency key belongs to another request",
             ),
+            Self::TooManyRequests => (StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "Internal error"),
             Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "Service unavailable"),
             Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "No response in time"),
@@ -98,7 +101,11 @@ impl Kind {
     const fn retry_safe(self) -> bool {
         matches!(
             self,
-            Self::RequestTimeout | Self::RequestInFlight | Self::Unavailable | Self::Timeout
+            Self::RequestTimeout
+                | Self::RequestInFlight
+                | Self::TooManyRequests
+                | Self::Unavailable
+                | Self::Timeout
         )
     }
 }
@@ -144,6 +151,11 @@ impl Problem {
     pub fn slow_body(limit: Duration) -> Self {
         let detail = format!("The body must arrive within {limit:?}. Send the same request again.");
         Self::new(Kind::RequestTimeout, detail).at("body")
+    }
+
+    pub fn too_many_streams(limit: usize) -> Self {
+        let detail = format!("You have {limit} live streams open. Close one, then try again.");
+        Self::new(Kind::TooManyRequests, detail)
     }
 
     pub fn media_type() -> Self {
@@ -217,7 +229,10 @@ impl IntoResponse for Problem {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(
+            status,
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+        ) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

@@ -20,7 +20,7 @@ use tonic::Code;
 use tower::ServiceExt as _;
 
 use super::{Api, CUSTOMER, ORDER, Response, Stub, create_order, get};
-use crate::{edge::MAX_REQUESTS, with_layers};
+use crate::{edge::MAX_REQUESTS, live::MAX_STREAMS, with_layers};
 
 fn order_path() -> String {
     format!("/api/v1/orders/{ORDER}")
@@ -258,6 +258,37 @@ async fn more_requests_than_the_gateway_works_on_are_refused_until_one_ends() {
     end.notify_one();
     let admitted = request().await.unwrap().unwrap();
     assert_eq!(admitted.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_customer_has_a_limited_number_of_live_streams() {
+    let api = Api::new(Stub::default()).await;
+    let open = async |customer: &str| {
+        let request = Request::get(format!("{}/events", order_path()));
+        let request = request.header("x-customer-id", customer);
+        let request = request.body(Body::empty()).unwrap();
+        api.router.clone().oneshot(request).await.unwrap()
+    };
+    let mut streams = Vec::new();
+    for _ in 0..MAX_STREAMS {
+        streams.push(open(CUSTOMER).await);
+    }
+    assert!(
+        streams
+            .iter()
+            .all(|stream| stream.status() == StatusCode::OK)
+    );
+    let refused = Response::read(open(CUSTOMER).await).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(refused.problem()["retry_safe"], true);
+    assert_eq!(
+        open(ORDER).await.status(),
+        StatusCode::OK,
+        "another customer"
+    );
+    streams.pop();
+    assert_eq!(open(CUSTOMER).await.status(), StatusCode::OK);
 }
 
 #[tokio::test]
