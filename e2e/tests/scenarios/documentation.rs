@@ -92,6 +92,7 @@ pub async fn the_documentation_page_works_in_a_browser(harness: &Harness) -> Out
         .args([
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
             "--dump-dom",
+            "--enable-logging=stderr",
         ])
         .arg(format!("--user-data-dir={}", profile.path().display()))
         .arg(format!("{}/docs/", shop.endpoints().gateway))
@@ -100,6 +101,15 @@ pub async fn the_documentation_page_works_in_a_browser(harness: &Harness) -> Out
     let output = tokio::time::timeout(Duration::from_secs(60), browser)
         .await
         .context("the browser hangs")??;
+    let log = String::from_utf8_lossy(&output.stderr);
+    let refused: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("Content Security Policy"))
+        .collect();
+    ensure!(
+        refused.is_empty(),
+        "the page needs more than it may: {refused:#?}"
+    );
     let page = String::from_utf8_lossy(&output.stdout);
     let document = shop.customer.get("/openapi.json").await?;
     for path in document["paths"]

@@ -1,5 +1,5 @@
-//! The outermost layer: the context of each request, its span, its metrics, its body, and how many
-//! requests there are at a time.
+//! The outermost layer: the context of each request, its span, its metrics, its body, how many requests
+//! there are at a time, and the headers of every response.
 
 use std::{
     sync::Arc,
@@ -37,6 +37,13 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most requests at a time; live streams count until their response begins. More would be kept in
 /// memory, and each would wait for so long that its client gives up: a refusal costs nothing.
 pub const MAX_REQUESTS: usize = 256;
+
+/// Browsers show no response of the API as a page, run nothing in it, and guess no other type.
+const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
+/// The documentation page sets styles on its elements, and has icons in its style sheet.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
+     img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
+     frame-ancestors 'none'";
 
 /// What all requests share; cheap to clone.
 #[derive(Clone, Debug)]
@@ -82,6 +89,10 @@ pub async fn propagate_context(
         .get::<MatchedPath>()
         .map_or("unmatched", MatchedPath::as_str)
         .to_owned();
+    let policy = match head.uri.path().starts_with("/docs") {
+        true => PAGE_POLICY,
+        false => API_POLICY,
+    };
     let headers = &head.headers;
     let mut context = RequestContext::for_edge(
         text(headers, CORRELATION_ID),
@@ -121,11 +132,17 @@ pub async fn propagate_context(
     if let Ok(correlation) = HeaderValue::try_from(correlation) {
         response.headers_mut().insert(CORRELATION_ID, correlation);
     }
+    let headers = response.headers_mut();
     // Orders change within milliseconds, and belong to one customer.
-    response
-        .headers_mut()
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
+    let cache = headers.entry(header::CACHE_CONTROL);
+    cache.or_insert(HeaderValue::from_static("no-store"));
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
     response
 }
 

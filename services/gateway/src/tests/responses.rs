@@ -261,6 +261,32 @@ async fn more_requests_than_the_gateway_works_on_are_refused_until_one_ends() {
 }
 
 #[tokio::test]
+async fn browsers_show_no_response_of_the_api_as_a_page() {
+    let api = Api::new(Stub::default()).await;
+    let order = order_path();
+    for (path, may_run) in [
+        (order.as_str(), false),
+        ("/nothing", false),
+        ("/openapi.json", false),
+        ("/docs/", true),
+    ] {
+        let headers = api.get(path).await.headers;
+        assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
+        assert_eq!(headers["referrer-policy"], "no-referrer", "{path}");
+        let policy = headers["content-security-policy"].to_str().unwrap();
+        assert!(
+            policy.starts_with("default-src 'none'; "),
+            "{path}: {policy}"
+        );
+        assert!(
+            policy.ends_with("frame-ancestors 'none'"),
+            "{path}: {policy}"
+        );
+        assert_eq!(policy.contains("script-src 'self'"), may_run, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_customer_has_a_limited_number_of_live_streams() {
     let api = Api::new(Stub::default()).await;
     let open = async |customer: &str| {
