@@ -59,8 +59,16 @@ impl Kubernetes {
             kubectl(&[&delete[..], &["--wait", TIMEOUT]].concat()).await?;
             state.changed().clear();
         }
+        // Before the manifests, which may have a value of their own.
+        reset_settings(&state, settings).await?;
         kubectl(&["apply", "--server-side", "--force-conflicts", "-k", OVERLAY]).await?;
-        change_settings(&state, settings).await?;
+        for (service, name, value) in settings {
+            set_variable(service, &format!("{name}={value}")).await?;
+        }
+        for service in SERVICES {
+            // The scenario before may have left it stopped.
+            scale(service, 1).await?;
+        }
         for name in SERVERS.into_iter().chain(SERVICES) {
             until_ready(name).await?;
         }
@@ -91,8 +99,8 @@ impl Kubernetes {
         until_ready(service).await
     }
 
-    /// Kills a service, which does not come back by itself: its pods get SIGTERM, and SIGKILL two
-    /// seconds later, while they still serve. There is no way to send SIGKILL first.
+    /// Kills a service, which does not come back by itself. The kubelet grants its pods two seconds, in which
+    /// they still serve; there is no way to send SIGKILL first.
     pub async fn kill(&self, service: &str) -> anyhow::Result<()> {
         scale(service, 0).await?;
         delete_pods(service).await
@@ -157,17 +165,14 @@ async fn get(what: &[&str]) -> anyhow::Result<String> {
     kubectl(&[&find[..], what].concat()).await
 }
 
-/// Sets variables of services, and takes back those of the scenario before.
-async fn change_settings(state: &State, settings: &[(&str, &str, &str)]) -> anyhow::Result<()> {
+/// Takes back what the scenario before has set.
+async fn reset_settings(state: &State, settings: &[(&str, &str, &str)]) -> anyhow::Result<()> {
     let own = settings
         .iter()
         .map(|(service, name, _)| (service.to_string(), name.to_string()));
     let before = std::mem::replace(&mut *state.changed(), own.collect());
     for (service, name) in before {
         set_variable(&service, &format!("{name}-")).await?;
-    }
-    for (service, name, value) in settings {
-        set_variable(service, &format!("{name}={value}")).await?;
     }
     Ok(())
 }
@@ -251,7 +256,7 @@ async fn keep_forwarding(service: &'static str, ports: String) {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        // It ends with its pod.
+        // It ends with its pod, sometimes not before the next connection.
         let _ended = forward.kill_on_drop(true).status().await;
         tokio::time::sleep(FORWARD_AGAIN).await;
     }

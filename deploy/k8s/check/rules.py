@@ -212,13 +212,14 @@ def call_graph(m, _):
 
 
 def ends(m, context):
-    """Every pod has the time to end: preStop, and then what the process takes."""
+    """Every pod has the time to end: preStop, the lag, and then what the process takes."""
     for pods in m.pods:
         container = pods.service()
         if not container:
             continue
         pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        needed = pause + context.grace
+        lag = int(m.environment(container).get("SHUTDOWN_LAG_SECONDS") or 0)
+        needed = pause + lag + context.grace
         if not pause:
             yield f"{pods.name}: gets SIGTERM while it is still called (no preStop)"
         if pods.kind == "Deployment" and pods.spec["terminationGracePeriodSeconds"] < needed:

@@ -34,8 +34,8 @@ const MAX_BODY: usize = 64 * 1024;
 /// How long a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Most requests at a time; live streams count until their response begins. More would be kept in
-/// memory, and each would wait for so long that its client gives up: a refusal costs nothing.
+/// Most requests at a time, from the end of their body on; live streams count until their response begins.
+/// More would each wait for so long that its client gives up: a refusal costs nothing.
 pub const MAX_REQUESTS: usize = 256;
 
 /// Browsers show no response of the API as a page, run nothing in it, and guess no other type.
@@ -81,7 +81,10 @@ pub async fn propagate_context(
     let began = Instant::now();
     let (mut head, body) = request.into_parts();
     // Before the budget of the request begins.
-    let body = receive(body).await;
+    let body = match room.available_permits() {
+        0 => Err(Problem::overloaded()),
+        _ => receive(body).await,
+    };
     let method = head.method.clone();
     // The route and not the path: metrics need a bounded number of names.
     let route = head

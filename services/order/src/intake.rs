@@ -156,18 +156,18 @@ impl Acceptor {
     ) -> anyhow::Result<()> {
         let mut batch = Vec::with_capacity(BATCH);
         // Requests in flight may still submit orders. After that time the server has given them up.
-        let drained = async {
+        let drained = tokio::spawn(async move {
             stopping.cancelled().await;
             tokio::time::sleep(shutdown::DRAIN).await;
-        };
-        let mut drained = std::pin::pin!(drained.fuse());
+        });
+        let mut drained = drained.fuse();
         loop {
             tokio::select! {
                 biased;
+                _ended = &mut drained => queue.close(),
                 // Waits for the first, then takes all others that have arrived: that is the group
                 // commit. 0 when every request has ended, or when the queue is closed and empty.
                 received = queue.recv_many(&mut batch, BATCH) => if received == 0 { return Ok(()) },
-                () = &mut drained => queue.close(),
             }
             // Nobody waits for the others: accepting them would be work for orders that their
             // customers believe to have failed.

@@ -174,9 +174,9 @@ fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {
     ]);
     let pool = PgPoolOptions::new()
         .max_connections(settings.pool_size)
-        // All of them, always: see `open_all`.
-        .min_connections(settings.pool_size)
+        // They stay open: see `open_all`. None is replaced because of its age or while nobody needs it.
         .idle_timeout(None)
+        .max_lifetime(None)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         // A round trip per acquire; a broken connection shows at the next statement anyway.
         .test_before_acquire(false)

@@ -25,6 +25,9 @@ use tower::{Service, ServiceExt as _};
 use crate::grpc::{KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, LONGEST_CALL};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a call looks for a replica that it can be sent to. Each attempt has the time of the whole call: it
+/// may take longer by this time.
+const ANOTHER_REPLICA: Duration = Duration::from_millis(250);
 /// How often a channel looks up the replicas of a service.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(2);
 const MAX_REPLICAS: usize = 128;
@@ -85,7 +88,7 @@ impl Service<Request<Body>> for Replicas {
             };
             let sent = attempt
                 .retry(another_replica())
-                .when(|error| is_unsent(error) && began.elapsed() < CONNECT_TIMEOUT);
+                .when(|error| is_unsent(error) && began.elapsed() < ANOTHER_REPLICA);
             sent.await.map_err(|error| Status::from_error(error.into()))
         }
         .boxed()

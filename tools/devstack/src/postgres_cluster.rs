@@ -96,7 +96,11 @@ impl PostgresCluster {
         }
         self.servers[self.primary] = None;
         let mut best = None;
-        for index in (0..SERVERS).filter(|index| self.servers[*index].is_some()) {
+        for index in 0..SERVERS {
+            let server = self.servers[index].as_mut();
+            if server.is_none_or(Postgres::has_ended) {
+                continue;
+            }
             let mut standby = self.connect(index).await?;
             let received = "SELECT (pg_last_wal_receive_lsn() - '0/0')::bigint";
             let received: i64 = sqlx::query_scalar(received).fetch_one(&mut standby).await?;
@@ -227,7 +231,12 @@ fn copy_data(from: &Path, to: &Path) -> anyhow::Result<()> {
     }
     while let Some(directory) = directories.pop() {
         make(&to.join(&directory))?;
-        for entry in std::fs::read_dir(from.join(&directory))? {
+        let entries = match std::fs::read_dir(from.join(&directory)) {
+            // The server removes files and directories while it runs; its log tells the standby.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             let path = directory.join(entry.file_name());
             if NOT_COPIED.iter().any(|name| path == Path::new(name)) {
@@ -238,7 +247,6 @@ fn copy_data(from: &Path, to: &Path) -> anyhow::Result<()> {
                 continue;
             }
             match std::fs::copy(from.join(&path), to.join(&path)) {
-                // The server removes files while it runs; its log tells the standby.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 result => {
                     result.with_context(|| format!("copy {}", path.display()))?;

@@ -189,6 +189,12 @@ impl Stack {
     /// The balancer leads no new customer to a gateway meanwhile. The callers of a service are told nothing.
     pub async fn roll(&mut self, name: &str) -> anyhow::Result<()> {
         self.cluster()?.lead_away_from(name);
+        let replaced = self.replace(name).await;
+        self.cluster()?.lead_to_all_gateways();
+        replaced
+    }
+
+    async fn replace(&mut self, name: &str) -> anyhow::Result<()> {
         let mut replicas = self.replicas.iter();
         if let Some(index) = replicas.position(|replica| replica.spec.name == name) {
             let Replica {
@@ -198,17 +204,13 @@ impl Stack {
                 process,
             } = self.replicas.remove(index);
             process.stop(Signal::TERM).await?;
-            self.start_replica(service, spec, admin).await?;
-        } else {
-            let mut services = services();
-            let service = services.find(|service| *service == name);
-            let service = service.with_context(|| format!("there is no process {name}"))?;
-            self.stop_service(service).await?;
-            self.start_service(service)?;
-            self.wait_until_ready(service).await?;
+            return self.start_replica(service, spec, admin).await;
         }
-        self.cluster()?.lead_to_all_gateways();
-        Ok(())
+        let service = services().find(|service| *service == name);
+        let service = service.with_context(|| format!("there is no process {name}"))?;
+        self.stop_service(service).await?;
+        self.start_service(service)?;
+        self.wait_until_ready(service).await
     }
 
     /// Waits until every process reports that it is ready.
