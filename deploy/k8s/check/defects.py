@@ -35,7 +35,7 @@ DEFECTS = [
     Defect("a policy with the wrong port", "call_graph", r"port: 4222\n +protocol: TCP", "port: 4223\n      protocol: TCP"),
     Defect("no way out to the provider", "call_graph", r"cidr: 0.0.0.0/0", "cidr: 8.0.0.0/8", "overlays/production"),
     Defect("no DNS", "call_graph", r"port: 53\n(.*?)port: 53\n", r"port: 54\n\1port: 54\n"),
-    Defect("too little time to end", "ends", r"terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 25"),
+    Defect("too little time to end", "ends", r"terminationGracePeriodSeconds: 35", "terminationGracePeriodSeconds: 25"),
     Defect("no preStop", "ends", r"lifecycle:\n +preStop:\n +sleep:\n +seconds: 10", "lifecycle: {}"),
     Defect("an image by tag", "images", r"@sha256:\w+", ":latest", "overlays/production"),
     Defect("another server than Compose", "like_compose", r"image: postgres:18", "image: postgres:17"),
