@@ -6,16 +6,16 @@ use devstack::test::{self, System};
 
 use crate::{Compose, Deployment, Kubernetes, Shop, compose, kubernetes};
 
-/// The environment variable with the gateway of a system to use instead of processes: in containers, or
-/// in the cluster of `KUBECONFIG` if that is set.
+/// The environment variable with the gateway of a system to use instead of processes: in containers,
+/// or in the cluster of `KUBECONFIG` if that is set.
 const TARGET: &str = "SAGACITY_TARGET";
 
 /// Opens a system for each scenario. The clones of one harness share the containers or the cluster.
 #[derive(Clone, Debug)]
 pub struct Harness(Place);
 
-/// Where systems run. Containers and pods outlive the scenarios, so that what one leaves behind concerns
-/// the next.
+/// Where systems run. Containers and pods outlive the scenarios, so that what one leaves behind
+/// concerns the next.
 #[derive(Clone, Debug)]
 enum Place {
     Processes,

@@ -19,8 +19,8 @@ const NAMESPACE: &str = "sagacity";
 const OVERLAY: &str = "deploy/k8s/overlays/dev";
 /// How long kubectl waits for a state, below the deadline of a command.
 const TIMEOUT: &str = "--timeout=170s";
-const SERVICES: [&str; 5] = ["gateway", "order", "payment", "inventory", "notification"];
-const SERVERS: [&str; 3] = ["postgres", "nats", "psp-sandbox"];
+/// What keeps data; everything else is a Deployment.
+const STATEFUL: [&str; 3] = ["postgres", "nats", "psp-sandbox"];
 /// Between two attempts to forward a port to a pod that is away.
 const FORWARD_AGAIN: Duration = Duration::from_millis(200);
 
@@ -65,11 +65,11 @@ impl Kubernetes {
         for (service, name, value) in settings {
             set_variable(service, &format!("{name}={value}")).await?;
         }
-        for service in SERVICES {
+        for service in devstack::services() {
             // The scenario before may have left it stopped.
             scale(service, 1).await?;
         }
-        for name in SERVERS.into_iter().chain(SERVICES) {
+        for name in ["postgres", "nats"].into_iter().chain(devstack::services()) {
             until_ready(name).await?;
         }
         Ok(Self {
@@ -99,8 +99,8 @@ impl Kubernetes {
         until_ready(service).await
     }
 
-    /// Kills a service, which does not come back by itself. The kubelet grants its pods two seconds, in which
-    /// they still serve; there is no way to send SIGKILL first.
+    /// Kills a service, which does not come back by itself. The kubelet grants its pods two seconds,
+    /// in which they still serve; there is no way to send SIGKILL first.
     pub async fn kill(&self, service: &str) -> anyhow::Result<()> {
         scale(service, 0).await?;
         delete_pods(service).await
@@ -132,7 +132,7 @@ impl Kubernetes {
             "--selector",
             &selector,
         ];
-        kubectl(&[&["--namespace", NAMESPACE], &logs[..]].concat()).await
+        in_namespace(&logs).await
     }
 }
 
@@ -155,14 +155,8 @@ async fn ensure_development() -> anyhow::Result<()> {
 
 /// The names of what `kubectl get` finds.
 async fn get(what: &[&str]) -> anyhow::Result<String> {
-    let find = [
-        "--namespace",
-        NAMESPACE,
-        "get",
-        "--ignore-not-found",
-        "--output=name",
-    ];
-    kubectl(&[&find[..], what].concat()).await
+    let find = ["get", "--ignore-not-found", "--output=name"];
+    in_namespace(&[&find[..], what].concat()).await
 }
 
 /// Takes back what the scenario before has set.
@@ -178,36 +172,40 @@ async fn reset_settings(state: &State, settings: &[(&str, &str, &str)]) -> anyho
 }
 
 async fn set_variable(service: &str, change: &str) -> anyhow::Result<()> {
-    in_namespace(&[
+    let done = in_namespace(&[
         "set",
         "env",
         &workload(service),
         "--containers=service",
         change,
     ])
-    .await
+    .await;
+    done.map(drop)
 }
 
 async fn scale(service: &str, replicas: usize) -> anyhow::Result<()> {
-    in_namespace(&[
+    let done = in_namespace(&[
         "scale",
         &workload(service),
         &format!("--replicas={replicas}"),
     ])
-    .await
+    .await;
+    done.map(drop)
 }
 
 async fn until_ready(name: &str) -> anyhow::Result<()> {
-    in_namespace(&["rollout", "status", &workload(name), TIMEOUT]).await
+    let done = in_namespace(&["rollout", "status", &workload(name), TIMEOUT]).await;
+    done.map(drop)
 }
 
 async fn delete_pods(name: &str) -> anyhow::Result<()> {
     let delete = ["delete", "pod", "--grace-period=0", "--force", "--selector"];
-    in_namespace(&[&delete[..], &[&selector(name)]].concat()).await
+    let done = in_namespace(&[&delete[..], &[&selector(name)]].concat()).await;
+    done.map(drop)
 }
 
 fn workload(name: &str) -> String {
-    let kind = if SERVERS.contains(&name) {
+    let kind = if STATEFUL.contains(&name) {
         "statefulset"
     } else {
         "deployment"
@@ -219,7 +217,8 @@ fn selector(name: &str) -> String {
     format!("app.kubernetes.io/name={name}")
 }
 
-/// Forwards the ports that tests use, each again when its pod has ended, and waits until they answer.
+/// Forwards the ports that tests use, each again when its pod has ended, and waits until they
+/// answer.
 async fn forward(target: &str) -> anyhow::Result<JoinSet<()>> {
     let ports = Ports::default();
     let gateway: http::Uri = target.parse().context("SAGACITY_TARGET")?;
@@ -262,9 +261,8 @@ async fn keep_forwarding(service: &'static str, ports: String) {
     }
 }
 
-async fn in_namespace(arguments: &[&str]) -> anyhow::Result<()> {
-    let all = [&["--namespace", NAMESPACE], arguments].concat();
-    kubectl(&all).await.map(drop)
+async fn in_namespace(arguments: &[&str]) -> anyhow::Result<String> {
+    kubectl(&[&["--namespace", NAMESPACE], arguments].concat()).await
 }
 
 async fn kubectl(arguments: &[&str]) -> anyhow::Result<String> {

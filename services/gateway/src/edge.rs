@@ -1,5 +1,5 @@
-//! The outermost layer: the context of each request, its span, its metrics, its body, how many requests
-//! there are at a time, and the headers of every response.
+//! The outermost layer: the context of each request, its span, its metrics, its body, how many
+//! requests there are at a time, and the headers of every response.
 
 use std::{
     sync::Arc,
@@ -34,8 +34,8 @@ const MAX_BODY: usize = 64 * 1024;
 /// How long a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Most requests at a time, from the end of their body on; live streams count until their response begins.
-/// More would each wait for so long that its client gives up: a refusal costs nothing.
+/// Most requests at a time, from the end of their body on; live streams count until their response
+/// begins. More would each wait for so long that its client gives up: a refusal costs nothing.
 pub const MAX_REQUESTS: usize = 256;
 
 /// Browsers show no response of the API as a page, run nothing in it, and guess no other type.

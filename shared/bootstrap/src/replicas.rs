@@ -25,8 +25,8 @@ use tower::{Service, ServiceExt as _};
 use crate::grpc::{KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, LONGEST_CALL};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a call looks for a replica that it can be sent to. Each attempt has the time of the whole call: it
-/// may take longer by this time.
+/// How long a call looks for a replica that it can be sent to. Each attempt has the time of the whole
+/// call, which may take longer by this time.
 const ANOTHER_REPLICA: Duration = Duration::from_millis(250);
 /// How often a channel looks up the replicas of a service.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(2);
@@ -103,8 +103,9 @@ fn another_replica() -> ExponentialBuilder {
         .with_max_times(8)
 }
 
-/// Whether no replica has begun to carry the call out: there was no connection, it was closed before the
-/// call was written, or its replica refused the call while it was stopping (RFC 9113, sections 6.8 and 8.7).
+/// Whether no replica has begun to carry the call out: there was no connection, it was closed before
+/// the call was written, or its replica refused the call while it was stopping (RFC 9113, sections
+/// 6.8 and 8.7).
 fn is_unsent(error: &transport::Error) -> bool {
     let mut causes = std::iter::successors(error.source(), |error| (*error).source());
     causes.any(|cause| {

@@ -77,6 +77,8 @@ impl ServiceContext {
     ) -> anyhow::Result<()> {
         let apply = DatabaseSettings {
             migrations: Migrations::Apply,
+            // Migrations have a connection of their own.
+            pool_size: 1,
             ..settings.database.clone()
         };
         let pool = self.connect(&apply, migrator).await?;

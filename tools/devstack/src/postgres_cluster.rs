@@ -117,7 +117,8 @@ impl PostgresCluster {
         Ok(Some(name(index)))
     }
 
-    /// Replaces the standbys that have ended, the primary of before among them. Returns their names.
+    /// Replaces the standbys that have ended, the primary of before among them. Returns their
+    /// names.
     pub async fn replace_ended(&mut self) -> anyhow::Result<Vec<String>> {
         let mut replaced = Vec::new();
         for index in 0..SERVERS {
@@ -205,9 +206,10 @@ impl PostgresCluster {
     }
 }
 
-/// What a copy does not need: the log, which a standby gets from the primary, and what belongs to the
-/// process that runs.
-const NOT_COPIED: [&str; 4] = ["pg_wal", "pg_replslot", "postmaster.pid", "postmaster.opts"];
+/// What is empty in a copy: a standby gets the log from the primary.
+const EMPTY: [&str; 2] = ["pg_wal", "pg_replslot"];
+/// What belongs to the process that runs.
+const NOT_COPIED: [&str; 2] = ["postmaster.pid", "postmaster.opts"];
 
 /// Copies the data of a server that runs, without links: there are no tablespaces.
 fn copy_data(from: &Path, to: &Path) -> anyhow::Result<()> {
@@ -226,9 +228,6 @@ fn copy_data(from: &Path, to: &Path) -> anyhow::Result<()> {
         tools::change_owner(path, owner)
     };
     let mut directories = vec![PathBuf::new()];
-    for missing in ["pg_wal", "pg_replslot"] {
-        make(&to.join(missing))?;
-    }
     while let Some(directory) = directories.pop() {
         make(&to.join(&directory))?;
         let entries = match std::fs::read_dir(from.join(&directory)) {
@@ -239,7 +238,12 @@ fn copy_data(from: &Path, to: &Path) -> anyhow::Result<()> {
         for entry in entries {
             let entry = entry?;
             let path = directory.join(entry.file_name());
-            if NOT_COPIED.iter().any(|name| path == Path::new(name)) {
+            let is_one_of = |names: [&str; 2]| names.iter().any(|name| path == Path::new(name));
+            if is_one_of(NOT_COPIED) {
+                continue;
+            }
+            if is_one_of(EMPTY) {
+                make(&to.join(&path))?;
                 continue;
             }
             if entry.file_type()?.is_dir() {

@@ -186,7 +186,8 @@ impl Stack {
     /// Replaces a process of a highly available system: stops it with SIGTERM, starts it again on the
     /// same ports, and waits until it is ready. `name` as for [`crash`](Self::crash).
     ///
-    /// The balancer leads no new customer to a gateway meanwhile. The callers of a service are told nothing.
+    /// The balancer leads no new customer to a gateway meanwhile. The callers of a service are told
+    /// nothing.
     pub async fn roll(&mut self, name: &str) -> anyhow::Result<()> {
         self.cluster()?.lead_away_from(name);
         let replaced = self.replace(name).await;
