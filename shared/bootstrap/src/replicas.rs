@@ -4,46 +4,60 @@ use std::{
     collections::HashSet,
     error::Error as _,
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use axum::body::to_bytes;
-use backon::{ExponentialBuilder, Retryable as _};
 use futures::future::{BoxFuture, FutureExt as _};
 use h2::Reason;
 use http::{Request, Response, Uri};
-use tokio::{net::lookup_host, sync::mpsc};
+use parking_lot::Mutex;
+use tokio::{net::lookup_host, sync::watch};
 use tonic::{
     ConnectError, Status,
     body::Body,
-    transport::{self, Channel, Endpoint, channel::Change},
+    transport::{self, Channel, Endpoint},
 };
 use tower::{Service, ServiceExt as _};
 
 use crate::grpc::{KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, LONGEST_CALL};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a call looks for a replica that it can be sent to. Each attempt has the time of the whole
-/// call, which may take longer by this time.
-const ANOTHER_REPLICA: Duration = Duration::from_millis(250);
-/// How often a channel looks up the replicas of a service.
+/// How often the replicas of a service are looked up.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(2);
-const MAX_REPLICAS: usize = 128;
+const MAX_REPLICAS: usize = 64;
+/// How long a replica that was gone comes last.
+const LAST: Duration = Duration::from_secs(1);
 
-/// A channel to the replicas of a service; cheap to clone.
+/// The replicas of a service; cheap to clone.
 ///
-/// A replica that stops is still known for seconds: name servers and their caches are late. A call that
-/// cannot be sent to it is sent to another one. A call that was sent is not repeated here, because the
-/// replica may have carried it out.
+/// Calls go to them in turn. A replica that stops is still known for seconds: name servers and their
+/// caches are late. A call that cannot be sent to it is sent to the next. A call that was sent is not
+/// repeated here, because the replica may have carried it out.
 #[derive(Clone, Debug)]
-pub struct Replicas(Channel);
+pub struct Replicas {
+    known: watch::Receiver<Arc<Vec<Replica>>>,
+    turn: Arc<AtomicUsize>,
+}
+
+#[derive(Clone, Debug)]
+struct Replica {
+    address: SocketAddr,
+    channel: Channel,
+    /// When a call last found it gone.
+    gone_at: Arc<Mutex<Option<Instant>>>,
+}
 
 impl Replicas {
-    /// Connects at the first call and reconnects by itself. Calls are spread over all replicas: those of
-    /// a host name that resolves to several addresses, including replicas that start later, and those of
-    /// several addresses that commas separate.
+    /// Connects at the first call and reconnects by itself. The replicas are those of a host name that
+    /// resolves to several addresses, including replicas that start later, and those of several
+    /// addresses that commas separate.
     ///
     /// # Errors
     /// When `urls` are not `http://host:port`.
@@ -57,9 +71,12 @@ impl Replicas {
         let names = uris.iter().map(host_and_port).collect::<Option<Vec<_>>>();
         let names = names.with_context(wrong)?;
         let origin = uris.into_iter().next().with_context(wrong)?;
-        let (channel, changes) = Channel::balance_channel(MAX_REPLICAS);
-        tokio::spawn(follow(names, origin, changes));
-        Ok(Self(channel))
+        let (found, known) = watch::channel(Arc::default());
+        tokio::spawn(follow(names, origin, found));
+        Ok(Self {
+            known,
+            turn: Arc::default(),
+        })
     }
 }
 
@@ -69,38 +86,53 @@ impl Service<Request<Body>> for Replicas {
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // Each attempt waits for its replica.
+        // A call waits for the replica that it is sent to.
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let channel = self.0.clone();
+        let mut known = self.known.clone();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         async move {
             let (head, body) = request.into_parts();
             let body = to_bytes(axum::body::Body::new(body), usize::MAX).await;
             let body = body.map_err(|error| Status::internal(error.to_string()))?;
-            let began = Instant::now();
-            let attempt = || {
-                let body = Body::new(axum::body::Body::from(body.clone()));
-                channel
-                    .clone()
-                    .oneshot(Request::from_parts(head.clone(), body))
+            let mut failure = Status::unavailable("no address of the service is known");
+            let replicas = known.wait_for(|replicas| !replicas.is_empty());
+            let replicas = match tokio::time::timeout(CONNECT_TIMEOUT, replicas).await {
+                Ok(Ok(replicas)) => Arc::clone(&replicas),
+                _ => return Err(failure),
             };
-            let sent = attempt
-                .retry(another_replica())
-                .when(|error| is_unsent(error) && began.elapsed() < ANOTHER_REPLICA);
-            sent.await.map_err(|error| Status::from_error(error.into()))
+            let in_turn = in_turn(&replicas, turn);
+            // Twice: one that is there may have closed its connection.
+            for replica in in_turn.iter().chain(&in_turn) {
+                let body = Body::new(axum::body::Body::from(body.clone()));
+                let request = Request::from_parts(head.clone(), body);
+                match replica.channel.clone().oneshot(request).await {
+                    Err(error) if is_unsent(&error) => {
+                        *replica.gone_at.lock() = Some(Instant::now());
+                        failure = Status::from_error(error.into());
+                    }
+                    result => return result.map_err(|error| Status::from_error(error.into())),
+                }
+            }
+            Err(failure)
         }
         .boxed()
     }
 }
 
-/// The channel sets a replica aside that it cannot connect to, and tries it again: the first attempts
-/// find another one, if there is one.
-fn another_replica() -> ExponentialBuilder {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(1))
-        .with_max_times(8)
+/// All replicas, beginning with the one whose turn it is. Those that were gone a moment ago come last:
+/// to find that again may take the whole [`CONNECT_TIMEOUT`].
+fn in_turn(replicas: &[Replica], turn: usize) -> Vec<&Replica> {
+    let first = turn.checked_rem(replicas.len()).unwrap_or_default();
+    let (before, after) = replicas.split_at(first);
+    let mut in_turn: Vec<_> = after.iter().chain(before).collect();
+    in_turn.sort_by_key(|replica| {
+        let gone_at = *replica.gone_at.lock();
+        gone_at.is_some_and(|at| at.elapsed() < LAST)
+    });
+    in_turn
 }
 
 /// Whether no replica has begun to carry the call out: there was no connection, it was closed before
@@ -118,35 +150,30 @@ fn is_unsent(error: &transport::Error) -> bool {
     })
 }
 
-/// Keeps the channel's replicas equal to the addresses of the host names, for as long as the channel
-/// is used.
-async fn follow(
-    names: Vec<(String, u16)>,
-    origin: Uri,
-    changes: mpsc::Sender<Change<SocketAddr, Endpoint>>,
-) {
-    let mut known = HashSet::new();
-    while !changes.is_closed() {
+/// Keeps the replicas equal to the addresses of the host names, for as long as anybody uses them.
+async fn follow(names: Vec<(String, u16)>, origin: Uri, known: watch::Sender<Arc<Vec<Replica>>>) {
+    while !known.is_closed() {
         let found = look_up(&names).await;
         // If DNS returns nothing, keep the last known addresses: a refused connection fails faster
-        // than a call that waits for an endpoint.
+        // than a call that waits for an address.
         if !found.is_empty() {
-            let gone = known
-                .difference(&found)
-                .map(|address| Change::Remove(*address));
-            let new = found
-                .difference(&known)
-                .map(|address| Change::Insert(*address, endpoint(*address, &origin)));
-            for change in new.chain(gone) {
-                // Closed: the channel has been dropped.
-                let _closed = changes.send(change).await;
+            let replicas = Arc::clone(&known.borrow());
+            let mut replicas = replicas.to_vec();
+            replicas.retain(|replica| found.contains(&replica.address));
+            for address in found {
+                if replicas.iter().all(|replica| replica.address != address) {
+                    replicas.push(Replica {
+                        address,
+                        channel: endpoint(address, &origin).connect_lazy(),
+                        gone_at: Arc::default(),
+                    });
+                }
             }
-            known = found;
+            known.send_replace(Arc::new(replicas));
         }
-        let pause = if known.is_empty() {
-            Duration::from_millis(100)
-        } else {
-            LOOKUP_INTERVAL
+        let pause = match known.borrow().is_empty() {
+            true => Duration::from_millis(100),
+            false => LOOKUP_INTERVAL,
         };
         tokio::time::sleep(pause).await;
     }
@@ -157,7 +184,7 @@ async fn look_up(names: &[(String, u16)]) -> HashSet<SocketAddr> {
     let mut found = HashSet::new();
     for (host, port) in names {
         match lookup_host((host.as_str(), *port)).await {
-            Ok(addresses) => found.extend(addresses.take(MAX_REPLICAS / 2)),
+            Ok(addresses) => found.extend(addresses.take(MAX_REPLICAS)),
             Err(error) => {
                 tracing::debug!(host, %error, "the name cannot be resolved; known replicas stay in use");
                 return HashSet::new();
