@@ -10,6 +10,12 @@ use crate::{Compose, Deployment, Kubernetes, Shop, compose, kubernetes};
 /// or in the cluster of `KUBECONFIG` if that is set.
 const TARGET: &str = "SAGACITY_TARGET";
 
+/// Scenarios have one customer, who sends more than a real one.
+pub const WITHOUT_LIMITS: [(&str, &str, &str); 2] = [
+    ("gateway", "CUSTOMER_REQUESTS_PER_SECOND", "0"),
+    ("gateway", "ADDRESS_REQUESTS_PER_SECOND", "0"),
+];
+
 /// Opens a system for each scenario. The clones of one harness share the containers or the cluster.
 #[derive(Clone, Debug)]
 pub struct Harness(Place);
@@ -42,15 +48,17 @@ impl Harness {
         matches!(self.0, Place::Containers(..))
     }
 
-    /// Opens a system; `settings` are (service, name, value). In containers or a cluster it may hold the
+    /// Opens a system; `settings` are (service, name, value). Without other settings the gateway accepts any number of
+    /// requests. In containers or a cluster it may hold the
     /// settled orders of earlier scenarios.
     pub async fn open(&self, name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Result<Shop> {
-        Shop::new(self.deploy(name, settings, false).await?).await
+        let settings = [&WITHOUT_LIMITS, settings].concat();
+        Shop::new(self.deploy(name, &settings, false).await?).await
     }
 
     /// Opens a system without any order.
     pub async fn open_new(&self, name: &str) -> anyhow::Result<Shop> {
-        Shop::new(self.deploy(name, &[], true).await?).await
+        Shop::new(self.deploy(name, &WITHOUT_LIMITS, true).await?).await
     }
 
     /// Opens a system of processes with a PostgreSQL server of its own, which may be crashed.
@@ -64,6 +72,11 @@ impl Harness {
 
     /// Opens a system of processes.
     pub async fn open_processes(name: &str, system: System<'_>) -> anyhow::Result<Shop> {
+        let settings = [&WITHOUT_LIMITS, system.settings].concat();
+        let system = System {
+            settings: &settings,
+            ..system
+        };
         let stack = test::stack(name, system).await?;
         Shop::new(Deployment::Processes(Box::new(stack))).await
     }

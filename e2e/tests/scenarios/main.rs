@@ -16,10 +16,12 @@ mod containers;
 mod documentation;
 mod faults;
 mod ha;
+mod hostile;
 mod load;
 mod outbox;
 mod overload;
 mod recovery;
+mod secrets;
 mod settings;
 mod stories;
 mod telemetry;
@@ -108,6 +110,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
         bad_input_is_rejected_and_the_field_is_named,
         another_customer_sees_nothing,
         an_order_is_shown_even_if_parts_are_unavailable;
+    hostile [Nothing]:
+        ten_thousand_hostile_requests_cause_no_server_error;
     auditor [Nothing]:
         the_auditor_finds_what_is_broken;
     settings [Nothing]:
@@ -210,7 +214,17 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    conclusion.exit_code()
+    match secrets::in_logs() {
+        Ok(found) if found.is_empty() => conclusion.exit_code(),
+        Ok(found) => {
+            eprintln!("secrets in logs:\n{}", found.join("\n"));
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("cannot search the logs for secrets: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn block_on<T>(scenario: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

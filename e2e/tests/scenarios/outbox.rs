@@ -43,7 +43,7 @@ pub async fn naive_publish_loses_what_the_outbox_keeps(_: &Harness) -> Outcome {
     let participant = Participant::new(
         Service::Inventory,
         pool,
-        Broker::connect(&broker.url(), "test").await?,
+        Broker::connect(&broker.url(), "test", None).await?,
     );
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(messaging::run::run(

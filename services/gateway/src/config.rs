@@ -3,12 +3,18 @@
 use bootstrap::settings::{BrokerSettings, Common, ProcessSettings, Settings, service_urls};
 use clap::Parser;
 
+use crate::{identity::IdentitySettings, limits::LimitSettings};
+
 /// The gateway of Sagacity: the HTTP API in front of the services.
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
 pub struct Config {
     #[command(flatten)]
     pub process: ProcessSettings<8080, 9080>,
+    #[command(flatten)]
+    pub identity: IdentitySettings,
+    #[command(flatten)]
+    pub limits: LimitSettings,
     /// NATS, only to notify live streams; everything else works without it
     #[command(flatten)]
     pub broker: BrokerSettings,
@@ -49,5 +55,11 @@ pub struct Config {
 impl Settings for Config {
     fn common(&self) -> Common {
         self.process.common()
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let environment = self.process.environment;
+        self.identity.validate(environment)?;
+        self.broker.validate(environment)
     }
 }

@@ -7,10 +7,17 @@ use utoipa::{
         link::Link,
         path::Operation,
         schema::{Schema, Type},
+        security::{ClientCredentials, Flow, OAuth2, OpenIdConnect, Scopes, SecurityScheme},
     },
 };
 
-use crate::problem::Problem;
+use crate::{
+    identity::{IdentitySettings, Scope, development},
+    problem::Problem,
+};
+
+/// The security scheme that operations name.
+const ACCESS_TOKEN: &str = "accessToken";
 
 #[derive(OpenApi)]
 #[openapi(
@@ -28,9 +35,11 @@ use crate::problem::Problem;
 struct Document;
 
 /// What can happen to every request.
-const COMMON_PROBLEMS: [(&str, &str); 5] = [
+const COMMON_PROBLEMS: [(&str, &str); 7] = [
     ("400", "The request is invalid; `field` names the part"),
+    ("401", "The access token is missing or not valid"),
     ("408", "The body did not arrive in time"),
+    ("429", "The caller sends too many requests"),
     ("500", "An unexpected error"),
     ("503", "A service behind the API is unavailable"),
     ("504", "A service behind the API did not respond in time"),
@@ -46,7 +55,12 @@ pub fn base() -> utoipa::openapi::OpenApi {
 }
 
 /// The document with what the handlers need not repeat.
-pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+pub fn complete(
+    mut document: utoipa::openapi::OpenApi,
+    identity: &IdentitySettings,
+) -> utoipa::openapi::OpenApi {
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme(ACCESS_TOKEN, security_scheme(identity));
     for item in document.paths.paths.values_mut() {
         for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
             add_responses(operation);
@@ -55,9 +69,30 @@ pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::Open
     document
 }
 
+/// How to get an access token.
+fn security_scheme(identity: &IdentitySettings) -> SecurityScheme {
+    if let Some(issuer) = identity.issuer() {
+        let issuer = issuer.trim_end_matches('/');
+        let discovery = format!("{issuer}/.well-known/openid-configuration");
+        return SecurityScheme::OpenIdConnect(OpenIdConnect::new(discovery));
+    }
+    let scopes = Scope::ALL.map(|scope| (scope.name(), scope.description()));
+    let flow = ClientCredentials::new(development::PATH, Scopes::from_iter(scopes));
+    SecurityScheme::OAuth2(OAuth2::with_description(
+        [Flow::ClientCredentials(flow)],
+        "The development issuer. The client id is the customer: any name, for example a UUID. \
+         The secret does not matter.",
+    ))
+}
+
 fn add_responses(operation: &mut Operation) {
     let responses = &mut operation.responses.responses;
-    for (status, description) in COMMON_PROBLEMS {
+    let problems = COMMON_PROBLEMS.into_iter();
+    let scope = operation
+        .security
+        .as_ref()
+        .map(|_| ("403", "The access token lacks the scope"));
+    for (status, description) in problems.chain(scope) {
         let response = || Response::new(description).into();
         responses.entry(status.to_owned()).or_insert_with(response);
     }
@@ -78,6 +113,10 @@ fn add_responses(operation: &mut Operation) {
             content.insert("application/problem+json".to_owned(), problem.into());
         }
         match status.as_str() {
+            "401" | "403" => {
+                let description = "RFC 6750: what is wrong with the access token";
+                add_header(response, "WWW-Authenticate", description, string());
+            }
             "201" => describe_created(response),
             "429" | "503" => {
                 let seconds = ObjectBuilder::new().schema_type(Type::Integer);
@@ -98,7 +137,6 @@ fn describe_created(response: &mut Response) {
         let link = Link::builder()
             .operation_id(operation)
             .parameter("path.id", "$response.body#/id")
-            .parameter("header.X-Customer-Id", "$request.header.X-Customer-Id")
             .build();
         response.links.insert(operation.to_owned(), link.into());
     }

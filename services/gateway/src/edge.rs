@@ -1,15 +1,16 @@
-//! The outermost layer: the context of each request, its span, its metrics, its body, how many
-//! requests there are at a time, and the headers of every response.
+//! The outermost layer: whose request it is, how many requests there may be, its context, its span,
+//! its metrics, its body, and the headers of every response.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{
     body::{Body, to_bytes},
-    extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderValue, header},
+    extract::{ConnectInfo, MatchedPath, Request, State},
+    http::{HeaderMap, HeaderValue, header, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -22,7 +23,13 @@ use opentelemetry::{KeyValue, global, metrics::Histogram};
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
-use crate::{backends::REQUEST_BUDGET, problem::Problem};
+use crate::{
+    backends::REQUEST_BUDGET,
+    extract::Caller,
+    identity::{Identity, IdentitySettings, Refused, development},
+    limits::{Allowance, LimitSettings, Limits},
+    problem::Problem,
+};
 
 /// Seconds; 5 is the request budget.
 const BUCKETS: [f64; 11] = [
@@ -48,16 +55,44 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
 /// What all requests share; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Edge {
+    pub identity: Identity,
+    pub limits: Limits,
     durations: Histogram<f64>,
     room: Arc<Semaphore>,
 }
 
 impl Edge {
-    pub fn new() -> Self {
-        Self {
+    /// # Errors
+    /// See [`Identity::new`].
+    pub fn new(identity: &IdentitySettings, limits: LimitSettings) -> anyhow::Result<Self> {
+        Ok(Self {
+            identity: Identity::new(identity)?,
+            limits: Limits::new(limits),
             durations: durations(),
             room: Arc::new(Semaphore::new(MAX_REQUESTS)),
+        })
+    }
+
+    /// Whose request it is, and what the caller may still send. A request is refused before its
+    /// body is read.
+    async fn admit(&self, head: &Parts) -> Result<(Caller, Option<Allowance>), Refused> {
+        if self.room.available_permits() == 0 {
+            return Err(Problem::overloaded().into());
         }
+        // The credentials of a client that asks for a token are for the issuer.
+        let caller = match head.uri.path() == development::PATH {
+            true => Ok(None),
+            false => self.identity.authenticate(&head.headers).await,
+        };
+        if let Ok(Some(principal)) = caller {
+            let allowance = self.limits.customer(principal.customer)?;
+            return Ok((Caller(Some(principal)), allowance));
+        }
+        let peer = head.extensions.get::<ConnectInfo<SocketAddr>>();
+        let peer = peer.map(|ConnectInfo(peer)| *peer);
+        let address = self.limits.client(peer, &head.headers);
+        let allowance = self.limits.address(address)?;
+        caller.map(|caller| (Caller(caller), allowance))
     }
 }
 
@@ -73,17 +108,16 @@ fn durations() -> Histogram<f64> {
 
 /// Gives the request its [`RequestContext`], which [`crate::extract::Context`] takes out again, and
 /// the response its correlation id.
-pub async fn propagate_context(
-    State(Edge { durations, room }): State<Edge>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub async fn propagate_context(State(edge): State<Edge>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let (mut head, body) = request.into_parts();
     // Before the budget of the request begins.
-    let body = match room.available_permits() {
-        0 => Err(Problem::overloaded()),
-        _ => receive(body).await,
+    let admitted = match edge.admit(&head).await {
+        Ok((caller, allowance)) => match receive(body).await {
+            Ok(body) => Ok((caller, allowance, body)),
+            Err(problem) => Err(problem.into()),
+        },
+        Err(refused) => Err(refused),
     };
     let method = head.method.clone();
     // The route and not the path: metrics need a bounded number of names.
@@ -112,19 +146,29 @@ pub async fn propagate_context(
     context.continue_in(&span);
     let correlation = context.correlation_id.to_string();
     head.extensions.insert(context);
-    let mut response = match (body, room.try_acquire()) {
-        (Ok(body), Ok(_room_for_one)) => {
+    let mut response = match (admitted, edge.room.try_acquire()) {
+        (Ok((caller, allowance, body)), Ok(_room_for_one)) => {
+            head.extensions.insert(caller);
             let request = Request::from_parts(head, body);
-            next.run(request).instrument(span.clone()).await
+            let mut response = next.run(request).instrument(span.clone()).await;
+            if let Some(allowance) = allowance {
+                allowance.describe(response.headers_mut());
+            }
+            response
         }
-        (Err(problem), _) => problem.into_response(),
+        (Err(Refused { reason, problem }), _) => {
+            if let Some(reason) = reason {
+                tracing::info!(parent: &span, %method, route, reason, "refused an access token");
+            }
+            problem.into_response()
+        }
         (Ok(_), Err(_full)) => Problem::overloaded().into_response(),
     };
     let status = response.status();
     if status.is_server_error() {
         tracing::warn!(parent: &span, %method, route, %status, "responded with a server error");
     }
-    durations.record(
+    edge.durations.record(
         began.elapsed().as_secs_f64(),
         &[
             KeyValue::new("http.request.method", method.to_string()),

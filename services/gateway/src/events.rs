@@ -22,7 +22,7 @@ use serde_json::json;
 
 use crate::{
     backends::{Backends, PART_TIMEOUT, REQUEST_BUDGET, request},
-    extract::{Context, Customer, OrderPath},
+    extract::{Context, OrderPath, Reader},
     live::{MAX_STREAMS, Watch},
     position::Position,
     problem::Problem,
@@ -41,7 +41,8 @@ const MAX_DURATION: Duration = Duration::from_secs(600);
 /// The data of each event is a timeline event; the last event is `end`, with the order's final
 /// status. A stream ends after 10 minutes at the latest.
 #[utoipa::path(get, path = "/api/v1/orders/{id}/events", tag = "orders",
-    params(OrderPath, Customer,
+    security(("accessToken" = ["orders:read"])),
+    params(OrderPath,
            ("Last-Event-ID" = Option<String>, Header,
             description = "The id of the last event that was received: the stream goes on after \
                            it. Anything else starts from the beginning.")),
@@ -52,7 +53,7 @@ const MAX_DURATION: Duration = Duration::from_secs(600);
 pub async fn watch_order(
     State(mut backends): State<Backends>,
     Context(context): Context,
-    Customer(customer): Customer,
+    Reader(customer): Reader,
     OrderPath(id): OrderPath,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {

@@ -20,7 +20,11 @@ use utoipa::{
     },
 };
 
-use crate::{object::Object, problem::Problem};
+use crate::{
+    identity::{Principal, Scope},
+    object::Object,
+    problem::Problem,
+};
 
 /// Correlation id, trace and deadline of the request, set by [`crate::edge::propagate_context`].
 #[derive(Clone, Debug)]
@@ -35,28 +39,44 @@ impl<S: Sync> FromRequestParts<S> for Context {
     }
 }
 
-/// The customer who sends the request. This is the only place that reads `X-Customer-Id`, so that
-/// accounts can replace it here.
+/// Whose request it is, set by [`crate::edge`]; `None` for a request without credentials.
 #[derive(Clone, Copy, Debug)]
-pub struct Customer(pub CustomerId);
+pub struct Caller(pub Option<Principal>);
 
-impl<S: Sync> FromRequestParts<S> for Customer {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let text = single_header(&parts.headers, "x-customer-id")?;
-        parse_uuid("x-customer-id", text).map(Self)
+impl Caller {
+    /// The customer, if the access token has this scope. Handlers know the customer from nothing
+    /// else, so that a route without authorization has none.
+    fn customer(parts: &Parts, scope: Scope) -> Result<CustomerId, Problem> {
+        let Self(caller) = parts.extensions.get().ok_or_else(Problem::internal)?;
+        let caller = caller.ok_or_else(Problem::unauthenticated)?;
+        match caller.scopes.contains(scope) {
+            true => Ok(caller.customer),
+            false => Err(Problem::insufficient_scope(scope.name())),
+        }
     }
 }
 
-impl IntoParams for Customer {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        vec![parameter(
-            "X-Customer-Id",
-            ParameterIn::Header,
-            "The customer. A stand-in until there are accounts.",
-            string().format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid))),
-        )]
+/// The customer, whose access token allows to see orders.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader(pub CustomerId);
+
+impl<S: Sync> FromRequestParts<S> for Reader {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Caller::customer(parts, Scope::OrdersRead).map(Self)
+    }
+}
+
+/// The customer, whose access token allows to create and cancel orders.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer(pub CustomerId);
+
+impl<S: Sync> FromRequestParts<S> for Writer {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Caller::customer(parts, Scope::OrdersWrite).map(Self)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Reading order: `orders`, `events` (live streams), `timeline`, `problem` (errors), `extract`
 //! (what handlers take from requests), `order_request` and `views` (JSON types), `document`
-//! (`/openapi.json`).
+//! (`/openapi.json`); `edge` (what every request passes), `identity` (access tokens), `limits`.
 
 mod backends;
 mod config;
@@ -10,6 +10,8 @@ mod document;
 mod edge;
 mod events;
 mod extract;
+mod identity;
+mod limits;
 mod live;
 mod object;
 mod order_request;
@@ -31,7 +33,13 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::{backends::Backends, live::Live, problem::Problem};
+use crate::{
+    backends::Backends,
+    edge::Edge,
+    identity::{IdentitySettings, development},
+    live::Live,
+    problem::Problem,
+};
 
 pub use config::Config;
 
@@ -45,15 +53,18 @@ pub fn main() -> ExitCode {
 async fn run(config: Config, mut process: Process) -> anyhow::Result<()> {
     let live = Live::default();
     let backends = Backends::connect(&config, live.clone())?;
-    process.serve_http(router(backends))?;
+    let edge = Edge::new(&config.identity, config.limits)?;
     process.spawn(
-        "live streams",
-        live.run(config.broker.url, process.stopping()),
+        "signing keys",
+        edge.identity.clone().run(process.stopping()),
     );
+    process.spawn("limits", edge.limits.clone().run(process.stopping()));
+    process.serve_http(router(backends, edge, &config.identity))?;
+    process.spawn("live streams", live.run(config.broker, process.stopping()));
     process.until_shutdown().await
 }
 
-fn router(backends: Backends) -> Router {
+fn router(backends: Backends, edge: Edge, identity: &IdentitySettings) -> Router {
     let (api, document) = OpenApiRouter::with_openapi(document::base())
         .routes(routes!(orders::create_order, orders::list_orders))
         .routes(routes!(orders::get_order))
@@ -63,21 +74,25 @@ fn router(backends: Backends) -> Router {
         .routes(routes!(products::list_products))
         .routes(routes!(products::get_product))
         .split_for_parts();
-    let docs = SwaggerUi::new("/docs").url("/openapi.json", document::complete(document));
+    let docs = SwaggerUi::new("/docs").url("/openapi.json", document::complete(document, identity));
+    let api = match identity.issuer() {
+        Some(_) => api,
+        None => api.merge(development::routes(&identity.audience)),
+    };
     let routes = api
         .merge(docs)
         .fallback(async || Problem::not_found("There is nothing at this path; see /docs."))
         .method_not_allowed_fallback(async || Problem::method_not_allowed());
-    with_layers(routes).with_state(backends)
+    with_layers(routes, edge).with_state(backends)
 }
 
 /// What every request passes, outermost last: the context is outside, so that the response to a
 /// panic has a correlation id and is counted.
-fn with_layers<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+fn with_layers<S: Clone + Send + Sync + 'static>(routes: Router<S>, edge: Edge) -> Router<S> {
     routes
         .layer(CatchPanicLayer::custom(edge::panic_response))
         .layer(middleware::from_fn_with_state(
-            edge::Edge::new(),
+            edge,
             edge::propagate_context,
         ))
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use async_nats::ConnectOptions;
+use bootstrap::settings::BrokerSettings;
 use contracts::{CustomerId, OrderId, header};
 use futures::{StreamExt as _, stream::select_all};
 use parking_lot::Mutex;
@@ -23,6 +24,8 @@ use crate::backends::publishers;
 /// attempt. Watchers that follow each other closely share one subscription.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// At NATS.
+const USER: &str = "gateway";
 /// Live streams of a customer at a time: a stream costs memory and polls for minutes.
 pub const MAX_STREAMS: usize = 32;
 
@@ -66,11 +69,15 @@ impl Live {
     }
 
     /// Subscribes while there are watchers, until `shutdown`.
-    pub async fn run(self, url: String, shutdown: CancellationToken) -> anyhow::Result<()> {
+    pub async fn run(
+        self,
+        broker: BrokerSettings,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
         let subscribe = async {
             loop {
                 self.needed.notified().await;
-                if let Err(error) = self.subscribe(&url).await {
+                if let Err(error) = self.subscribe(&broker).await {
                     tracing::warn!(
                         error = format!("{error:#}"),
                         "NATS is unavailable; live streams poll until it is back"
@@ -87,9 +94,15 @@ impl Live {
     }
 
     /// Returns when there are no watchers.
-    async fn subscribe(&self, url: &str) -> anyhow::Result<()> {
-        let client = ConnectOptions::new().name("gateway");
-        let client = client.connect(url.split(',').collect::<Vec<_>>()).await?;
+    async fn subscribe(&self, broker: &BrokerSettings) -> anyhow::Result<()> {
+        let options = match broker.password() {
+            Some(password) => {
+                ConnectOptions::with_user_and_password(USER.to_owned(), password.to_owned())
+            }
+            None => ConnectOptions::new(),
+        };
+        let servers: Vec<&str> = broker.url.split(',').collect();
+        let client = options.name(USER).connect(servers).await?;
         let mut subscriptions = Vec::new();
         for service in publishers() {
             subscriptions.push(client.subscribe(format!("{service}.>")).await?);

@@ -19,7 +19,7 @@ use tonic::Code;
 
 use crate::{
     backends::{Backends, PART_TIMEOUT, REQUEST_BUDGET, request},
-    extract::{Body, Context, Customer, IdempotencyKey, OrderPath},
+    extract::{Body, Context, IdempotencyKey, OrderPath, Reader, Writer},
     order_request::{NewItem, NewOrder},
     page::{Page, next_cursor},
     problem::Problem,
@@ -32,7 +32,8 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 ///
 /// The response comes as soon as the order is durable; the order itself, its live stream and its
 /// timeline show how it goes on.
-#[utoipa::path(post, path = "/api/v1/orders", tag = "orders", params(Customer, IdempotencyKey),
+#[utoipa::path(post, path = "/api/v1/orders", tag = "orders", params(IdempotencyKey),
+    security(("accessToken" = ["orders:write"])),
     request_body(content = NewOrder, content_type = "application/json"),
     responses(
         (status = 201, description = "The order as it was accepted: pending", body = Order),
@@ -44,7 +45,7 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 pub async fn create_order(
     State(mut backends): State<Backends>,
     Context(context): Context,
-    Customer(customer): Customer,
+    Writer(customer): Writer,
     IdempotencyKey(idempotency_key): IdempotencyKey,
     Body(order): Body<NewOrder>,
 ) -> Result<Response, Problem> {
@@ -78,13 +79,14 @@ pub async fn create_order(
 /// An order with its payment, reservation and notifications.
 ///
 /// A part that cannot be read now is listed in `unavailable`.
-#[utoipa::path(get, path = "/api/v1/orders/{id}", tag = "orders", params(OrderPath, Customer),
+#[utoipa::path(get, path = "/api/v1/orders/{id}", tag = "orders", params(OrderPath),
+    security(("accessToken" = ["orders:read"])),
     responses((status = 200, description = "The order", body = ComposedOrder),
               (status = 404, description = "The customer has no such order")))]
 pub async fn get_order(
     State(mut backends): State<Backends>,
     Context(context): Context,
-    Customer(customer): Customer,
+    Reader(customer): Reader,
     OrderPath(id): OrderPath,
 ) -> Result<Json<ComposedOrder>, Problem> {
     let order_id = id.to_string();
@@ -156,12 +158,13 @@ fn part<T>(
 }
 
 /// The customer's own orders, newest first.
-#[utoipa::path(get, path = "/api/v1/orders", tag = "orders", params(Page<OrderId>, Customer),
+#[utoipa::path(get, path = "/api/v1/orders", tag = "orders", params(Page<OrderId>),
+    security(("accessToken" = ["orders:read"])),
     responses((status = 200, description = "A page of orders", body = OrderPage)))]
 pub async fn list_orders(
     State(mut backends): State<Backends>,
     Context(context): Context,
-    Customer(customer): Customer,
+    Reader(customer): Reader,
     page: Page<OrderId>,
 ) -> Result<Json<OrderPage>, Problem> {
     let message = ListOrdersRequest {
@@ -187,8 +190,8 @@ pub async fn list_orders(
 /// Cancels an order.
 ///
 /// A captured payment is refunded. Cancelling twice is the same as once.
-#[utoipa::path(post, path = "/api/v1/orders/{id}/cancel", tag = "orders",
-    params(OrderPath, Customer),
+#[utoipa::path(post, path = "/api/v1/orders/{id}/cancel", tag = "orders", params(OrderPath),
+    security(("accessToken" = ["orders:write"])),
     responses((status = 202, description = "The cancelled order; its refund may be pending",
                body = Order),
               (status = 404, description = "The customer has no such order"),
@@ -196,7 +199,7 @@ pub async fn list_orders(
 pub async fn cancel_order(
     State(mut backends): State<Backends>,
     Context(context): Context,
-    Customer(customer): Customer,
+    Writer(customer): Writer,
     OrderPath(id): OrderPath,
 ) -> Result<(StatusCode, Json<Order>), Problem> {
     let message = CancelOrderRequest {

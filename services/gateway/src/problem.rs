@@ -11,6 +11,9 @@ use serde::Serialize;
 use tonic::{Code, TimeoutExpired};
 use utoipa::ToSchema;
 
+/// The `field` of problems with credentials.
+const AUTHORIZATION: &str = "authorization";
+
 /// An RFC 9457 problem document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Problem {
@@ -36,6 +39,12 @@ pub struct Problem {
 pub enum Kind {
     #[serde(rename = "urn:sagacity:problem:invalid-request")]
     InvalidRequest,
+    #[serde(rename = "urn:sagacity:problem:unauthenticated")]
+    Unauthenticated,
+    #[serde(rename = "urn:sagacity:problem:invalid-token")]
+    InvalidToken,
+    #[serde(rename = "urn:sagacity:problem:insufficient-scope")]
+    InsufficientScope,
     #[serde(rename = "urn:sagacity:problem:not-found")]
     NotFound,
     #[serde(rename = "urn:sagacity:problem:method-not-allowed")]
@@ -66,6 +75,12 @@ impl Kind {
     const fn status_and_title(self) -> (StatusCode, &'static str) {
         match self {
             Self::InvalidRequest => (StatusCode::BAD_REQUEST, "The request is invalid"),
+            Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "An access token is needed"),
+            Self::InvalidToken => (StatusCode::UNAUTHORIZED, "The access token is not valid"),
+            Self::InsufficientScope => (
+                StatusCode::FORBIDDEN,
+                "The access token does not allow this",
+            ),
             Self::NotFound => (StatusCode::NOT_FOUND, "Not found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"),
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "The request came too slowly"),
@@ -108,6 +123,18 @@ impl Kind {
                 | Self::Timeout
         )
     }
+
+    /// The `WWW-Authenticate` of the response: RFC 6750, section 3.
+    const fn challenge(self) -> Option<&'static str> {
+        match self {
+            Self::Unauthenticated => Some("Bearer realm=\"sagacity\""),
+            Self::InvalidToken => Some("Bearer realm=\"sagacity\", error=\"invalid_token\""),
+            Self::InsufficientScope => {
+                Some("Bearer realm=\"sagacity\", error=\"insufficient_scope\"")
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Problem {
@@ -134,6 +161,34 @@ impl Problem {
         Self::new(Kind::InvalidRequest, detail).at(field)
     }
 
+    pub fn unauthenticated() -> Self {
+        let detail = "Send the header Authorization: Bearer, with an access token. See /docs.";
+        Self::new(Kind::Unauthenticated, detail).at(AUTHORIZATION)
+    }
+
+    /// The response is the same whatever is wrong: details would help to forge one.
+    pub fn invalid_token() -> Self {
+        let detail = "The access token was not issued for this API. Get another one.";
+        Self::new(Kind::InvalidToken, detail).at(AUTHORIZATION)
+    }
+
+    pub fn expired_token() -> Self {
+        let detail = "The access token has expired. Get a new one.";
+        Self::new(Kind::InvalidToken, detail).at(AUTHORIZATION)
+    }
+
+    pub fn insufficient_scope(scope: &str) -> Self {
+        let detail = format!("The access token needs the scope {scope}. Get one that has it.");
+        Self::new(Kind::InsufficientScope, detail).at(AUTHORIZATION)
+    }
+
+    pub fn provider_unavailable() -> Self {
+        Self::new(
+            Kind::Unavailable,
+            "Access tokens cannot be checked at the moment. Send the same request again later.",
+        )
+    }
+
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(Kind::NotFound, detail)
     }
@@ -151,6 +206,15 @@ impl Problem {
     pub fn slow_body(limit: Duration) -> Self {
         let detail = format!("The body must arrive within {limit:?}. Send the same request again.");
         Self::new(Kind::RequestTimeout, detail).at("body")
+    }
+
+    /// `who`: customer or address. `wait`: until the next request would be accepted.
+    pub fn too_many_requests(who: &str, per_second: u32, wait: Duration) -> Self {
+        let detail = format!(
+            "More than {per_second} requests per second of this {who}. \
+             Send the same request again in {wait:?}."
+        );
+        Self::new(Kind::TooManyRequests, detail)
     }
 
     pub fn too_many_streams(limit: usize) -> Self {
@@ -223,6 +287,7 @@ impl From<tonic::Status> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, _) = self.r#type.status_and_title();
+        let challenge = self.r#type.challenge();
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(
@@ -234,6 +299,10 @@ impl IntoResponse for Problem {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
         ) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(challenge) = challenge {
+            let challenge = HeaderValue::from_static(challenge);
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         response
     }

@@ -19,7 +19,7 @@ use utoipa::{
 
 use crate::{
     backends::{Backends, PART_TIMEOUT, REQUEST_BUDGET, publishers, request},
-    extract::{Context, Customer, OrderPath},
+    extract::{Context, OrderPath, Reader},
     problem::Problem,
     views::{self, Missing},
 };
@@ -82,13 +82,14 @@ fn publisher_names() -> utoipa::openapi::schema::Array {
 
 /// Every event of the order, with its cause, its time and its trace.
 #[utoipa::path(get, path = "/api/v1/orders/{id}/timeline", tag = "orders",
-    params(OrderPath, Customer),
+    security(("accessToken" = ["orders:read"])),
+    params(OrderPath),
     responses((status = 200, description = "The timeline", body = Timeline),
               (status = 404, description = "The customer has no such order")))]
 pub async fn get_timeline(
     State(mut backends): State<Backends>,
     Context(context): Context,
-    Customer(customer): Customer,
+    Reader(customer): Reader,
     OrderPath(id): OrderPath,
 ) -> Result<Json<Timeline>, Problem> {
     let own = GetOrderRequest {

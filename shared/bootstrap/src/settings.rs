@@ -197,6 +197,9 @@ pub struct BrokerSettings {
     /// NATS address, or those of the servers of a cluster, separated by commas; 2.12 or later with JetStream
     #[arg(id = "nats-url", long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_parser = nats_url)]
     pub url: String,
+    /// Password of the service's user at NATS, which is named like the service; without one NATS must not ask for any
+    #[arg(long, env = "NATS_PASSWORD", hide_env_values = true)]
+    pub nats_password: Option<SecretString>,
     /// Bytes of the stream of each publisher, the same for all services; the broker's store must hold
     /// three of them and 784 MiB
     #[arg(long, env = "STREAM_MAX_BYTES", default_value_t = 2_147_483_648,
@@ -206,6 +209,27 @@ pub struct BrokerSettings {
     /// more keeps them
     #[arg(long, env = "STREAM_REPLICAS", default_value_t = 1, value_parser = stream_replicas)]
     pub stream_replicas: usize,
+}
+
+impl BrokerSettings {
+    /// Checks the password.
+    ///
+    /// # Errors
+    /// Names the setting and what is expected.
+    pub fn validate(&self, environment: Environment) -> Result<(), String> {
+        environment
+            .reject_development_secret(self.password().unwrap_or_default())
+            .map_err(|error| format!("NATS_PASSWORD: {error}"))
+    }
+
+    /// The password, if there is one.
+    pub fn password(&self) -> Option<&str> {
+        let password = self
+            .nats_password
+            .as_ref()
+            .map(|password| password.expose_secret());
+        password.filter(|password| !password.is_empty())
+    }
 }
 
 fn stream_replicas(text: &str) -> Result<usize, String> {

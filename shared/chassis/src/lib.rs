@@ -124,7 +124,7 @@ impl ServiceContext {
                 max_bytes: broker.stream_max_bytes,
                 replicas: broker.stream_replicas,
             };
-            let broker = Broker::connect(&broker.url, self.service.name()).await;
+            let broker = Broker::connect(&broker.url, self.service.name(), broker.password()).await;
             let broker = broker
                 .context("connect to the broker that NATS_URL names")?
                 .with_streams(streams);

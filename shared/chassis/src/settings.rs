@@ -40,6 +40,8 @@ impl<const PORT: u16, const ADMIN_PORT: u16> ServiceSettings<PORT, ADMIN_PORT> {
     /// # Errors
     /// Names the setting and what is expected.
     pub fn validate(&self) -> Result<(), String> {
-        self.database.validate(self.process.environment)
+        let environment = self.process.environment;
+        self.database.validate(environment)?;
+        self.broker.validate(environment)
     }
 }

@@ -20,6 +20,7 @@ use contracts::{
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::{ANSWER_TIMEOUT, NOT_FOUND, text};
 
@@ -175,6 +176,8 @@ impl DeadLetters {
             return Ok(Vec::new());
         }
         let reader = pull::Config {
+            // With a name the broker can check what the reader reads: see `messaging::permissions`.
+            name: Some(format!("reader-{}", Uuid::now_v7().simple())),
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: after + 1,
             },

@@ -8,7 +8,7 @@ use backon::Retryable as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff;
+use crate::{backoff, permissions};
 
 /// The oldest version that does not skip events after a power loss (nats-server #5412 and others).
 const OLDEST_SERVER: (u32, u32) = (2, 12);
@@ -72,15 +72,24 @@ pub enum BrokerError {
 }
 
 impl Broker {
-    /// Connects as `name` to a server, or to one of several that commas separate, and checks its version. Waits for a server that is not up yet:
-    /// services and servers start in any order.
+    /// Connects as the user `name` to a server, or to one of several that commas separate, and checks its
+    /// version. Waits for a server that is not up yet: services and servers start in any order. Without a
+    /// password the server must not ask for one.
     ///
     /// # Errors
     /// [`BrokerError`].
-    pub async fn connect(url: &str, name: &str) -> Result<Self, BrokerError> {
+    pub async fn connect(
+        url: &str,
+        name: &str,
+        password: Option<&str>,
+    ) -> Result<Self, BrokerError> {
         let (connected, connections) = watch::channel(0);
         let servers: Vec<&str> = url.split(',').collect();
-        let connect = || async { options(name, connected.clone()).connect(&servers).await };
+        let connect = || async {
+            options(name, password, connected.clone())
+                .connect(&servers)
+                .await
+        };
         let client = connect
             .retry(backoff::exponential(Duration::from_millis(50), Duration::from_secs(2)))
             .when(may_come_up)
@@ -175,9 +184,16 @@ impl Broker {
     }
 }
 
-fn options(name: &str, connected: watch::Sender<u64>) -> ConnectOptions {
-    ConnectOptions::new()
+fn options(name: &str, password: Option<&str>, connected: watch::Sender<u64>) -> ConnectOptions {
+    let options = match password {
+        Some(password) => {
+            ConnectOptions::with_user_and_password(name.to_owned(), password.to_owned())
+        }
+        None => ConnectOptions::new(),
+    };
+    options
         .name(name)
+        .custom_inbox_prefix(permissions::inbox_prefix(name))
         .ping_interval(Duration::from_secs(5))
         .reconnect_delay_callback(|attempts| Duration::from_millis(50 << attempts.min(5)))
         .event_callback(move |event| {

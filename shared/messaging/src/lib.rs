@@ -27,6 +27,7 @@ mod metrics;
 pub mod outbox;
 mod participant;
 mod partitions;
+pub mod permissions;
 mod progress;
 mod publish;
 mod reconcile;

@@ -206,6 +206,11 @@ pub fn store_bytes(max_bytes: i64) -> i64 {
     streams.map(|stream| stream.max_bytes).sum()
 }
 
+pub(crate) fn stream_names() -> impl Iterator<Item = String> {
+    let streams = streams(StreamSettings::default()).into_iter();
+    streams.map(|stream| stream.name)
+}
+
 fn streams(settings: StreamSettings) -> Vec<Config> {
     let mut streams: Vec<Config> = Service::ALL
         .into_iter()
@@ -289,7 +294,7 @@ fn consumer(service: Service, source: Source) -> pull::Config {
 
 /// All major versions of a fact: an unknown version waits for a newer replica. A narrower filter
 /// would skip it silently.
-fn subject_filter(subject: Subject) -> String {
+pub(crate) fn subject_filter(subject: Subject) -> String {
     let fact = subject
         .as_str()
         .rsplit_once('.')

@@ -317,7 +317,7 @@ async fn several_replicas_may_migrate_at_once() {
 async fn an_invalid_broker_address_fails_at_once_and_is_named() {
     let refused = tokio::time::timeout(
         Duration::from_secs(5),
-        Broker::connect("nats://user@", "test"),
+        Broker::connect("nats://user@", "test", None),
     )
     .await;
     let message = format!(

@@ -7,6 +7,7 @@ mod measure;
 mod order;
 mod sqlx;
 mod timeline;
+mod token;
 mod up;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -43,6 +44,8 @@ enum Command {
     Load(load::Load),
     /// Check every invariant over databases, streams and provider; exit code 1 on any breach
     Verify(Verify),
+    /// Print an access token of the development issuer, for the header Authorization: Bearer
+    Token(token::Token),
     /// Print the events of an order with cause, time offset and trace id
     Timeline(timeline::Timeline),
     /// Look at dead letters, send them back to the service that gave up, or discard them
@@ -98,6 +101,7 @@ async fn run(sagacity: Sagacity, names_system: bool) -> anyhow::Result<bool> {
         Command::Order(order) => order.run(&endpoints()?).await?,
         Command::Load(load) => return load.run(&endpoints()?).await,
         Command::Verify(verify) => return verify.run(&endpoints()?).await,
+        Command::Token(token) => println!("{}", token.issue()),
         Command::Timeline(timeline) => timeline.run(&endpoints()?).await?,
         Command::Dlq(dlq) => return dlq.run(endpoints, names_system).await,
         Command::Sqlx(sqlx) => sqlx.run().await?,

@@ -19,6 +19,7 @@ use anyhow::ensure;
 use audit::Expectations;
 use clap::Args;
 use client::{Customer, http_client};
+use contracts::CustomerId;
 use devstack::Endpoints;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
@@ -57,6 +58,9 @@ fn share(text: &str) -> Result<f64, String> {
 /// How long the last sagas may take after the last order was accepted.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How many customers share the orders: none sends more than the gateway accepts from one.
+const CUSTOMERS: u64 = 1000;
+
 /// Without an end for this long, orders whose end was not seen are looked up.
 const QUIET: Duration = Duration::from_secs(5);
 
@@ -64,7 +68,7 @@ const QUIET: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 struct Run {
     load: Load,
-    customer: Customer,
+    customers: Vec<Customer>,
     skus: Vec<String>,
     sagas: Mutex<Sagas>,
     /// Number of the next order to place.
@@ -82,7 +86,9 @@ impl Load {
         let before = measure::usage(&endpoints.pids);
         let run = Arc::new(Run {
             load: self.clone(),
-            customer,
+            customers: (0..CUSTOMERS)
+                .map(|_| customer.another(CustomerId::new()))
+                .collect(),
             skus,
             sagas: Mutex::default(),
             next: AtomicU64::new(0),
@@ -184,7 +190,7 @@ impl Run {
     async fn look_up_ends(&self) {
         let open = self.sagas.lock().open();
         for (order, customer) in open {
-            let customer = self.customer.another(customer);
+            let customer = self.customers[0].another(customer);
             // One that cannot be read is asked for again.
             let Ok(found) = customer.order(&order.to_string()).await else {
                 continue;

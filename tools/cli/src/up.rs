@@ -190,10 +190,11 @@ fn welcome(stack: &Stack, state: &Path, began: Instant) {
         );
     }
     row("state", &state.display().to_string());
-    let customer = "-H 'X-Customer-Id: 01890000-0000-7000-8000-000000000001'";
+    let customer = "-H \"Authorization: Bearer $TOKEN\"";
     let order = r#"{"items":[{"sku":"SKU-0001","quantity":2}],"payment_method":"tok_visa"}"#;
     println!("\ntry:");
     println!("  curl '{gateway}/api/v1/products?limit=3'");
+    println!("  TOKEN=$(cargo sagacity token)");
     println!(
         "  curl {customer} -H \"Idempotency-Key: $(date +%s%N)\" \
          -H 'Content-Type: application/json' -d '{order}' {gateway}/api/v1/orders"

@@ -80,7 +80,7 @@ impl System {
         let (pool, _) = test::database(&[messaging::migrator()]).await.unwrap();
         let create = sqlx::query("CREATE TABLE applied (event_id uuid NOT NULL)");
         create.execute(&pool).await.unwrap();
-        let broker = Broker::connect(&nats, "notification").await.unwrap();
+        let broker = Broker::connect(&nats, "notification", None).await.unwrap();
         let mut participant = Participant::new(Service::Notification, pool.clone(), broker);
         participant.max_attempts = 1;
         let handler = Arc::new(Repairable::default());

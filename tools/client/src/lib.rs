@@ -9,6 +9,7 @@ use std::{sync::Once, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use contracts::CustomerId;
+use development_issuer::{AUDIENCE, CUSTOMER_SCOPES};
 use futures::{
     future::{BoxFuture, FutureExt as _},
     stream::BoxStream,
@@ -31,6 +32,12 @@ pub struct Customer {
     client: reqwest::Client,
     gateway: String,
     pub id: CustomerId,
+    /// Of the development issuer.
+    token: String,
+}
+
+fn token(customer: CustomerId) -> String {
+    development_issuer::issue(&customer.to_string(), AUDIENCE, CUSTOMER_SCOPES)
 }
 
 /// Lines of an order: SKU and quantity.
@@ -61,16 +68,27 @@ pub fn http_client() -> anyhow::Result<reqwest::Client> {
 impl Customer {
     /// A new customer.
     pub fn new(client: reqwest::Client, gateway: &str) -> Self {
+        let id = CustomerId::new();
         Self {
             client,
             gateway: gateway.to_owned(),
-            id: CustomerId::new(),
+            id,
+            token: token(id),
         }
     }
 
     /// Another customer who shares the connections of this one.
     pub fn another(&self, id: CustomerId) -> Self {
-        Self { id, ..self.clone() }
+        Self {
+            id,
+            token: token(id),
+            ..self.clone()
+        }
+    }
+
+    /// The access token of this customer.
+    pub fn token(&self) -> &str {
+        &self.token
     }
 
     /// A request to the API as this customer.
@@ -78,7 +96,7 @@ impl Customer {
         let method = method.parse().unwrap_or(reqwest::Method::GET);
         self.client
             .request(method, format!("{}{path}", self.gateway))
-            .header("x-customer-id", self.id.to_string())
+            .bearer_auth(&self.token)
     }
 
     /// Sends one request for an order, and returns the response whatever its status.

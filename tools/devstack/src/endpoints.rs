@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::{Ports, members, postgres};
+use crate::{Ports, members, nats, postgres};
 
 /// Addresses of a running system. `up` writes them to a file that the other commands read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -14,7 +14,7 @@ pub struct Endpoints {
     pub gateway: String,
     /// `http://host:port` of psp-sandbox.
     pub provider: String,
-    /// `nats://host:port`.
+    /// `nats://user:password@host:port` of the user who may do everything.
     pub nats: String,
     /// Database URLs, by process.
     pub databases: BTreeMap<String, String>,
@@ -40,10 +40,15 @@ impl Endpoints {
             let url = format!("postgres://{role}:{password}@{server}/{role}");
             (role.to_owned(), url)
         });
+        let broker_password = std::env::var("OPERATOR_NATS_PASSWORD");
+        let broker_password = broker_password.unwrap_or_else(|_| nats::PASSWORD.to_owned());
         Ok(Self {
             gateway: target.trim_end_matches('/').to_owned(),
             provider: local_url(ports.get("psp-sandbox")?.api),
-            nats: format!("nats://127.0.0.1:{}", ports.nats),
+            nats: nats::for_operator(
+                &format!("nats://127.0.0.1:{}", ports.nats),
+                &broker_password,
+            ),
             databases: databases.collect(),
             admin: BTreeMap::new(),
             pids: BTreeMap::new(),

@@ -41,13 +41,35 @@ pub enum Part {
     Whole,
 }
 
-/// Connects to the broker at `url`.
+/// Connects to the broker at `url`, or to one of several that commas separate, as the user in it.
 pub fn connect(options: ConnectOptions, url: &str) -> BoxFuture<'_, anyhow::Result<Client>> {
     async move {
-        let connected = options.connect(url.split(',').collect::<Vec<_>>()).await;
-        connected.with_context(|| format!("connect to NATS at {url}"))
+        let (servers, user) = without_user(url);
+        // The client takes no user from an address.
+        let options = match user {
+            Some((user, password)) => options.user_and_password(user, password),
+            None => options,
+        };
+        let connected = options.connect(&servers).await;
+        connected.with_context(|| format!("connect to NATS at {}", servers.join(",")))
     }
     .boxed()
+}
+
+/// The addresses in `url`, and the user and password of the last that has them.
+fn without_user(url: &str) -> (Vec<String>, Option<(String, String)>) {
+    let mut found = None;
+    let servers = url.split(',').map(|server| {
+        let parts = server.split_once("://");
+        let parts = parts.and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?)));
+        let Some((scheme, (user, host))) = parts else {
+            return server.to_owned();
+        };
+        let (user, password) = user.split_once(':').unwrap_or((user, ""));
+        found = Some((user.to_owned(), password.to_owned()));
+        format!("{scheme}://{host}")
+    });
+    (servers.collect(), found)
 }
 
 /// Publishes a message past any outbox, and waits until the broker has it: for operators' tools,

@@ -15,6 +15,28 @@ use crate::{Logs, Process, Reaper, ports, process::Spec, tools};
 /// What the server may store; as in deploy/nats/nats.conf.
 const STORE: &str = "10GB";
 
+/// The password of all users of `deploy/nats/users.conf` in development.
+pub(crate) const PASSWORD: &str = "sagacity";
+/// The user of the tools.
+const OPERATOR: &str = "operator";
+
+/// The users of `deploy/nats/users.conf`, for the configuration of a server.
+pub(crate) fn users() -> anyhow::Result<String> {
+    let path = crate::workspace().join("deploy/nats/users.conf");
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let with_passwords = text.split(' ').map(|word| match word.strip_prefix('$') {
+        Some(variable) if variable.ends_with("_NATS_PASSWORD,") => format!("{PASSWORD:?},"),
+        _ => word.to_owned(),
+    });
+    Ok(with_passwords.collect::<Vec<_>>().join(" "))
+}
+
+/// The addresses of servers with [`users`], for the tools.
+pub(crate) fn for_operator(urls: &str, password: &str) -> String {
+    urls.replace("nats://", &format!("nats://{OPERATOR}:{password}@"))
+}
+
 /// A running nats-server.
 #[derive(Debug)]
 pub struct NatsServer {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::{Logs, NatsServer, Reaper, free_port};
+use crate::{Logs, NatsServer, Reaper, free_port, nats};
 
 const SERVERS: usize = 3;
 
@@ -97,7 +97,8 @@ impl NatsCluster {
         let (port, route) = self.ports[index];
         let cluster = format!(
             "server_name: {name}\n\
-             cluster {{ name: sagacity, listen: 127.0.0.1:{route}, routes: [{routes}] }}\n"
+             cluster {{ name: sagacity, listen: 127.0.0.1:{route}, routes: [{routes}] }}\n{}",
+            nats::users()?
         );
         let directory = self.directory.join(&name);
         let server =

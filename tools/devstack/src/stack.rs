@@ -12,8 +12,8 @@ use rustix::process::Signal;
 
 use crate::{
     Cluster, Durability, Endpoints, Logs, MEMBERS, MemberPorts, NatsServer, Ports, Postgres,
-    Process, Reaper, endpoints::local_url, free_port, members, ports, postgres, process::Spec,
-    services,
+    Process, Reaper, endpoints::local_url, free_port, members, nats, ports, postgres,
+    process::Spec, services,
 };
 
 /// What to start, and where.
@@ -56,6 +56,8 @@ pub struct Stack {
     replicas: Vec<Replica>,
     ready_after: BTreeMap<&'static str, Duration>,
     endpoints: Endpoints,
+    /// `nats://host:port`, for the services.
+    nats_url: String,
 }
 
 /// One more process of a service.
@@ -362,7 +364,7 @@ impl Stack {
                 "ADMIN_LISTEN".to_owned(),
                 format!("127.0.0.1:{}", ports.admin),
             ),
-            ("NATS_URL".to_owned(), self.endpoints.nats.clone()),
+            ("NATS_URL".to_owned(), self.nats_url.clone()),
             ("PROVIDER_URL".to_owned(), self.endpoints.provider.clone()),
             ("PROVIDER_API_KEY".to_owned(), "sk_test_sagacity".to_owned()),
             ("DATA_DIR".to_owned(), data.display().to_string()),
@@ -370,6 +372,9 @@ impl Stack {
         for other in MEMBERS {
             let url = local_url(self.options.ports.get(other.name)?.api);
             environment.insert(other.url_setting(), url);
+        }
+        if self.nats_url != self.endpoints.nats {
+            environment.insert("NATS_PASSWORD".to_owned(), nats::PASSWORD.to_owned());
         }
         if let Some(url) = self.endpoints.databases.get(service) {
             environment.insert("DATABASE_URL".to_owned(), url.clone());
@@ -415,13 +420,15 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
     let (nats, nats_url) = match &options.nats {
         Some(url) => (None, url.clone()),
         None => {
-            let directory = options.state.join("nats");
-            let server = NatsServer::start(&directory, options.ports.nats, logs, &reaper).await?;
+            let (directory, port) = (options.state.join("nats"), options.ports.nats);
+            let users = nats::users()?;
+            let server = NatsServer::start_with(&directory, port, &users, logs, &reaper).await?;
             pids.insert("nats".to_owned(), server.pid());
             let url = server.url();
             (Some(server), url)
         }
     };
+    let has_users = nats.is_some() || cluster.is_some();
     let mut gateway = options.ports.get("gateway")?.api;
     if let Some(cluster) = &cluster {
         gateway = cluster.gateways.port();
@@ -430,7 +437,10 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
     let endpoints = Endpoints {
         gateway: local_url(gateway),
         provider: local_url(options.ports.get("psp-sandbox")?.api),
-        nats: nats_url,
+        nats: match has_users {
+            true => nats::for_operator(&nats_url, nats::PASSWORD),
+            false => nats_url.clone(),
+        },
         databases: create_databases(&admin_url, &options.database_prefix).await?,
         admin: admin_urls(&options.ports)?,
         pids,
@@ -445,6 +455,7 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
         replicas: Vec::new(),
         ready_after: BTreeMap::new(),
         endpoints,
+        nats_url,
     };
     // All at once: each waits by itself for those that it needs.
     for service in services() {

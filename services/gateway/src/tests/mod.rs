@@ -1,6 +1,8 @@
 //! The router against stub services: real HTTP semantics and real gRPC, no other process.
 
+mod identity;
 mod invalid_requests;
+mod limits;
 mod responses;
 mod stub;
 
@@ -10,12 +12,16 @@ use axum::{
     http::{HeaderMap, Request, StatusCode, request},
 };
 use bootstrap::Replicas;
+use development_issuer::{AUDIENCE, CUSTOMER_SCOPES};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::ServiceExt as _;
 
-use crate::{backends::Backends, live::Live, router};
+use crate::{
+    backends::Backends, edge::Edge, identity::IdentitySettings, limits::LimitSettings, live::Live,
+    router,
+};
 use stub::Stub;
 
 const CUSTOMER: &str = "01890000-0000-7000-8000-000000000001";
@@ -36,7 +42,12 @@ struct Response {
 }
 
 impl Api {
+    /// With the development issuer, and without limits.
     async fn new(stub: Stub) -> Self {
+        Self::with_edge(stub, edge(), &identity()).await
+    }
+
+    async fn with_edge(stub: Stub, edge: Edge, identity: &IdentitySettings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
@@ -47,7 +58,11 @@ impl Api {
         ));
         let replicas = Replicas::new(&url).unwrap();
         Self {
-            router: router(Backends::new(|_| replicas.clone(), Live::default())),
+            router: router(
+                Backends::new(|_| replicas.clone(), Live::default()),
+                edge,
+                identity,
+            ),
             _stop: stop.drop_guard(),
         }
     }
@@ -55,6 +70,12 @@ impl Api {
     async fn send(&self, request: Request<Body>) -> Response {
         let response = self.router.clone().oneshot(request).await.unwrap();
         Response::read(response).await
+    }
+
+    /// The status, without the body: that of a live stream ends late.
+    async fn send_head(&self, request: Request<Body>) -> StatusCode {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        response.status()
     }
 
     async fn get(&self, path: &str) -> Response {
@@ -92,14 +113,39 @@ impl Response {
     }
 }
 
+fn identity() -> IdentitySettings {
+    IdentitySettings {
+        issuer: String::new(),
+        audience: AUDIENCE.to_owned(),
+    }
+}
+
+fn without_limits() -> LimitSettings {
+    LimitSettings {
+        customer_requests_per_second: 0,
+        address_requests_per_second: 0,
+        trusted_proxies: 0,
+    }
+}
+
+fn edge() -> Edge {
+    Edge::new(&identity(), without_limits()).unwrap()
+}
+
+/// The `Authorization` of a customer.
+fn authorization(customer: &str) -> String {
+    let token = development_issuer::issue(customer, AUDIENCE, CUSTOMER_SCOPES);
+    format!("Bearer {token}")
+}
+
 fn get(path: &str) -> request::Builder {
-    Request::get(path).header("x-customer-id", CUSTOMER)
+    Request::get(path).header("authorization", authorization(CUSTOMER))
 }
 
 /// A valid request, but for the body.
 fn create_order() -> request::Builder {
     Request::post("/api/v1/orders")
-        .header("x-customer-id", CUSTOMER)
+        .header("authorization", authorization(CUSTOMER))
         .header("idempotency-key", "one")
         .header("content-type", "application/json")
 }

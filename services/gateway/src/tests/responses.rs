@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tonic::Code;
 use tower::ServiceExt as _;
 
-use super::{Api, CUSTOMER, ORDER, Response, Stub, create_order, get};
+use super::{Api, CUSTOMER, ORDER, Response, Stub, authorization, create_order, edge, get};
 use crate::{edge::MAX_REQUESTS, live::MAX_STREAMS, with_layers};
 
 fn order_path() -> String {
@@ -240,7 +240,7 @@ async fn more_requests_than_the_gateway_works_on_are_refused_until_one_ends() {
         let end = Arc::clone(&end);
         async move || end.notified().await
     };
-    let router = with_layers(Router::new().route("/", routing::get(waits)));
+    let router = with_layers(Router::new().route("/", routing::get(waits)), edge());
     let request = || {
         let request = Request::new(Body::empty());
         tokio::spawn(router.clone().oneshot(request))
@@ -291,7 +291,7 @@ async fn a_customer_has_a_limited_number_of_live_streams() {
     let api = Api::new(Stub::default()).await;
     let open = async |customer: &str| {
         let request = Request::get(format!("{}/events", order_path()));
-        let request = request.header("x-customer-id", customer);
+        let request = request.header("authorization", authorization(customer));
         let request = request.body(Body::empty()).unwrap();
         api.router.clone().oneshot(request).await.unwrap()
     };
@@ -319,7 +319,10 @@ async fn a_customer_has_a_limited_number_of_live_streams() {
 
 #[tokio::test]
 async fn clients_that_send_slowly_are_cut_off_and_hold_up_nobody() {
-    let router = with_layers(Router::new().route("/", routing::post(async |_: Bytes| ())));
+    let router = with_layers(
+        Router::new().route("/", routing::post(async |_: Bytes| ())),
+        edge(),
+    );
     let send = |body| {
         let request = Request::post("/").body(body).unwrap();
         tokio::spawn(router.clone().oneshot(request))
@@ -342,7 +345,7 @@ async fn a_panic_is_a_problem_and_not_safe_to_retry() {
     async fn panics() {
         panic!("a bug");
     }
-    let router = with_layers(Router::new().route("/", routing::get(panics)));
+    let router = with_layers(Router::new().route("/", routing::get(panics)), edge());
     let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
     let response = Response::read(response).await;
     assert_eq!(response.status, StatusCode::INTERNAL_SERVER_ERROR);
@@ -364,7 +367,7 @@ async fn every_documented_response_has_a_correlation_id_and_every_error_is_a_pro
     for operation in operations {
         count += 1;
         let responses = operation["responses"].as_object().unwrap();
-        for common in ["400", "500", "503", "504"] {
+        for common in ["400", "401", "408", "429", "500", "503", "504"] {
             assert!(responses.contains_key(common), "{operation}");
         }
         for (status, response) in responses {

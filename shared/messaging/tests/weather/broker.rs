@@ -6,7 +6,7 @@ use std::{collections::HashSet, fs, io, path::Path};
 use async_nats::{ConnectOptions, jetstream};
 use contracts::OrderId;
 use devstack::{Logs, NatsCluster, Reaper, TemporaryDirectory};
-use messaging::{Broker, StreamSettings, topology::reconcile_streams};
+use messaging::{Broker, StreamSettings, permissions::OPERATOR, topology::reconcile_streams};
 
 use crate::fixture::{Fixture, Running, eventually};
 
@@ -206,7 +206,9 @@ async fn a_stream_keeps_the_replicas_that_it_has() {
     let cluster = NatsCluster::start(directory.path(), &logs, &reaper);
     let cluster = cluster.await.unwrap();
     let url = cluster.url();
-    let broker = Broker::connect(&url, "test").await.unwrap();
+    let broker = Broker::connect(&url, OPERATOR, Some("sagacity"))
+        .await
+        .unwrap();
     let with = |replicas| {
         broker.clone().with_streams(StreamSettings {
             replicas,
@@ -219,7 +221,8 @@ async fn a_stream_keeps_the_replicas_that_it_has() {
     )
     .await;
     reconcile_streams(&with(1)).await.unwrap();
-    let client = devstack::jetstream::connect(ConnectOptions::new(), &url);
+    let options = ConnectOptions::with_user_and_password(OPERATOR.into(), "sagacity".into());
+    let client = devstack::jetstream::connect(options, &url);
     let jetstream = jetstream::new(client.await.unwrap());
     let stream = jetstream.get_stream("ORDER").await.unwrap();
     assert_eq!(stream.cached_info().config.num_replicas, 3);

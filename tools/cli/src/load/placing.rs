@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use client::Customer;
-use contracts::{CustomerId, OrderId};
+use contracts::OrderId;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -34,8 +34,8 @@ pub(super) async fn work(run: Arc<Run>) -> anyhow::Result<()> {
             tokio::time::sleep_until(due.into()).await;
         }
         let from = due.unwrap_or_else(Instant::now);
-        let customer = run.customer.another(CustomerId::new());
-        let order = place(&run, &customer).await?;
+        let customer = &run.customers[number as usize % run.customers.len()];
+        let order = place(&run, customer).await?;
         let accepted = Instant::now();
         let latency = accepted - from;
         let mut sagas = run.sagas.lock();

@@ -21,7 +21,7 @@ pub use crate::jetstream::{StreamMessage, read_stream};
 
 use crate::{
     Durability, Logs, NatsServer, Options, Ports, Postgres, Reaper, Stack, TemporaryDirectory,
-    free_port, postgres, programs, tools,
+    free_port, nats, postgres, programs, tools,
 };
 
 /// What all tests of one binary share.
@@ -79,11 +79,21 @@ pub async fn database(migrators: &[Migrator]) -> anyhow::Result<(PgPool, String)
 
 /// A new broker. [`NatsServer::crash_and_restart`] needs [`broker_environment`].
 pub fn broker() -> BoxFuture<'static, anyhow::Result<NatsServer>> {
-    async {
+    start_broker(String::new())
+}
+
+/// The same with the users of `deploy/nats/users.conf`, and the password of development.
+pub async fn broker_with_users() -> anyhow::Result<NatsServer> {
+    start_broker(nats::users()?).await
+}
+
+fn start_broker(users: String) -> BoxFuture<'static, anyhow::Result<NatsServer>> {
+    async move {
         let shared = shared().await?;
         let directory = format!("nats-{}", Uuid::now_v7().simple());
         let directory = shared.directory.path().join(directory);
-        NatsServer::start(&directory, free_port()?, &logs("broker"), &shared.reaper).await
+        let (port, logs) = (free_port()?, logs("broker"));
+        NatsServer::start_with(&directory, port, &users, &logs, &shared.reaper).await
     }
     .boxed()
 }
