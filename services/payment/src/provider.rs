@@ -6,10 +6,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use bootstrap::shutdown;
-use contracts::OrderId;
+use contracts::{MAX_TEXT, OrderId};
 use reqwest::{RequestBuilder, StatusCode, Url, header, redirect};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error},
+};
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use crate::breaker::Breaker;
@@ -56,6 +59,7 @@ pub enum ProviderOutcome {
 /// A charge at the provider.
 #[derive(Deserialize, Debug)]
 pub struct Intent {
+    #[serde(deserialize_with = "id")]
     pub id: String,
     pub status: String,
     #[serde(default)]
@@ -69,6 +73,7 @@ pub struct Intent {
 /// A refund at the provider.
 #[derive(Deserialize, Debug)]
 pub struct Refund {
+    #[serde(deserialize_with = "id")]
     pub id: String,
     pub status: String,
     #[serde(default)]
@@ -285,6 +290,25 @@ fn parse<T: DeserializeOwned>(response: &Response) -> Result<T, CallError> {
         .map_err(|error| over(format!("the response cannot be read: {error}")))
 }
 
+/// The id of a thing at the provider. It becomes part of a path and of a row.
+fn id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let id = String::deserialize(deserializer)?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    match (1..=MAX_TEXT).contains(&id.len()) && id.bytes().all(is_plain) {
+        true => Ok(id),
+        false => Err(D::Error::custom(
+            "expected an id of letters, digits, _ and -",
+        )),
+    }
+}
+
+/// What of a text of the provider is stored, shown and logged: PostgreSQL stores no NUL, and no log
+/// should get a second line.
+fn printable(text: &str) -> String {
+    let shown = text.chars().filter(|character| !character.is_control());
+    shown.take(MAX_TEXT).collect()
+}
+
 impl Intent {
     /// What this charge means for the payment.
     pub fn outcome(self) -> ProviderOutcome {
@@ -295,10 +319,13 @@ impl Intent {
                 is_over: true,
             },
             status => ProviderOutcome::Declined {
-                code: match self.last_payment_error {
-                    Some(error) => error.most_specific_code(),
-                    None => status.to_owned(),
-                },
+                code: self
+                    .last_payment_error
+                    .unwrap_or_else(|| ApiError {
+                        code: Some(status.to_owned()),
+                        ..ApiError::default()
+                    })
+                    .most_specific_code(),
             },
         }
     }
@@ -325,6 +352,7 @@ impl ApiError {
             ..
         } = self;
         let codes = [decline_code, code, Some(r#type)].into_iter().flatten();
+        let codes = codes.map(|code| printable(&code));
         let mut codes = codes.filter(|code| !code.is_empty());
         codes.next().unwrap_or_else(|| "declined".to_owned())
     }
@@ -333,7 +361,55 @@ impl ApiError {
 impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let code = self.decline_code.as_ref().or(self.code.as_ref());
-        let message = self.message.as_deref().unwrap_or_default();
-        write!(f, "{} {message}", code.unwrap_or(&self.r#type))
+        let code = printable(code.unwrap_or(&self.r#type));
+        let message = printable(self.message.as_deref().unwrap_or_default());
+        write!(f, "{code} {message}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn read<T: DeserializeOwned>(body: Vec<u8>) -> Option<T> {
+        let sent_at = None;
+        parse(&Response { body, sent_at }).ok()
+    }
+
+    fn is_printable(text: &str) -> bool {
+        text.chars().count() <= MAX_TEXT && !text.contains(char::is_control)
+    }
+
+    proptest! {
+        /// `PROPTEST_CASES=5000000 cargo test -p payment any_answer` for ten minutes of them.
+        #[test]
+        fn any_answer_of_the_provider_is_read_or_refused(
+            bytes: Vec<u8>,
+            id in prop_oneof![any::<String>(), "[a-z_0-9]{1,300}"],
+            status in prop_oneof![any::<String>(), Just("succeeded".to_owned())],
+            code: Option<String>,
+            message: String,
+        ) {
+            let _refused = read::<Intent>(bytes.clone());
+            let _refused = read::<Refund>(bytes.clone());
+            let _refused = read::<List<Intent>>(bytes.clone());
+            let _refused = read::<ErrorBody>(bytes);
+            let error = json!({ "type": message, "decline_code": code, "message": message });
+            let shown = read::<ErrorBody>(json!({ "error": error }).to_string().into_bytes());
+            prop_assert!(!shown.unwrap().error.to_string().contains(char::is_control));
+            let answer = json!({ "id": id, "status": status, "last_payment_error": error });
+            let Some(intent) = read::<Intent>(answer.to_string().into_bytes()) else {
+                return Ok(());
+            };
+            match intent.outcome() {
+                ProviderOutcome::Captured { reference: text } | ProviderOutcome::Declined { code: text } => {
+                    prop_assert!(is_printable(&text) && !text.is_empty(), "{text:?}");
+                }
+                _ => {}
+            }
+        }
     }
 }

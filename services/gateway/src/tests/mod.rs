@@ -1,5 +1,6 @@
 //! The router against stub services: real HTTP semantics and real gRPC, no other process.
 
+mod arbitrary;
 mod identity;
 mod invalid_requests;
 mod limits;
