@@ -221,7 +221,9 @@ async fn status(gateway: &str, request: &[u8]) -> anyhow::Result<Option<u16>> {
 }
 
 pub async fn ten_thousand_hostile_requests_cause_no_server_error(harness: &Harness) -> Outcome {
-    let shop = harness.open("hostile", &[]).await?;
+    let shop = harness
+        .open("hostile", &[("gateway", "TRUSTED_PROXIES", "1")])
+        .await?;
     let gateway = shop.endpoints().gateway.clone();
     let gateway = gateway
         .strip_prefix("http://")

@@ -215,8 +215,14 @@ fn main() -> ExitCode {
         }
     }
     match secrets::in_logs() {
-        Ok(found) if found.is_empty() => conclusion.exit_code(),
-        Ok(found) => {
+        // All scenarios have run in processes: there are logs.
+        Ok(None) if !is_filtered && !arguments.list && harness.uses_processes() => {
+            eprintln!("there are no logs to search for secrets");
+            ExitCode::FAILURE
+        }
+        Ok(None) => conclusion.exit_code(),
+        Ok(Some(found)) if found.is_empty() => conclusion.exit_code(),
+        Ok(Some(found)) => {
             eprintln!("secrets in logs:\n{}", found.join("\n"));
             ExitCode::FAILURE
         }

@@ -79,18 +79,21 @@ impl Edge {
         if self.room.available_permits() == 0 {
             return Err(Problem::overloaded().into());
         }
+        let peer = head.extensions.get::<ConnectInfo<SocketAddr>>();
+        let peer = peer.map(|ConnectInfo(peer)| *peer);
+        let address = self.limits.client(peer, &head.headers);
         // The credentials of a client that asks for a token are for the issuer.
         let caller = match head.uri.path() == development::PATH {
             true => Ok(None),
-            false => self.identity.authenticate(&head.headers).await,
+            false => {
+                let verify = || self.limits.new_token(address);
+                self.identity.authenticate(&head.headers, verify).await
+            }
         };
         if let Ok(Some(principal)) = caller {
             let allowance = self.limits.customer(principal.customer)?;
             return Ok((Caller(Some(principal)), allowance));
         }
-        let peer = head.extensions.get::<ConnectInfo<SocketAddr>>();
-        let peer = peer.map(|ConnectInfo(peer)| *peer);
-        let address = self.limits.client(peer, &head.headers);
         let allowance = self.limits.address(address)?;
         caller.map(|caller| (Caller(caller), allowance))
     }

@@ -1,5 +1,5 @@
-//! Who sends a request: access tokens (RFC 6750, RFC 9068) of an OpenID Connect provider, or of
-//! the development issuer while there is none.
+//! Who sends a request: access tokens (RFC 6750) of an OpenID Connect provider, or of the development
+//! issuer while there is none.
 
 pub mod development;
 mod settings;
@@ -112,10 +112,13 @@ impl Identity {
     pub fn new(settings: &IdentitySettings) -> anyhow::Result<Self> {
         let (keys, issuer) = match settings.issuer() {
             Some(issuer) => (SigningKeys::of_provider(issuer)?, issuer),
-            None => (
-                SigningKeys::fixed(development_issuer::keys()),
-                development_issuer::ISSUER,
-            ),
+            None => {
+                tracing::info!(
+                    "without OIDC_ISSUER tokens of the development issuer are accepted, which anybody can issue"
+                );
+                let keys = development_issuer::keys();
+                (SigningKeys::fixed(keys), development_issuer::ISSUER)
+            }
         };
         Ok(Self {
             keys,
@@ -130,11 +133,21 @@ impl Identity {
         Ok(())
     }
 
-    /// The caller, or `None` for a request without credentials.
+    /// Whether the keys of the issuer have been read.
+    pub fn is_ready(&self) -> bool {
+        self.keys.generation() > 0
+    }
+
+    /// The caller, or `None` for a request without credentials. `may_verify` is asked before a token
+    /// is verified that was not accepted before.
     ///
     /// # Errors
     /// When credentials are there and not valid, or cannot be checked now.
-    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Option<Principal>, Refused> {
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        may_verify: impl FnOnce() -> Result<(), Problem>,
+    ) -> Result<Option<Principal>, Refused> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let value = match (values.next(), values.next()) {
             (None, _) => return Ok(None),
@@ -155,6 +168,7 @@ impl Identity {
         {
             return Ok(Some(accepted.principal));
         }
+        may_verify()?;
         let generation = self.keys.generation();
         let valid = self.verifier.verify(token, &self.keys).await?;
         let accepted = Accepted {

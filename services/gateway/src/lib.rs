@@ -48,12 +48,22 @@ pub fn main() -> ExitCode {
     bootstrap::process::main("gateway", run)
 }
 
-/// Readiness has no checks: no backend is part of it, because the gateway still serves what the others
-/// can answer.
+/// No backend is part of readiness, because the gateway still serves what the others can answer. Without
+/// the keys of the issuer it serves no customer.
 async fn run(config: Config, mut process: Process) -> anyhow::Result<()> {
     let live = Live::default();
     let backends = Backends::connect(&config, live.clone())?;
     let edge = Edge::new(&config.identity, config.limits)?;
+    let identity = edge.identity.clone();
+    process.readiness.check("identity provider", move || {
+        let problem = "its keys could not be read yet";
+        std::future::ready(
+            identity
+                .is_ready()
+                .then_some(())
+                .ok_or_else(|| problem.to_owned()),
+        )
+    });
     process.spawn(
         "signing keys",
         edge.identity.clone().run(process.stopping()),

@@ -23,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 use crate::problem::Problem;
 
 const BURST_SECONDS: u32 = 2;
+/// How many more access tokens of an address are verified than it may send requests without a valid
+/// one: many customers share the address of an office. Each costs some ten microseconds.
+const NEW_TOKENS: u32 = 10;
 /// How often callers are forgotten that could send a whole burst again.
 const CLEAN_UP: Duration = Duration::from_secs(10);
 
@@ -52,6 +55,7 @@ pub struct LimitSettings {
 pub struct Limits {
     customers: Option<Arc<Limit<CustomerId>>>,
     addresses: Option<Arc<Limit<IpAddr>>>,
+    tokens: Option<Arc<Limit<IpAddr>>>,
     trusted_proxies: u8,
 }
 
@@ -85,6 +89,7 @@ impl Limits {
         Self {
             customers: Limit::new("customer", customer).map(Arc::new),
             addresses: Limit::new("address", address).map(Arc::new),
+            tokens: Limit::new("address", address.saturating_mul(NEW_TOKENS)).map(Arc::new),
             trusted_proxies,
         }
     }
@@ -105,21 +110,26 @@ impl Limits {
         check(self.addresses.as_deref(), network(address))
     }
 
+    /// Counts an access token from an address that must be verified.
+    ///
+    /// # Errors
+    /// When it is one too many.
+    pub fn new_token(&self, address: IpAddr) -> Result<(), Problem> {
+        check(self.tokens.as_deref(), network(address)).map(drop)
+    }
+
     /// The address of the client: the peer, or what the outermost trusted proxy has noted.
     pub fn client(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> IpAddr {
         let peer = peer.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.ip());
         let Some(nth) = usize::from(self.trusted_proxies).checked_sub(1) else {
             return peer;
         };
+        // Bytes: what a client has sent before the address that a proxy adds may be no text.
         let values = headers.get_all("x-forwarded-for").iter();
-        let addresses = values
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','));
-        let addresses: Vec<&str> = addresses.map(str::trim).collect();
-        let noted = addresses.iter().rev().nth(nth);
-        noted
-            .and_then(|address| address.parse().ok())
-            .unwrap_or(peer)
+        let notes = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        let notes: Vec<&[u8]> = notes.collect();
+        let note = notes.iter().rev().nth(nth);
+        note.and_then(|note| read_address(note)).unwrap_or(peer)
     }
 
     /// Forgets callers that have been quiet, until `stopping`.
@@ -132,12 +142,19 @@ impl Limits {
             if let Some(limit) = &self.customers {
                 limit.clean_up();
             }
-            if let Some(limit) = &self.addresses {
+            for limit in [&self.addresses, &self.tokens].into_iter().flatten() {
                 limit.clean_up();
             }
         }
         Ok(())
     }
+}
+
+/// Some proxies also note the port.
+fn read_address(note: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(note).ok()?.trim();
+    let with_port = || text.parse().map(|address: SocketAddr| address.ip());
+    text.parse().or_else(|_| with_port()).ok()
 }
 
 fn check<K: Hash + Eq + Clone>(
@@ -276,5 +293,16 @@ mod tests {
         assert_eq!(client(2), "192.0.2.1");
         // Fewer proxies than configured: nobody has noted an address that can be trusted.
         assert_eq!(client(9), "198.51.100.1");
+        for (noted, address) in [
+            (&b"\xe9, 192.0.2.1"[..], "192.0.2.1"),
+            (b"192.0.2.1:1234", "192.0.2.1"),
+            (b"[2001:db8::1]:1234", "2001:db8::1"),
+            (b"unknown", "198.51.100.1"),
+        ] {
+            let value = HeaderValue::from_bytes(noted).unwrap();
+            let headers =
+                HeaderMap::from_iter([(HeaderName::from_static("x-forwarded-for"), value)]);
+            assert_eq!(limits(1).client(peer, &headers).to_string(), address);
+        }
     }
 }

@@ -19,9 +19,9 @@ use crate::shutdown;
 
 /// How long a new connection may wait with its first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
-/// How long a client may take for the headers of each further request. The time between two
-/// requests counts, and load balancers keep connections for a minute.
-const HEADERS: Duration = Duration::from_secs(75);
+/// How long a client may take for the headers of each further request. The time between two requests
+/// counts: load balancers keep connections for up to ten minutes, and must close them first.
+const HEADERS: Duration = Duration::from_secs(650);
 /// Most bytes of the headers of a request.
 const MAX_HEADERS: u32 = 16 * 1024;
 /// Where HTTP/1 stops reading; the first line and the headers must fit in.

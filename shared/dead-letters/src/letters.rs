@@ -9,7 +9,6 @@ use async_nats::{
         self,
         consumer::{AckPolicy, DeliverPolicy, pull},
         message::StreamMessage,
-        stream::DirectGetErrorKind,
     },
 };
 use contracts::{
@@ -255,10 +254,14 @@ impl DeadLetters {
         if depth == 0 {
             return Ok((0, None));
         }
-        match stream.direct_get_first_for_subject(&self.subjects).await {
+        // Not a direct read: see `messaging::permissions`.
+        match stream
+            .get_first_raw_message_by_subject(&self.subjects, 1)
+            .await
+        {
             Ok(oldest) => Ok((depth, Some(oldest.time))),
             // The last one was deleted meanwhile.
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok((0, None)),
+            Err(error) if error.kind() == NOT_FOUND => Ok((0, None)),
             Err(error) => Err(error.into()),
         }
     }

@@ -27,6 +27,8 @@ pub struct Broker {
     /// Counts connections; changes wake loops that wait for the broker.
     connections: watch::Receiver<u64>,
     pub(crate) streams: StreamSettings,
+    /// Whether it is connected as a user, with the rights of [`permissions`].
+    pub(crate) has_user: bool,
 }
 
 /// Settings of the streams. All services declare all streams, so that they must agree.
@@ -114,6 +116,7 @@ impl Broker {
             jetstream,
             connections,
             streams: StreamSettings::default(),
+            has_user: password.is_some(),
         })
     }
 

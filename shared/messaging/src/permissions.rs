@@ -1,5 +1,5 @@
-//! What each service may publish and subscribe to at the broker, derived from the choreography: whoever
-//! gets hold of one service can neither publish events of another nor read what is not meant for it.
+//! What each service may publish and subscribe to at the broker, derived from the choreography: a
+//! service that is broken into can neither publish events of another nor receive its answers.
 //!
 //! `deploy/nats/users.conf` is rendered from it. JetStream's requests are messages, too:
 //! <https://docs.nats.io/reference/reference-protocols/nats_api_reference>.
@@ -7,11 +7,11 @@
 use std::fmt::Write as _;
 
 use contracts::{
-    Service, Subject,
+    Service,
     dead_letter::{AUDIT_SUBJECT, STREAM as DEAD_LETTERS},
 };
 
-use crate::topology::{Source, stream_names, subject_filter};
+use crate::topology::{Source, stream_names};
 
 /// The user of operators and of the tools, who may do everything.
 pub const OPERATOR: &str = "operator";
@@ -43,28 +43,23 @@ pub fn users() -> String {
 }
 
 fn service(service: Service) -> User {
-    let own = Subject::ALL
-        .into_iter()
-        .filter(|subject| subject.owner() == service);
-    let mut publish: Vec<String> = own.map(subject_filter).collect();
-    publish.extend([
+    let mut publish = vec![
+        // All its events, also those of a newer version that was rolled back.
+        format!("{service}.>"),
         format!("dlq.{service}.>"),
         format!("redrive.{service}.>"),
         format!("relay.wake.{service}"),
         AUDIT_SUBJECT.to_owned(),
-    ]);
+    ];
     let api = |request: &str| format!("$JS.API.{request}");
-    // Every service declares all streams, so that services start in any order. None may delete or empty one.
+    // Every service declares all streams, so that services start in any order. None may delete, empty or
+    // update one: a stream can be told to publish again what it stores, on any subject.
     publish.push(api("STREAM.INFO.*"));
-    for stream in stream_names() {
-        publish.push(api(&format!("STREAM.CREATE.{stream}")));
-        publish.push(api(&format!("STREAM.UPDATE.{stream}")));
-    }
+    publish.extend(stream_names().map(|stream| api(&format!("STREAM.CREATE.{stream}"))));
     for source in Source::all(service) {
         let stream = source.stream();
         publish.extend([
             api(&format!("CONSUMER.CREATE.{stream}.{service}")),
-            api(&format!("CONSUMER.CREATE.{stream}.{service}.>")),
             api(&format!("CONSUMER.INFO.{stream}.{service}")),
             api(&format!("CONSUMER.MSG.NEXT.{stream}.{service}")),
             format!("$JS.ACK.{stream}.{service}.>"),
@@ -80,13 +75,13 @@ fn service(service: Service) -> User {
         publish.push(api(&format!("STREAM.MSG.GET.{stream}")));
     }
     publish.extend([
-        // A reader of its own dead letters has no name that is known before.
+        // A reader of its own dead letters has no name that is known before. Nothing is read directly:
+        // the answer would be stored as an event of its own if it was asked for on a subject of a stream.
         api(&format!("CONSUMER.CREATE.{DEAD_LETTERS}.*.dlq.{service}.>")),
         api(&format!("CONSUMER.DELETE.{DEAD_LETTERS}.*")),
         api(&format!("CONSUMER.MSG.NEXT.{DEAD_LETTERS}.*")),
         api(&format!("STREAM.MSG.GET.{DEAD_LETTERS}")),
         api(&format!("STREAM.MSG.DELETE.{DEAD_LETTERS}")),
-        api(&format!("DIRECT.GET.{DEAD_LETTERS}")),
     ]);
     User {
         name: service.name(),

@@ -3,7 +3,7 @@
 //! services start in any order. Streams keep events that no consumer has seen yet, so a consumer that
 //! is created late misses nothing.
 
-use std::time::Duration;
+use std::{sync::Once, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -35,6 +35,8 @@ pub const ACK_WAIT: Duration = Duration::from_secs(2);
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 /// Events that a service may hold unacknowledged, all replicas together: sixteen full batches.
 pub(crate) const MAX_ACK_PENDING: usize = 4096;
+
+static REPORTED: Once = Once::new();
 
 /// What a consumer consumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,14 +124,29 @@ async fn declare(broker: &Broker, mut wanted: Config) -> Result<Info, TopologyEr
         if is_as_wanted(&found.config, &wanted) {
             return Ok(found.clone());
         }
+        if broker.has_user {
+            // Once: this is looked at all the time.
+            REPORTED.call_once(|| {
+                tracing::warn!(
+                    stream = wanted.name,
+                    "the stream has other limits than this version declares, and only operators may \
+                     change it; it is used as it is"
+                );
+            });
+            return Ok(found.clone());
+        }
     }
     let (name, max_bytes, replicas) = (&wanted.name, wanted.max_bytes, wanted.num_replicas);
     let what = format!("stream {name} of {max_bytes} bytes in {replicas} copies");
+    let failed = |source: async_nats::Error| TopologyError { what, source };
+    // Users may not update; another service may have created it meanwhile, with the same limits.
+    if broker.has_user {
+        let created = broker.jetstream.create_stream(wanted).await;
+        let created = created.map_err(|error| failed(error.into()))?;
+        return Ok(created.cached_info().clone());
+    }
     let declared = broker.jetstream.create_or_update_stream(wanted).await;
-    declared.map_err(|source| TopologyError {
-        what,
-        source: source.into(),
-    })
+    declared.map_err(|error| failed(error.into()))
 }
 
 fn is_as_wanted(found: &Config, wanted: &Config) -> bool {
@@ -294,7 +311,7 @@ fn consumer(service: Service, source: Source) -> pull::Config {
 
 /// All major versions of a fact: an unknown version waits for a newer replica. A narrower filter
 /// would skip it silently.
-pub(crate) fn subject_filter(subject: Subject) -> String {
+fn subject_filter(subject: Subject) -> String {
     let fact = subject
         .as_str()
         .rsplit_once('.')

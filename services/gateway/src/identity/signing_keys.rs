@@ -10,10 +10,7 @@ use jsonwebtoken::{
 };
 use reqwest::{Client, redirect};
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::token::Refusal;
@@ -22,9 +19,11 @@ use super::token::Refusal;
 const REFRESH: Duration = Duration::from_secs(300);
 const SLOWEST_RETRY: Duration = Duration::from_secs(30);
 /// The least time between two reads: tokens with invented keys must not become a load of the provider.
-const PAUSE: Duration = Duration::from_secs(10);
-/// How long a request with an unknown key waits for new keys.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a request with an unknown key waits for new keys: longer than the pause.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How many requests wait for new keys at a time.
+const WAITING: usize = 64;
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Characters of Base64 in 256 bits, and in the least modulus of RSA: 2048 bits.
 const BITS_256: usize = 43;
@@ -53,8 +52,8 @@ struct Keys {
     usable: Vec<Arc<SigningKey>>,
     /// How often they have changed.
     generation: u64,
-    /// When they were last read, or could not be read.
-    attempt: Option<Instant>,
+    /// Whether the last read failed: there may be keys that are not known here.
+    outdated: bool,
 }
 
 #[derive(Debug)]
@@ -62,6 +61,7 @@ struct Provider {
     issuer: String,
     client: Client,
     wanted: Notify,
+    waiting: Semaphore,
 }
 
 impl SigningKeys {
@@ -89,6 +89,7 @@ impl SigningKeys {
                 issuer: issuer.to_owned(),
                 client,
                 wanted: Notify::new(),
+                waiting: Semaphore::new(WAITING),
             })),
         })
     }
@@ -104,16 +105,13 @@ impl SigningKeys {
     /// When there is none, also after the keys were read again.
     pub async fn find(&self, id: Option<&str>) -> Result<Arc<SigningKey>, Refusal> {
         let mut changes = self.current.subscribe();
-        let (found, attempt) = {
-            let keys = changes.borrow_and_update();
-            (keys.find(id), keys.attempt)
-        };
+        let found = changes.borrow_and_update().find(id);
         let (Err(_), Some(provider)) = (&found, &self.provider) else {
             return found;
         };
-        if attempt.is_some_and(|attempt| attempt.elapsed() < PAUSE) {
+        let Ok(_one_of_few) = provider.waiting.try_acquire() else {
             return found;
-        }
+        };
         // The issuer may have begun to use a new key.
         provider.wanted.notify_one();
         let _unchanged = tokio::time::timeout(PATIENCE, changes.changed()).await;
@@ -148,7 +146,7 @@ impl SigningKeys {
                     }
                 };
                 self.current.send_modify(|keys| {
-                    keys.attempt = Some(Instant::now());
+                    keys.outdated = read.is_err();
                     if let Ok(set) = read {
                         keys.replace(set);
                     }
@@ -180,15 +178,17 @@ impl Keys {
     }
 
     fn find(&self, id: Option<&str>) -> Result<Arc<SigningKey>, Refusal> {
-        if self.set.is_none() {
-            return Err(Refusal::NoKeys);
-        }
         let found = match (id, &*self.usable) {
             (None, [only]) => Some(only),
             (None, _) => None,
             (Some(id), keys) => keys.iter().find(|key| key.id.as_deref() == Some(id)),
         };
-        found.cloned().ok_or(Refusal::UnknownKey)
+        found
+            .cloned()
+            .ok_or(match self.outdated || self.set.is_none() {
+                true => Refusal::NoKeys,
+                false => Refusal::UnknownKey,
+            })
     }
 }
 

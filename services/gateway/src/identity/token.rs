@@ -21,7 +21,7 @@ pub enum Refusal {
     #[error("it names no key of the issuer")]
     UnknownKey,
     /// Not the token's fault.
-    #[error("the keys of the identity provider could not be read yet")]
+    #[error("the keys of the identity provider cannot be read")]
     NoKeys,
     #[error("it demands an extension of the signature that is not supported")]
     Critical,
@@ -48,9 +48,9 @@ struct Claims {
     sub: String,
     /// Seconds since 1970.
     exp: f64,
-    /// Some providers call it scp.
-    #[serde(default, alias = "scp")]
-    scope: ScopeClaim,
+    scope: Option<ScopeClaim>,
+    /// The same in the tokens of some providers.
+    scp: Option<ScopeClaim>,
 }
 
 #[derive(Deserialize)]
@@ -61,9 +61,12 @@ enum ScopeClaim {
     List(Vec<String>),
 }
 
-impl Default for ScopeClaim {
-    fn default() -> Self {
-        Self::Text(String::new())
+impl ScopeClaim {
+    fn names(&self) -> Vec<&str> {
+        match self {
+            Self::Text(text) => text.split(' ').collect(),
+            Self::List(names) => names.iter().map(String::as_str).collect(),
+        }
     }
 }
 
@@ -101,9 +104,9 @@ impl Verifier {
         Ok(Valid {
             principal: Principal {
                 customer: self.customer(&claims.sub),
-                scopes: match &claims.scope {
-                    ScopeClaim::Text(text) => Scopes::named(text.split(' ')),
-                    ScopeClaim::List(names) => Scopes::named(names.iter().map(String::as_str)),
+                scopes: {
+                    let named = [&claims.scope, &claims.scp].into_iter().flatten();
+                    Scopes::named(named.flat_map(ScopeClaim::names))
                 },
             },
             expires: SystemTime::UNIX_EPOCH
