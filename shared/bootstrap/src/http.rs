@@ -167,4 +167,31 @@ mod tests {
             );
         }
     }
+
+    /// CVE-2023-44487.
+    #[tokio::test]
+    async fn a_client_that_resets_its_requests_all_the_time_is_cut_off() {
+        let (address, _stop) = server().await;
+        let client = TcpStream::connect(address).await.unwrap();
+        let (client, connection) = h2::client::handshake(client).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut resets = 0;
+        while let Ok(mut client) = client.clone().ready().await {
+            let request = axum::http::Request::get("http://x/").body(()).unwrap();
+            let Ok((_response, mut stream)) = client.send_request(request, false) else {
+                break;
+            };
+            // The request has left before it is reset.
+            tokio::task::yield_now().await;
+            stream.send_reset(h2::Reason::CANCEL);
+            resets += 1;
+            assert!(resets < 100_000, "the connection stays open");
+        }
+        let error = connection.await.unwrap().unwrap_err();
+        assert_eq!(
+            error.reason(),
+            Some(h2::Reason::ENHANCE_YOUR_CALM),
+            "{error}"
+        );
+    }
 }

@@ -283,6 +283,10 @@ async fn browsers_show_no_response_of_the_api_as_a_page() {
             "{path}: {policy}"
         );
         assert_eq!(policy.contains("script-src 'self'"), may_run, "{path}");
+        assert!(
+            !headers.contains_key("access-control-allow-origin"),
+            "{path}"
+        );
     }
 }
 
