@@ -1,8 +1,12 @@
 //! The live story of an order as server-sent events.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
+    Extension,
     extract::State,
     http::HeaderMap,
     response::{
@@ -22,7 +26,7 @@ use serde_json::json;
 
 use crate::{
     backends::{Backends, PART_TIMEOUT, REQUEST_BUDGET, request},
-    extract::{Context, OrderPath, Reader},
+    extract::{Caller, Context, OrderPath, Reader},
     live::{MAX_STREAMS, Watch},
     position::Position,
     problem::Problem,
@@ -32,14 +36,14 @@ use crate::{
 
 /// How long to wait for a notification before polling without one.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Streams end after this time, so that none outlives its client by much and replicas stay evenly
+/// Streams end after this time, or with the access token, so that none outlives its client by much and replicas stay evenly
 /// loaded; clients connect again with `Last-Event-ID`.
 const MAX_DURATION: Duration = Duration::from_secs(600);
 
 /// The order's events so far, then live until it ends.
 ///
 /// The data of each event is a timeline event; the last event is `end`, with the order's final
-/// status. A stream ends after 10 minutes at the latest.
+/// status. A stream ends with the access token, and after 10 minutes at the latest.
 #[utoipa::path(get, path = "/api/v1/orders/{id}/events", tag = "orders",
     security(("accessToken" = ["orders:read"])),
     params(OrderPath,
@@ -54,6 +58,7 @@ pub async fn watch_order(
     State(mut backends): State<Backends>,
     Context(context): Context,
     Reader(customer): Reader,
+    Extension(Caller(caller)): Extension<Caller>,
     OrderPath(id): OrderPath,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
@@ -82,7 +87,13 @@ pub async fn watch_order(
         ready: Vec::new(),
         end: None,
     };
-    let until = tokio::time::Instant::now() + MAX_DURATION;
+    let token = caller.map_or(Duration::ZERO, |caller| {
+        caller
+            .until
+            .duration_since(SystemTime::now())
+            .unwrap_or_default()
+    });
+    let until = tokio::time::Instant::now() + MAX_DURATION.min(token);
     let events = stream::unfold(story, move |mut story| async move {
         let next = tokio::time::timeout_at(until, story.next()).await.ok()??;
         Some((Ok(next), story))

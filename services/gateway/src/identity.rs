@@ -6,10 +6,7 @@ mod settings;
 mod signing_keys;
 mod token;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 
 use axum::http::{HeaderMap, header::AUTHORIZATION};
 use contracts::CustomerId;
@@ -19,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::problem::Problem;
 pub use settings::IdentitySettings;
+#[cfg(test)]
 pub use token::LEEWAY;
 use {
     signing_keys::SigningKeys,
@@ -35,6 +33,8 @@ const LONGEST_TOKEN: usize = 8 * 1024;
 pub struct Principal {
     pub customer: CustomerId,
     pub scopes: Scopes,
+    /// When the token ends.
+    pub until: SystemTime,
 }
 
 /// What a token may be used for.
@@ -101,7 +101,6 @@ pub struct Identity {
 #[derive(Clone, Copy, Debug)]
 struct Accepted {
     principal: Principal,
-    until: SystemTime,
     /// Of the keys it was verified with: a key that the provider withdraws ends its tokens.
     generation: u64,
 }
@@ -163,21 +162,20 @@ impl Identity {
         }
         let id: [u8; 32] = Sha256::digest(token).into();
         if let Some(accepted) = self.accepted.get(&id)
-            && accepted.until > SystemTime::now()
+            && accepted.principal.until > SystemTime::now()
             && accepted.generation == self.keys.generation()
         {
             return Ok(Some(accepted.principal));
         }
         may_verify()?;
         let generation = self.keys.generation();
-        let valid = self.verifier.verify(token, &self.keys).await?;
+        let principal = self.verifier.verify(token, &self.keys).await?;
         let accepted = Accepted {
-            principal: valid.principal,
-            until: valid.expires + Duration::from_secs(LEEWAY),
+            principal,
             generation,
         };
         self.accepted.insert(id, accepted);
-        Ok(Some(valid.principal))
+        Ok(Some(principal))
     }
 }
 

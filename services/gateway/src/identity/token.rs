@@ -29,13 +29,6 @@ pub enum Refusal {
     Invalid(#[from] jsonwebtoken::errors::Error),
 }
 
-/// A token's content, once it is verified.
-#[derive(Debug)]
-pub struct Valid {
-    pub principal: Principal,
-    pub expires: SystemTime,
-}
-
 /// Checks signature, issuer, audience and times.
 #[derive(Debug)]
 pub struct Verifier {
@@ -80,7 +73,7 @@ impl Verifier {
 
     /// # Errors
     /// See [`Refusal`].
-    pub async fn verify(&self, token: &str, keys: &SigningKeys) -> Result<Valid, Refusal> {
+    pub async fn verify(&self, token: &str, keys: &SigningKeys) -> Result<Principal, Refusal> {
         let header = decode_header(token)?;
         if header.crit.is_some() {
             return Err(Refusal::Critical);
@@ -100,18 +93,14 @@ impl Verifier {
                 _ => Refusal::Invalid(error),
             })?;
         let claims = claims.claims;
+        let named = [&claims.scope, &claims.scp].into_iter().flatten();
         let expires = Duration::try_from_secs_f64(claims.exp).unwrap_or_default();
-        Ok(Valid {
-            principal: Principal {
-                customer: self.customer(&claims.sub),
-                scopes: {
-                    let named = [&claims.scope, &claims.scp].into_iter().flatten();
-                    Scopes::named(named.flat_map(ScopeClaim::names))
-                },
-            },
-            expires: SystemTime::UNIX_EPOCH
-                .checked_add(expires)
-                .unwrap_or(SystemTime::UNIX_EPOCH),
+        let until =
+            SystemTime::UNIX_EPOCH.checked_add(expires.saturating_add(Duration::from_secs(LEEWAY)));
+        Ok(Principal {
+            customer: self.customer(&claims.sub),
+            scopes: Scopes::named(named.flat_map(ScopeClaim::names)),
+            until: until.unwrap_or(SystemTime::UNIX_EPOCH),
         })
     }
 

@@ -180,6 +180,10 @@ impl Provider {
 
 /// The API with tokens of an issuer; its keys are read until the guard is dropped.
 async fn api_of(issuer: &str) -> (Api, DropGuard) {
+    api_with(Stub::default(), issuer).await
+}
+
+async fn api_with(stub: Stub, issuer: &str) -> (Api, DropGuard) {
     // A process does it at its start.
     let _by_another_test = rustls::crypto::ring::default_provider().install_default();
     let settings = IdentitySettings {
@@ -189,7 +193,7 @@ async fn api_of(issuer: &str) -> (Api, DropGuard) {
     let edge = Edge::new(&settings, without_limits()).unwrap();
     let stop = CancellationToken::new();
     tokio::spawn(edge.identity.clone().run(stop.clone()));
-    let api = Api::with_edge(Stub::default(), edge, &settings).await;
+    let api = Api::with_edge(stub, edge, &settings).await;
     (api, stop.drop_guard())
 }
 
@@ -352,6 +356,23 @@ async fn a_token_ends_when_it_expires_also_if_it_was_seen_before() {
 }
 
 #[tokio::test]
+async fn a_live_stream_ends_with_its_access_token() {
+    let key = Key::ed25519("one");
+    let provider = Provider::start(&[&key]).await;
+    // As long as a log cannot be read the stream goes on.
+    let stub = Stub::default().with_unreadable_logs(usize::MAX);
+    let (api, _stop) = api_with(stub, &provider.issuer).await;
+    let ends = now() - LEEWAY + 5;
+    let token = key.sign(&with(claims(&provider.issuer), "exp", json!(ends)));
+    let request = Request::get(format!("{ORDERS}/{ORDER}/events"));
+    let request = request.header("authorization", format!("Bearer {token}"));
+    let stream = api.send(request.body(Body::empty()).unwrap());
+    let stream = tokio::time::timeout(Duration::from_secs(60), stream).await;
+    assert_eq!(stream.expect("the stream ends").status, 200);
+    assert!(now() >= ends + LEEWAY);
+}
+
+#[tokio::test]
 async fn all_scopes_and_customers_of_providers_are_understood() {
     let key = Key::p256("one");
     let provider = Provider::start(&[&key]).await;
@@ -374,6 +395,11 @@ async fn all_scopes_and_customers_of_providers_are_understood() {
             200,
         ),
         ("both", with(good(), "scp", json!("orders:write")), 200),
+        (
+            "an expiry beyond all times",
+            with(good(), "exp", json!(u64::MAX - 5000)),
+            200,
+        ),
         ("a scope of null", with(good(), "scope", Value::Null), 403),
         (
             "a subject that is no UUID",
