@@ -1,5 +1,9 @@
-//! What each service may publish and subscribe to at the broker, derived from the choreography: a
-//! service that is broken into can neither publish events of another nor receive its answers.
+//! What each service may publish and subscribe to at the broker, derived from the choreography. It
+//! keeps mistakes apart: a service can neither publish an event of another nor receive its answers.
+//!
+//! It does not stop an attacker who has the password of a service: JetStream answers on any subject
+//! that a request names, with the rights of the server, also on those of its own API. Only an account
+//! for JetStream, of which services import what they need, would: see `docs/threat-model.md`.
 //!
 //! `deploy/nats/users.conf` is rendered from it. JetStream's requests are messages, too:
 //! <https://docs.nats.io/reference/reference-protocols/nats_api_reference>.
@@ -52,8 +56,8 @@ fn service(service: Service) -> User {
         AUDIT_SUBJECT.to_owned(),
     ];
     let api = |request: &str| format!("$JS.API.{request}");
-    // Every service declares all streams, so that services start in any order. None may delete, empty or
-    // update one: a stream can be told to publish again what it stores, on any subject.
+    // Every service declares all streams, so that services start in any order. None asks to delete, empty
+    // or update one: a stream can be told to publish again what it stores, on any subject.
     publish.push(api("STREAM.INFO.*"));
     publish.extend(stream_names().map(|stream| api(&format!("STREAM.CREATE.{stream}"))));
     for source in Source::all(service) {

@@ -3,7 +3,7 @@
 //! services start in any order. Streams keep events that no consumer has seen yet, so a consumer that
 //! is created late misses nothing.
 
-use std::{sync::Once, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -15,6 +15,7 @@ use contracts::{
     choreography::subscriptions,
     dead_letter::{AUDIT, REDRIVE, STREAM as DEAD_LETTERS},
 };
+use parking_lot::Mutex;
 
 use crate::{Broker, StreamSettings};
 
@@ -36,7 +37,8 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 /// Events that a service may hold unacknowledged, all replicas together: sixteen full batches.
 pub(crate) const MAX_ACK_PENDING: usize = 4096;
 
-static REPORTED: Once = Once::new();
+/// The streams whose limits were found to be others.
+static REPORTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// What a consumer consumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,13 +128,17 @@ async fn declare(broker: &Broker, mut wanted: Config) -> Result<Info, TopologyEr
         }
         if broker.has_user {
             // Once: this is looked at all the time.
-            REPORTED.call_once(|| {
+            if REPORTED.lock().insert(wanted.name.clone()) {
                 tracing::warn!(
                     stream = wanted.name,
+                    bytes = found.config.max_bytes,
+                    wanted.bytes = wanted.max_bytes,
+                    replicas = found.config.num_replicas,
+                    wanted.replicas = wanted.num_replicas,
                     "the stream has other limits than this version declares, and only operators may \
                      change it; it is used as it is"
                 );
-            });
+            }
             return Ok(found.clone());
         }
     }

@@ -1,6 +1,12 @@
 //! The public keys that access tokens are signed with: a JSON Web Key Set (RFC 7517).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
@@ -52,7 +58,9 @@ struct Keys {
     usable: Vec<Arc<SigningKey>>,
     /// How often they have changed.
     generation: u64,
-    /// Whether the last read failed: there may be keys that are not known here.
+    /// The number of the last read that ended.
+    read: u64,
+    /// Whether it failed: there may be keys that are not known here.
     outdated: bool,
 }
 
@@ -62,6 +70,8 @@ struct Provider {
     client: Client,
     wanted: Notify,
     waiting: Semaphore,
+    /// The number of the last read that began.
+    reading: AtomicU64,
 }
 
 impl SigningKeys {
@@ -90,6 +100,7 @@ impl SigningKeys {
                 client,
                 wanted: Notify::new(),
                 waiting: Semaphore::new(WAITING),
+                reading: AtomicU64::new(0),
             })),
         })
     }
@@ -110,12 +121,16 @@ impl SigningKeys {
             return found;
         };
         let Ok(_one_of_few) = provider.waiting.try_acquire() else {
-            return found;
+            return Err(Refusal::NoKeys);
         };
-        // The issuer may have begun to use a new key.
+        // The issuer may have begun to use a new key: one that a read shows that begins from now on.
+        let next = provider.reading.load(Ordering::Acquire) + 1;
         provider.wanted.notify_one();
-        let _unchanged = tokio::time::timeout(PATIENCE, changes.changed()).await;
-        self.current.borrow().find(id)
+        let read = changes.wait_for(|keys| keys.read >= next);
+        match tokio::time::timeout(PATIENCE, read).await {
+            Ok(Ok(keys)) => keys.find(id),
+            _ => Err(Refusal::NoKeys),
+        }
     }
 
     /// Reads the keys, and again when they are old or a token names an unknown one, until `stopping`.
@@ -129,6 +144,7 @@ impl SigningKeys {
                 .without_max_times();
             let mut delays = backoff.build();
             loop {
+                let number = provider.reading.fetch_add(1, Ordering::AcqRel) + 1;
                 let read = provider.read().await;
                 let wait = match &read {
                     Ok(_) => {
@@ -146,6 +162,7 @@ impl SigningKeys {
                     }
                 };
                 self.current.send_modify(|keys| {
+                    keys.read = number;
                     keys.outdated = read.is_err();
                     if let Ok(set) = read {
                         keys.replace(set);

@@ -13,6 +13,9 @@ use super::{Principal, Scopes, SigningKeys};
 /// Seconds by which the clocks of provider and gateway may differ.
 pub const LEEWAY: u64 = 30;
 
+/// How long a token is remembered that ends beyond all times.
+const A_DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// Why a token is not valid.
 #[derive(Debug, Error)]
 pub enum Refusal {
@@ -94,13 +97,13 @@ impl Verifier {
             })?;
         let claims = claims.claims;
         let named = [&claims.scope, &claims.scp].into_iter().flatten();
-        let expires = Duration::try_from_secs_f64(claims.exp).unwrap_or_default();
+        let expires = Duration::try_from_secs_f64(claims.exp).unwrap_or(Duration::MAX);
         let until =
             SystemTime::UNIX_EPOCH.checked_add(expires.saturating_add(Duration::from_secs(LEEWAY)));
         Ok(Principal {
             customer: self.customer(&claims.sub),
             scopes: Scopes::named(named.flat_map(ScopeClaim::names)),
-            until: until.unwrap_or(SystemTime::UNIX_EPOCH),
+            until: until.unwrap_or_else(|| SystemTime::now() + A_DAY),
         })
     }
 
