@@ -11,7 +11,7 @@ use crate::{Compose, Deployment, Kubernetes, Shop, compose, kubernetes};
 const TARGET: &str = "SAGACITY_TARGET";
 
 /// Scenarios have one customer, who sends more than a real one.
-pub const WITHOUT_LIMITS: [(&str, &str, &str); 2] = [
+const WITHOUT_LIMITS: [(&str, &str, &str); 2] = [
     ("gateway", "CUSTOMER_REQUESTS_PER_SECOND", "0"),
     ("gateway", "ADDRESS_REQUESTS_PER_SECOND", "0"),
 ];
@@ -48,17 +48,16 @@ impl Harness {
         matches!(self.0, Place::Containers(..))
     }
 
-    /// Opens a system; `settings` are (service, name, value). Without other settings the gateway accepts any number of
-    /// requests. In containers or a cluster it may hold the
-    /// settled orders of earlier scenarios.
+    /// Opens a system; `settings` are (service, name, value). Without other settings the gateway
+    /// accepts any number of requests. In containers or a cluster it may hold the settled orders of
+    /// earlier scenarios.
     pub async fn open(&self, name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Result<Shop> {
-        let settings = [&WITHOUT_LIMITS, settings].concat();
-        Shop::new(self.deploy(name, &settings, false).await?).await
+        Shop::new(self.deploy(name, settings, false).await?).await
     }
 
     /// Opens a system without any order.
     pub async fn open_new(&self, name: &str) -> anyhow::Result<Shop> {
-        Shop::new(self.deploy(name, &WITHOUT_LIMITS, true).await?).await
+        Shop::new(self.deploy(name, &[], true).await?).await
     }
 
     /// Opens a system of processes with a PostgreSQL server of its own, which may be crashed.
@@ -72,13 +71,17 @@ impl Harness {
 
     /// Opens a system of processes.
     pub async fn open_processes(name: &str, system: System<'_>) -> anyhow::Result<Shop> {
+        Shop::new(Self::deploy_processes(name, system).await?).await
+    }
+
+    async fn deploy_processes(name: &str, system: System<'_>) -> anyhow::Result<Deployment> {
         let settings = [&WITHOUT_LIMITS, system.settings].concat();
         let system = System {
             settings: &settings,
             ..system
         };
         let stack = test::stack(name, system).await?;
-        Shop::new(Deployment::Processes(Box::new(stack))).await
+        Ok(Deployment::Processes(Box::new(stack)))
     }
 
     async fn deploy(
@@ -87,21 +90,23 @@ impl Harness {
         settings: &[(&str, &str, &str)],
         fresh: bool,
     ) -> anyhow::Result<Deployment> {
+        let with_defaults = [&WITHOUT_LIMITS, settings].concat();
         match &self.0 {
             Place::Processes => {
                 let system = System {
                     settings,
                     ..System::default()
                 };
-                let stack = test::stack(name, system).await?;
-                Ok(Deployment::Processes(Box::new(stack)))
+                Self::deploy_processes(name, system).await
             }
             Place::Containers(target, state) => {
-                let compose = Compose::open(target, Arc::clone(state), settings, fresh).await?;
+                let compose =
+                    Compose::open(target, Arc::clone(state), &with_defaults, fresh).await?;
                 Ok(Deployment::Containers(compose))
             }
             Place::Cluster(target, state) => {
-                let cluster = Kubernetes::open(target, Arc::clone(state), settings, fresh).await?;
+                let cluster =
+                    Kubernetes::open(target, Arc::clone(state), &with_defaults, fresh).await?;
                 Ok(Deployment::Cluster(cluster))
             }
         }

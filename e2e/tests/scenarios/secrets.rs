@@ -13,8 +13,8 @@ const SECRETS: [&str; 5] = [
     "tok_chargeDeclined",
 ];
 
-/// The secrets that the logs of this process's systems have, each with its file and line. `None` when
-/// there are no logs.
+/// The secrets that the logs of this process's systems have, each with its file and line. `None`
+/// when there are no logs.
 pub fn in_logs() -> anyhow::Result<Option<Vec<String>>> {
     let logs = devstack::tools::target_directory().join("test-logs");
     let own = format!("{}-", std::process::id());

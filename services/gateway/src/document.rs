@@ -12,7 +12,7 @@ use utoipa::{
 };
 
 use crate::{
-    identity::{IdentitySettings, Scope, development},
+    identity::{IdentitySettings, Scope, development, discovery_url},
     problem::Problem,
 };
 
@@ -72,9 +72,8 @@ pub fn complete(
 /// How to get an access token.
 fn security_scheme(identity: &IdentitySettings) -> SecurityScheme {
     if let Some(issuer) = identity.issuer() {
-        let issuer = issuer.trim_end_matches('/');
-        let discovery = format!("{issuer}/.well-known/openid-configuration");
-        return SecurityScheme::OpenIdConnect(OpenIdConnect::new(discovery));
+        let discovery = OpenIdConnect::new(discovery_url(issuer));
+        return SecurityScheme::OpenIdConnect(discovery);
     }
     let scopes = Scope::ALL.map(|scope| (scope.name(), scope.description()));
     let flow = ClientCredentials::new(development::PATH, Scopes::from_iter(scopes));

@@ -36,8 +36,8 @@ use crate::{
 
 /// How long to wait for a notification before polling without one.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Streams end after this time, or with the access token, so that none outlives its client by much and replicas stay evenly
-/// loaded; clients connect again with `Last-Event-ID`.
+/// Streams end after this time, or with the access token, so that none outlives its client by much
+/// and replicas stay evenly loaded; clients connect again with `Last-Event-ID`.
 const MAX_DURATION: Duration = Duration::from_secs(600);
 
 /// The order's events so far, then live until it ends.

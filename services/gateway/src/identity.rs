@@ -1,5 +1,5 @@
-//! Who sends a request: access tokens (RFC 6750) of an OpenID Connect provider, or of the development
-//! issuer while there is none.
+//! Who sends a request: access tokens (RFC 6750) of an OpenID Connect provider, or of the
+//! development issuer while there is none.
 
 pub mod development;
 mod settings;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::problem::Problem;
 pub use settings::IdentitySettings;
+pub use signing_keys::discovery_url;
 #[cfg(test)]
 pub use token::LEEWAY;
 use {
@@ -113,7 +114,8 @@ impl Identity {
             Some(issuer) => (SigningKeys::of_provider(issuer)?, issuer),
             None => {
                 tracing::info!(
-                    "without OIDC_ISSUER tokens of the development issuer are accepted, which anybody can issue"
+                    "without OIDC_ISSUER tokens of the development issuer are accepted, which \
+                     anybody can issue"
                 );
                 let keys = development_issuer::keys();
                 (SigningKeys::fixed(keys), development_issuer::ISSUER)
@@ -137,8 +139,8 @@ impl Identity {
         self.keys.generation() > 0
     }
 
-    /// The caller, or `None` for a request without credentials. `may_verify` is asked before a token
-    /// is verified that was not accepted before.
+    /// The caller, or `None` for a request without credentials. `may_verify` is asked before a
+    /// token is verified that was not accepted before.
     ///
     /// # Errors
     /// When credentials are there and not valid, or cannot be checked now.

@@ -48,8 +48,8 @@ pub fn main() -> ExitCode {
     bootstrap::process::main("gateway", run)
 }
 
-/// No backend is part of readiness, because the gateway still serves what the others can answer. Without
-/// the keys of the issuer it serves no customer.
+/// No backend is part of readiness, because the gateway still serves what the others can answer.
+/// Without the keys of the issuer it serves no customer.
 async fn run(config: Config, mut process: Process) -> anyhow::Result<()> {
     let live = Live::default();
     let backends = Backends::connect(&config, live.clone())?;

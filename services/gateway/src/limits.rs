@@ -39,12 +39,13 @@ pub struct LimitSettings {
     #[arg(long, env = "CUSTOMER_REQUESTS_PER_SECOND", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub customer_requests_per_second: u32,
-    /// Requests per second without a valid access token from one address, with a burst of two seconds; 0 for no limit
+    /// Requests per second without a valid access token from one address, with a burst of two
+    /// seconds; 0 for no limit
     #[arg(long, env = "ADDRESS_REQUESTS_PER_SECOND", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub address_requests_per_second: u32,
-    /// Proxies between clients and the gateway that add the address of their client to X-Forwarded-For; with 0 the header
-    /// is ignored, because anybody can send it
+    /// Proxies between clients and the gateway that add the address of their client to
+    /// X-Forwarded-For; with 0 the header is ignored, because anybody can send it
     #[arg(long, env = "TRUSTED_PROXIES", default_value_t = 0,
           value_parser = clap::value_parser!(u8).range(0..=10))]
     pub trusted_proxies: u8,
@@ -221,7 +222,7 @@ impl Allowance {
     }
 }
 
-/// Whoever has an IPv6 address has the 2^64 of its network, too.
+/// A client with one IPv6 address has the 2^64 of its network, too: they count as one.
 fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

@@ -405,7 +405,8 @@ mod tests {
                 return Ok(());
             };
             match intent.outcome() {
-                ProviderOutcome::Captured { reference: text } | ProviderOutcome::Declined { code: text } => {
+                ProviderOutcome::Captured { reference: text }
+                | ProviderOutcome::Declined { code: text } => {
                     prop_assert!(is_printable(&text) && !text.is_empty(), "{text:?}");
                 }
                 _ => {}

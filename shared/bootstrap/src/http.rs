@@ -19,16 +19,17 @@ use crate::shutdown;
 
 /// How long a new connection may wait with its first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
-/// How long a client may take for the headers of each further request. The time between two requests
-/// counts: load balancers keep connections for up to ten minutes, and must close them first.
+/// How long a client may take for the headers of each further request. The time between two
+/// requests counts: load balancers keep connections for up to ten minutes, and must close them
+/// first.
 const HEADERS: Duration = Duration::from_secs(650);
 /// Most bytes of the headers of a request.
 const MAX_HEADERS: u32 = 16 * 1024;
 /// Where HTTP/1 stops reading; the first line and the headers must fit in.
 const MAX_BUFFER: usize = 64 * 1024;
 
-/// Serves `router` until `stopping`; requests in flight then get [`shutdown::DRAIN`]. Requests carry
-/// the address of their client: `ConnectInfo<SocketAddr>`.
+/// Serves `router` until `stopping`; requests in flight then get [`shutdown::DRAIN`]. Requests
+/// carry the address of their client: `ConnectInfo<SocketAddr>`.
 ///
 /// Boxed, so that the HTTP stack is compiled once, here, and not again in every service.
 pub(crate) fn serve(

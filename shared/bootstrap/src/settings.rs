@@ -197,7 +197,8 @@ pub struct BrokerSettings {
     /// NATS address, or those of the servers of a cluster, separated by commas; 2.12 or later with JetStream
     #[arg(id = "nats-url", long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_parser = nats_url)]
     pub url: String,
-    /// Password of the service's user at NATS, which is named like the service; without one NATS must not ask for any
+    /// Password of the service's user at NATS, which is named like the service; without one NATS
+    /// must not ask for any
     #[arg(long, env = "NATS_PASSWORD", hide_env_values = true)]
     pub nats_password: Option<SecretString>,
     /// Bytes of the stream of each publisher, the same for all services; the broker's store must hold

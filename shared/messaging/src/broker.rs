@@ -74,9 +74,9 @@ pub enum BrokerError {
 }
 
 impl Broker {
-    /// Connects as the user `name` to a server, or to one of several that commas separate, and checks its
-    /// version. Waits for a server that is not up yet: services and servers start in any order. Without a
-    /// password the server must not ask for one.
+    /// Connects as the user `name` to a server, or to one of several that commas separate, and
+    /// checks its version. Waits for a server that is not up yet: services and servers start in any order.
+    /// Without a password the server must not ask for one.
     ///
     /// # Errors
     /// [`BrokerError`].

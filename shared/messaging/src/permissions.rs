@@ -2,8 +2,9 @@
 //! keeps mistakes apart: a service can neither publish an event of another nor receive its answers.
 //!
 //! It does not stop an attacker who has the password of a service: JetStream answers on any subject
-//! that a request names, with the rights of the server, also on those of its own API. Only an account
-//! for JetStream, of which services import what they need, would: see `docs/threat-model.md`.
+//! that a request names, with the rights of the server, also on those of its own API. Only an
+//! account for JetStream, of which services import what they need, would: see
+//! `docs/threat-model.md`.
 //!
 //! `deploy/nats/users.conf` is rendered from it. JetStream's requests are messages, too:
 //! <https://docs.nats.io/reference/reference-protocols/nats_api_reference>.
@@ -29,8 +30,8 @@ struct User {
     subscribe: Vec<String>,
 }
 
-/// The users as configuration of nats-server. Passwords are variables of its environment, for example
-/// `$ORDER_NATS_PASSWORD`.
+/// The users as configuration of nats-server. Passwords are variables of its environment, for
+/// example `$ORDER_NATS_PASSWORD`.
 pub fn users() -> String {
     let mut text = String::from(
         "# Who may publish and subscribe to what. Rendered from the choreography:\n\
@@ -56,8 +57,8 @@ fn service(service: Service) -> User {
         AUDIT_SUBJECT.to_owned(),
     ];
     let api = |request: &str| format!("$JS.API.{request}");
-    // Every service declares all streams, so that services start in any order. None asks to delete, empty
-    // or update one: a stream can be told to publish again what it stores, on any subject.
+    // Every service declares all streams, so that services start in any order. None asks to delete,
+    // empty or update one: a stream can be told to publish again what it stores, on any subject.
     publish.push(api("STREAM.INFO.*"));
     publish.extend(stream_names().map(|stream| api(&format!("STREAM.CREATE.{stream}"))));
     for source in Source::all(service) {
@@ -79,8 +80,9 @@ fn service(service: Service) -> User {
         publish.push(api(&format!("STREAM.MSG.GET.{stream}")));
     }
     publish.extend([
-        // A reader of its own dead letters has no name that is known before. Nothing is read directly:
-        // the answer would be stored as an event of its own if it was asked for on a subject of a stream.
+        // A reader of its own dead letters has no name that is known before. Nothing is read
+        // directly: the answer would be stored as an event if it was asked for on a subject of a
+        // stream.
         api(&format!("CONSUMER.CREATE.{DEAD_LETTERS}.*.dlq.{service}.>")),
         api(&format!("CONSUMER.DELETE.{DEAD_LETTERS}.*")),
         api(&format!("CONSUMER.MSG.NEXT.{DEAD_LETTERS}.*")),

@@ -4,8 +4,9 @@ use clap::Args;
 /// Who issues access tokens.
 #[derive(Args, Clone, Debug)]
 pub struct IdentitySettings {
-    /// Issuer of access tokens: an OpenID Connect provider, for example https://login.example.com/realms/shop. Without it
-    /// the gateway accepts the tokens of development, which anybody can issue; production needs it
+    /// Issuer of access tokens: an OpenID Connect provider, for example
+    /// https://login.example.com/realms/shop. Without it the gateway accepts the tokens of
+    /// development, which anybody can issue; production needs it
     #[arg(
         long,
         env = "OIDC_ISSUER",
@@ -33,7 +34,8 @@ impl IdentitySettings {
         let expected = match (self.issuer(), production) {
             (None, false) => return Ok(()),
             (None, true) => {
-                "production needs an OpenID Connect provider; anybody can issue the tokens of development"
+                "production needs an OpenID Connect provider; anybody can issue the tokens of \
+                 development"
             }
             (Some(issuer), _) => match issuer.parse::<http::Uri>() {
                 Ok(uri) if uri.query().is_none() && uri.host().is_some() => {

@@ -24,7 +24,8 @@ use super::token::Refusal;
 /// How old the keys become before they are read again.
 const REFRESH: Duration = Duration::from_secs(300);
 const SLOWEST_RETRY: Duration = Duration::from_secs(30);
-/// The least time between two reads: tokens with invented keys must not become a load of the provider.
+/// The least time between two reads: tokens with invented keys must not become a load of the
+/// provider.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a request with an unknown key waits for new keys: longer than the pause.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -123,7 +124,8 @@ impl SigningKeys {
         let Ok(_one_of_few) = provider.waiting.try_acquire() else {
             return Err(Refusal::NoKeys);
         };
-        // The issuer may have begun to use a new key: one that a read shows that begins from now on.
+        // The issuer may have begun to use a new key: one that a read shows that begins from now
+        // on.
         let next = provider.reading.load(Ordering::Acquire) + 1;
         provider.wanted.notify_one();
         let read = changes.wait_for(|keys| keys.read >= next);
@@ -133,7 +135,8 @@ impl SigningKeys {
         }
     }
 
-    /// Reads the keys, and again when they are old or a token names an unknown one, until `stopping`.
+    /// Reads the keys, and again when they are old or a token names an unknown one, until
+    /// `stopping`.
     pub async fn run(self, stopping: CancellationToken) {
         let Some(provider) = self.provider.clone() else {
             return stopping.cancelled().await;
@@ -156,7 +159,8 @@ impl SigningKeys {
                         tracing::warn!(
                             issuer = provider.issuer,
                             error = format!("{error:#}"),
-                            "cannot read the keys of the identity provider; trying again in {wait:?}"
+                            "cannot read the keys of the identity provider; trying again in \
+                             {wait:?}"
                         );
                         wait
                     }
@@ -209,6 +213,12 @@ impl Keys {
     }
 }
 
+/// Where a provider describes itself: OpenID Connect Discovery 1.0, section 4.
+pub fn discovery_url(issuer: &str) -> String {
+    let issuer = issuer.trim_end_matches('/');
+    format!("{issuer}/.well-known/openid-configuration")
+}
+
 /// OpenID Connect Discovery 1.0, section 3.
 #[derive(Deserialize)]
 struct Discovery {
@@ -218,8 +228,7 @@ struct Discovery {
 
 impl Provider {
     async fn read(&self) -> anyhow::Result<JwkSet> {
-        let issuer = self.issuer.trim_end_matches('/');
-        let discovery = format!("{issuer}/.well-known/openid-configuration");
+        let discovery = discovery_url(&self.issuer);
         let found: Discovery = self.get(&discovery).await?;
         ensure!(
             found.issuer == self.issuer,

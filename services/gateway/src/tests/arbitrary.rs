@@ -1,5 +1,5 @@
-//! Bytes that no client sends on purpose. `PROPTEST_CASES=100000 cargo test -p gateway arbitrary` tries
-//! them for ten minutes.
+//! Bytes that no client sends on purpose. `PROPTEST_CASES=100000 cargo test -p gateway arbitrary`
+//! tries them for ten minutes.
 
 use axum::{
     body::Body,

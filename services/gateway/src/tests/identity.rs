@@ -1,4 +1,5 @@
-//! Access tokens: which are refused, what each route demands, and how the keys of a provider change.
+//! Access tokens: which are refused, what each route demands, and how the keys of a provider
+//! change.
 
 use std::{
     sync::{

@@ -51,6 +51,13 @@ async fn an_address_that_guesses_tokens_is_refused_and_valid_tokens_from_it_are_
     let valid = valid.headers()["authorization"].to_str().unwrap();
     assert_eq!(from(address, valid).await.status, 200);
     assert_eq!(from(address, guess).await.status, 401);
+    let guesses = join_all((0..MANY).map(|_| from(address, guess))).await;
+    assert!(guesses.iter().any(|response| response.status == 429));
+    let elsewhere = from("192.0.2.2", guess).await;
+    assert_eq!(elsewhere.status, 401, "another address");
+    // The second of two that a customer may send at once.
+    assert_eq!(from(address, valid).await.status, 200);
+    // New tokens are verified only so often, too.
     let customers = (0..MANY).map(|_| authorization(&Uuid::new_v4().to_string()));
     let tokens: Vec<String> = customers.collect();
     let responses = join_all(tokens.iter().map(|token| from(address, token))).await;
