@@ -8,7 +8,7 @@ use contracts::{Cause, CorrelationId, DecodeError, Event, EventId, Inbound, Orde
 use devstack::test;
 use e2e::{Harness, read_stream, wait_for};
 use messaging::{
-    Broker, Delivery, Handler, Participant,
+    Broker, Delivery, Handler, Login, Participant,
     outbox::{self, Outgoing},
 };
 use sqlx::{PgConnection, PgPool};
@@ -43,7 +43,14 @@ pub async fn naive_publish_loses_what_the_outbox_keeps(_: &Harness) -> Outcome {
     let participant = Participant::new(
         Service::Inventory,
         pool,
-        Broker::connect(&broker.url(), "test", None).await?,
+        Broker::connect(
+            &broker.url(),
+            Login {
+                user: "test",
+                ..Login::default()
+            },
+        )
+        .await?,
     );
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(messaging::run::run(

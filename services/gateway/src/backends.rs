@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bootstrap::{Replicas, RequestContext};
+use bootstrap::{Process, Replicas, RequestContext};
 use contracts::Service;
 use proto::{
     eventlog::v1::event_log_service_client::EventLogServiceClient,
@@ -36,11 +36,14 @@ pub struct Backends {
 
 impl Backends {
     /// Connects when they are first used: the gateway starts without the services.
-    pub fn connect(config: &Config, live: Live) -> anyhow::Result<Self> {
-        let order = Replicas::new(&config.order_url).context("ORDER_URL")?;
-        let payment = Replicas::new(&config.payment_url).context("PAYMENT_URL")?;
-        let inventory = Replicas::new(&config.inventory_url).context("INVENTORY_URL")?;
-        let notification = Replicas::new(&config.notification_url).context("NOTIFICATION_URL")?;
+    pub fn connect(config: &Config, process: &Process, live: Live) -> anyhow::Result<Self> {
+        let replicas = |urls: &str, service| process.replicas(urls, service);
+        let order = replicas(&config.order_url, Service::Order).context("ORDER_URL")?;
+        let payment = replicas(&config.payment_url, Service::Payment).context("PAYMENT_URL")?;
+        let inventory =
+            replicas(&config.inventory_url, Service::Inventory).context("INVENTORY_URL")?;
+        let notification = replicas(&config.notification_url, Service::Notification)
+            .context("NOTIFICATION_URL")?;
         let replicas_of = |service| match service {
             Service::Order => order.clone(),
             Service::Payment => payment.clone(),

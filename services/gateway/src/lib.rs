@@ -25,7 +25,7 @@ mod tests;
 mod timeline;
 mod views;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use axum::{Router, middleware};
 use bootstrap::Process;
@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
 /// Without the keys of the issuer it serves no customer.
 async fn run(config: Config, mut process: Process) -> anyhow::Result<()> {
     let live = Live::default();
-    let backends = Backends::connect(&config, live.clone())?;
+    let backends = Backends::connect(&config, &process, live.clone())?;
     let edge = Edge::new(&config.identity, config.limits)?;
     let identity = edge.identity.clone();
     process.readiness.check("identity provider", move || {
@@ -70,7 +70,9 @@ async fn run(config: Config, mut process: Process) -> anyhow::Result<()> {
     );
     process.spawn("limits", edge.limits.clone().run(process.stopping()));
     process.serve_http(router(backends, edge, &config.identity))?;
-    process.spawn("live streams", live.run(config.broker, process.stopping()));
+    let tls_dir = process.tls_dir().map(Path::to_owned);
+    let live = live.run(config.broker, tls_dir, process.stopping());
+    process.spawn("live streams", live);
     process.until_shutdown().await
 }
 

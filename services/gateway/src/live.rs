@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -72,12 +73,13 @@ impl Live {
     pub async fn run(
         self,
         broker: BrokerSettings,
+        tls_dir: Option<PathBuf>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
         let subscribe = async {
             loop {
                 self.needed.notified().await;
-                if let Err(error) = self.subscribe(&broker).await {
+                if let Err(error) = self.subscribe(&broker, tls_dir.as_deref()).await {
                     tracing::warn!(
                         error = format!("{error:#}"),
                         "NATS is unavailable; live streams poll until it is back"
@@ -94,13 +96,22 @@ impl Live {
     }
 
     /// Returns when there are no watchers.
-    async fn subscribe(&self, broker: &BrokerSettings) -> anyhow::Result<()> {
-        let options = match broker.password() {
+    async fn subscribe(
+        &self,
+        broker: &BrokerSettings,
+        tls_dir: Option<&Path>,
+    ) -> anyhow::Result<()> {
+        let mut options = match broker.password() {
             Some(password) => {
                 ConnectOptions::with_user_and_password(USER.to_owned(), password.to_owned())
             }
             None => ConnectOptions::new(),
         };
+        if let Some(directory) = tls_dir {
+            options = options
+                .add_root_certificates(directory.join("ca.crt"))
+                .add_client_certificate(directory.join("tls.crt"), directory.join("tls.key"));
+        }
         let servers: Vec<&str> = broker.url.split(',').collect();
         let client = options.name(USER).connect(servers).await?;
         let mut subscriptions = Vec::new();

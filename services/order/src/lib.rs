@@ -22,7 +22,6 @@ mod sweep;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use bootstrap::Replicas;
 use chassis::ServiceContext;
 use contracts::Service;
 use proto::order::v1::order_service_server::OrderServiceServer;
@@ -57,7 +56,8 @@ async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> 
     }
     let joined = service.join_saga(&config.service, migrator()).await?;
     let participant = joined.retain_outbox();
-    let prices = Prices::new(Replicas::new(&config.inventory_url).context("INVENTORY_URL")?);
+    let inventory = service.replicas(&config.inventory_url, Service::Inventory);
+    let prices = Prices::new(inventory.context("INVENTORY_URL")?);
     let (pool, deadline) = (participant.pool.clone(), config.deadline());
     let admission = Admission::default();
     let (intake, accepting) = Intake::new(

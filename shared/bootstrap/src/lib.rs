@@ -18,9 +18,11 @@ pub mod settings;
 pub mod shutdown;
 mod supervise;
 pub mod telemetry;
+mod tls;
 
 pub use admin::Readiness;
 pub use context::RequestContext;
 pub use process::Process;
 pub use replicas::Replicas;
 pub use supervise::Supervisor;
+pub use tls::Tls;

@@ -1,6 +1,7 @@
 //! A process from its first line to its exit code.
 
 use std::{
+    path::Path,
     process::ExitCode,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -8,12 +9,13 @@ use std::{
 
 use anyhow::Context as _;
 use axum::{Router, middleware};
+use contracts::Service;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::{
-    Readiness, Supervisor,
+    Readiness, Replicas, Supervisor, Tls,
     admin::{self, Admin},
     grpc, healthcheck, http,
     listen::Listeners,
@@ -80,8 +82,10 @@ where
             listen,
             admin_listen,
             shutdown_lag,
+            tls_dir,
             ..
         } = settings.common();
+        let tls = tls_dir.map(Tls::load).transpose()?;
         let shutdown = Shutdown::on_signal(shutdown_lag)?;
         let listeners = Listeners::bind(listen, admin_listen).await?;
         let readiness = Readiness::default();
@@ -96,13 +100,17 @@ where
         };
         let admin = tokio::spawn(admin::serve(listeners.admin, admin, close_admin.clone()));
         let starting = shutdown.stopping.clone();
-        let process = Process {
+        let mut process = Process {
             supervisor: Supervisor::new(shutdown.stopping.clone()),
+            tls: tls.clone(),
             listener: Some(listeners.main),
             readiness: readiness.clone(),
             admin_routes,
             shutdown,
         };
+        if let Some(tls) = tls {
+            process.spawn("TLS certificate", tls.run(starting.clone()));
+        }
         let result = tokio::select! {
             biased;
             result = run(settings, process) => result,
@@ -147,6 +155,7 @@ async fn stopped_while_starting(stopping: &CancellationToken, readiness: &Readin
 pub struct Process {
     supervisor: Supervisor,
     listener: Option<TcpListener>,
+    tls: Option<Tls>,
     /// What must hold for the process to be ready; checks are added while it starts.
     pub readiness: Readiness,
     admin_routes: Arc<OnceLock<Router>>,
@@ -168,10 +177,24 @@ impl Process {
         self.supervisor.spawn(name, task);
     }
 
+    /// Directory of the certificate of this process, if it has one.
+    pub fn tls_dir(&self) -> Option<&Path> {
+        self.tls.as_ref().map(Tls::directory)
+    }
+
+    /// Clients of `service`, whose addresses are `urls`: see [`Replicas::new`].
+    ///
+    /// # Errors
+    /// When `urls` are not `http://host:port`, or `https://host:port` while the process has no
+    /// certificate.
+    pub fn replicas(&self, urls: &str, service: Service) -> anyhow::Result<Replicas> {
+        Replicas::new(urls, service, self.tls.as_ref())
+    }
+
     /// Serves gRPC on the service's listener.
     pub fn serve_grpc(&mut self, routes: Routes) -> anyhow::Result<()> {
         let listener = self.take_listener()?;
-        let served = grpc::serve(listener, routes, self.stopping());
+        let served = grpc::serve(listener, routes, self.tls.clone(), self.stopping());
         self.spawn("gRPC server", served);
         Ok(())
     }

@@ -14,19 +14,27 @@ use std::{
 
 use anyhow::Context as _;
 use axum::body::to_bytes;
+use contracts::Service;
 use futures::future::{BoxFuture, FutureExt as _};
 use h2::Reason;
 use http::{Request, Response, Uri};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::{net::lookup_host, sync::watch};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    sync::watch,
+};
 use tonic::{
     ConnectError, Status,
     body::Body,
     transport::{self, Channel, Endpoint},
 };
-use tower::{Service, ServiceExt as _};
+use tower::{ServiceExt as _, service_fn};
 
-use crate::grpc::{KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, LONGEST_CALL};
+use crate::{
+    Tls,
+    grpc::{KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, LONGEST_CALL},
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the replicas of a service are looked up.
@@ -59,11 +67,17 @@ impl Replicas {
     /// resolves to several addresses, including replicas that start later, and those of several
     /// addresses that commas separate.
     ///
+    /// For `https` they must have the certificate of `service`.
+    ///
     /// # Errors
-    /// When `urls` are not `http://host:port`.
-    pub fn new(urls: &str) -> anyhow::Result<Self> {
-        let wrong =
-            || format!("{urls:?} is not the address of a service: expected http://host:port");
+    /// When `urls` are not `http://host:port`, or `https://host:port` without `tls`.
+    pub fn new(urls: &str, service: Service, tls: Option<&Tls>) -> anyhow::Result<Self> {
+        let wrong = || {
+            format!(
+                "{urls:?} is not the address of a service: expected http://host:port or \
+                 https://host:port"
+            )
+        };
         let uris = urls.split(',').map(str::parse::<Uri>);
         let uris = uris.collect::<Result<Vec<_>, _>>().with_context(wrong)?;
         let host_and_port =
@@ -71,8 +85,20 @@ impl Replicas {
         let names = uris.iter().map(host_and_port).collect::<Option<Vec<_>>>();
         let names = names.with_context(wrong)?;
         let origin = uris.into_iter().next().with_context(wrong)?;
+        let tls = match origin.scheme_str() {
+            Some("https") => Some(
+                tls.context("an address with https needs the certificate of TLS_DIR")?
+                    .clone(),
+            ),
+            _ => None,
+        };
         let (found, known) = watch::channel(Arc::default());
-        tokio::spawn(follow(names, origin, found));
+        let server = Server {
+            service,
+            origin,
+            tls,
+        };
+        tokio::spawn(follow(names, server, found));
         Ok(Self {
             known,
             turn: Arc::default(),
@@ -80,7 +106,7 @@ impl Replicas {
     }
 }
 
-impl Service<Request<Body>> for Replicas {
+impl tower::Service<Request<Body>> for Replicas {
     type Response = Response<Body>;
     type Error = Status;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
@@ -151,7 +177,11 @@ fn is_unsent(error: &transport::Error) -> bool {
 }
 
 /// Keeps the replicas equal to the addresses of the host names, for as long as anybody uses them.
-async fn follow(names: Vec<(String, u16)>, origin: Uri, known: watch::Sender<Arc<Vec<Replica>>>) {
+async fn follow(
+    names: Vec<(String, u16)>,
+    server: Server,
+    known: watch::Sender<Arc<Vec<Replica>>>,
+) {
     while !known.is_closed() {
         let found = look_up(&names).await;
         // If DNS returns nothing, keep the last known addresses: a refused connection fails faster
@@ -164,7 +194,7 @@ async fn follow(names: Vec<(String, u16)>, origin: Uri, known: watch::Sender<Arc
                 if replicas.iter().all(|replica| replica.address != address) {
                     replicas.push(Replica {
                         address,
-                        channel: endpoint(address, &origin).connect_lazy(),
+                        channel: server.at(address),
                         gone_at: Arc::default(),
                     });
                 }
@@ -194,20 +224,42 @@ async fn look_up(names: &[(String, u16)]) -> HashSet<SocketAddr> {
     found
 }
 
-fn endpoint(address: SocketAddr, origin: &Uri) -> Endpoint {
-    let uri = Uri::builder()
-        .scheme("http")
-        .authority(address.to_string())
-        .path_and_query("/")
-        .build();
-    Endpoint::from(uri.unwrap_or_else(|_| origin.clone()))
-        .origin(origin.clone())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(LONGEST_CALL)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
+/// What the replicas of a service have in common.
+struct Server {
+    service: Service,
+    origin: Uri,
+    tls: Option<Tls>,
+}
+
+impl Server {
+    fn at(&self, address: SocketAddr) -> Channel {
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(address.to_string())
+            .path_and_query("/")
+            .build();
+        let endpoint = Endpoint::from(uri.unwrap_or_else(|_| self.origin.clone()))
+            .origin(self.origin.clone())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(LONGEST_CALL)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true);
+        let Some(tls) = self.tls.clone() else {
+            return endpoint.connect_lazy();
+        };
+        let name = self.service.name();
+        // Not the TLS of the client library, which reads a certificate once.
+        endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
+            let tls = tls.clone();
+            async move {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                tls.connect(name, stream).await.map(TokioIo::new)
+            }
+        }))
+    }
 }
 
 #[cfg(test)]
@@ -236,7 +288,7 @@ mod tests {
     }
 
     async fn call(urls: &str) -> Result<(), Status> {
-        let mut client = HealthClient::new(Replicas::new(urls).unwrap());
+        let mut client = HealthClient::new(Replicas::new(urls, Service::Order, None).unwrap());
         let request = HealthCheckRequest::default();
         client.check(request).await.map(drop)
     }
@@ -246,7 +298,7 @@ mod tests {
         let (listener, url) = listen().await;
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
-        tokio::spawn(crate::grpc::serve(listener, Routes::default(), stop));
+        tokio::spawn(crate::grpc::serve(listener, Routes::default(), None, stop));
         let urls = format!("{},{url},{}", gone().await, gone().await);
         for _ in 0..100 {
             call(&urls).await.unwrap();

@@ -3,6 +3,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -35,7 +36,7 @@ pub(crate) fn parse<S: Settings>() -> S {
 }
 
 /// The settings that every process has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Common {
     /// Where the service's own API listens.
     pub listen: SocketAddr,
@@ -45,6 +46,8 @@ pub struct Common {
     pub shutdown_lag: Duration,
     /// Whether this is production.
     pub environment: Environment,
+    /// Directory of the process's certificate; without it there is no TLS between processes.
+    pub tls_dir: Option<PathBuf>,
 }
 
 impl Common {
@@ -76,6 +79,10 @@ pub struct ProcessSettings<const PORT: u16, const ADMIN_PORT: u16> {
     /// development, or production, which refuses the published secrets of development
     #[arg(long, env = "ENVIRONMENT", default_value = "development", value_parser = environment)]
     pub environment: Environment,
+    /// Directory with the certificate of this process (tls.crt), its key (tls.key) and the authority of all certificates
+    /// (ca.crt). gRPC and NATS then use mutual TLS, and services check who calls. Files that change are read again
+    #[arg(long, env = "TLS_DIR")]
+    pub tls_dir: Option<PathBuf>,
 }
 
 impl<const PORT: u16, const ADMIN_PORT: u16> ProcessSettings<PORT, ADMIN_PORT> {
@@ -86,6 +93,7 @@ impl<const PORT: u16, const ADMIN_PORT: u16> ProcessSettings<PORT, ADMIN_PORT> {
             admin_listen: self.admin_listen,
             shutdown_lag: Duration::from_secs(self.shutdown_lag_seconds),
             environment: self.environment,
+            tls_dir: self.tls_dir.clone(),
         }
     }
 }
@@ -260,8 +268,8 @@ fn nats_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// Checks the addresses of another service: `http://host:port`, or those of its replicas, separated by
-/// commas. For `value_parser`.
+/// Checks the addresses of another service: `http://host:port` or `https://host:port`, or those of its
+/// replicas, separated by commas. For `value_parser`.
 ///
 /// # Errors
 /// States what is expected.
@@ -271,7 +279,7 @@ pub fn service_urls(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Checks one address: `http://host:port`. For `value_parser`.
+/// Checks one address: `http://host:port` or `https://host:port`. For `value_parser`.
 ///
 /// # Errors
 /// States what is expected.
@@ -280,7 +288,7 @@ pub fn service_url(text: &str) -> Result<String, String> {
         Ok(uri) if uri.host().is_some() && matches!(uri.scheme_str(), Some("http" | "https")) => {
             Ok(text.to_owned())
         }
-        _ => Err("expected http://host:port".to_owned()),
+        _ => Err("expected http://host:port or https://host:port".to_owned()),
     }
 }
 
@@ -301,7 +309,7 @@ mod tests {
         let error = nats_url("localhost:4222").unwrap_err();
         assert_eq!(error, "expected nats://host:port or tls://host:port");
         let error = service_url("order:50051").unwrap_err();
-        assert_eq!(error, "expected http://host:port");
+        assert_eq!(error, "expected http://host:port or https://host:port");
         for wrong in [
             "mysql://x",
             "postgres//order:secret@x/y",

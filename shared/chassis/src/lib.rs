@@ -13,13 +13,13 @@ use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use bootstrap::{
-    Process, database, process,
+    Process, Replicas, database, process,
     settings::{BrokerSettings, DatabaseSettings, Migrations, Settings},
     shutdown,
 };
 use contracts::Service;
 use futures::future::BoxFuture;
-use messaging::{Broker, Handler, Participant, StreamSettings};
+use messaging::{Broker, Handler, Login, Participant, StreamSettings};
 use sqlx::{PgPool, migrate::Migrator};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -124,7 +124,12 @@ impl ServiceContext {
                 max_bytes: broker.stream_max_bytes,
                 replicas: broker.stream_replicas,
             };
-            let broker = Broker::connect(&broker.url, self.service.name(), broker.password()).await;
+            let login = Login {
+                user: self.service.name(),
+                password: broker.password(),
+                tls_dir: self.process.tls_dir(),
+            };
+            let broker = Broker::connect(&broker.url, login).await;
             let broker = broker
                 .context("connect to the broker that NATS_URL names")?
                 .with_streams(streams);
@@ -137,6 +142,14 @@ impl ServiceContext {
             readiness.check("saga", move || std::future::ready(progress.check()));
             Ok(participant)
         })
+    }
+
+    /// Clients of another service, whose addresses are `urls`: see [`Process::replicas`].
+    ///
+    /// # Errors
+    /// When `urls` are no addresses of a service.
+    pub fn replicas(&self, urls: &str, service: Service) -> anyhow::Result<Replicas> {
+        self.process.replicas(urls, service)
     }
 
     /// Serves gRPC on the service's listener.

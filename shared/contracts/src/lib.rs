@@ -12,6 +12,7 @@ mod event;
 mod ids;
 mod line;
 mod money;
+pub mod rpc;
 mod service;
 mod value;
 

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use contracts::{Service, Subject, choreography::subscriptions};
+use contracts::{Service, Subject, choreography::subscriptions, rpc::RPCS};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -164,6 +164,38 @@ fn dependencies_point_downwards() {
                 );
             }
         }
+    }
+}
+
+/// The paths of all RPCs of the `.proto` files.
+fn declared_rpcs() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for path in files(&[".proto"]) {
+        let (mut package, mut service) = (String::new(), String::new());
+        for line in read(&path).lines() {
+            let mut words = line
+                .split([' ', '(', ';', '{'])
+                .filter(|word| !word.is_empty());
+            match (words.next(), words.next()) {
+                (Some("package"), Some(name)) => package = name.to_owned(),
+                (Some("service"), Some(name)) => service = name.to_owned(),
+                (Some("rpc"), Some(name)) => {
+                    found.insert(format!("/{package}.{service}/{name}"));
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_rpc_has_its_callers() {
+    let in_table: BTreeSet<String> = RPCS.iter().map(|(path, _)| (*path).to_owned()).collect();
+    assert_eq!(in_table, declared_rpcs());
+    assert_eq!(in_table.len(), RPCS.len(), "an RPC is there twice");
+    for (path, callers) in RPCS {
+        assert!(!callers.is_empty(), "nobody may call {path}: delete it");
     }
 }
 

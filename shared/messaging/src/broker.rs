@@ -1,7 +1,7 @@
 //! The connection to NATS. Reconnects indefinitely; callers must expect it to be unavailable at any
 //! time.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use backon::Retryable as _;
@@ -29,6 +29,18 @@ pub struct Broker {
     pub(crate) streams: StreamSettings,
     /// Whether it is connected as a user, with the rights of [`permissions`].
     pub(crate) has_user: bool,
+}
+
+/// Who connects.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Login<'a> {
+    /// The user, which is named like the service.
+    pub user: &'a str,
+    /// Without one the server must not ask for any.
+    pub password: Option<&'a str>,
+    /// Directory of the certificate (`tls.crt`), its key (`tls.key`) and the authority of the server
+    /// (`ca.crt`). Without it the server must not ask for a certificate.
+    pub tls_dir: Option<&'a Path>,
 }
 
 /// Settings of the streams. All services declare all streams, so that they must agree.
@@ -74,23 +86,17 @@ pub enum BrokerError {
 }
 
 impl Broker {
-    /// Connects as the user `name` to a server, or to one of several that commas separate, and
-    /// checks its version. Waits for a server that is not up yet: services and servers start in any order.
-    /// Without a password the server must not ask for one.
+    /// Connects to a server, or to one of several that commas separate, and checks its version.
+    /// Waits for a server that is not up yet: services and servers start in any order.
     ///
     /// # Errors
     /// [`BrokerError`].
-    pub async fn connect(
-        url: &str,
-        name: &str,
-        password: Option<&str>,
-    ) -> Result<Self, BrokerError> {
+    pub async fn connect(url: &str, login: Login<'_>) -> Result<Self, BrokerError> {
         let (connected, connections) = watch::channel(0);
         let servers: Vec<&str> = url.split(',').collect();
         let connect = || async {
-            options(name, password, connected.clone())
-                .connect(&servers)
-                .await
+            let options = options(login, connected.clone());
+            options.connect(&servers).await
         };
         let client = connect
             .retry(backoff::exponential(Duration::from_millis(50), Duration::from_secs(2)))
@@ -116,7 +122,7 @@ impl Broker {
             jetstream,
             connections,
             streams: StreamSettings::default(),
-            has_user: password.is_some(),
+            has_user: login.password.is_some(),
         })
     }
 
@@ -187,16 +193,27 @@ impl Broker {
     }
 }
 
-fn options(name: &str, password: Option<&str>, connected: watch::Sender<u64>) -> ConnectOptions {
-    let options = match password {
+fn options(login: Login<'_>, connected: watch::Sender<u64>) -> ConnectOptions {
+    let Login {
+        user,
+        password,
+        tls_dir,
+    } = login;
+    let mut options = match password {
         Some(password) => {
-            ConnectOptions::with_user_and_password(name.to_owned(), password.to_owned())
+            ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
         }
         None => ConnectOptions::new(),
     };
+    // The client reads the files at each connection.
+    if let Some(directory) = tls_dir {
+        options = options
+            .add_root_certificates(directory.join("ca.crt"))
+            .add_client_certificate(directory.join("tls.crt"), directory.join("tls.key"));
+    }
     options
-        .name(name)
-        .custom_inbox_prefix(permissions::inbox_prefix(name))
+        .name(user)
+        .custom_inbox_prefix(permissions::inbox_prefix(user))
         .ping_interval(Duration::from_secs(5))
         .reconnect_delay_callback(|attempts| Duration::from_millis(50 << attempts.min(5)))
         .event_callback(move |event| {

@@ -40,7 +40,7 @@ pub mod topology;
 mod trace;
 pub mod unit_of_work;
 
-pub use broker::{Broker, BrokerError, STREAM_MAX_BYTES, StreamSettings};
+pub use broker::{Broker, BrokerError, Login, STREAM_MAX_BYTES, StreamSettings};
 pub use database::{TRANSACTION_TIMEOUT, in_time, is_unavailable};
 pub use handler::{Delivery, Handler, Outcome};
 pub use lookback::Lookback;

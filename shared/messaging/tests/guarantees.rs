@@ -8,7 +8,7 @@ use std::time::Duration;
 use contracts::{OrderId, Service};
 use devstack::{Durability, Logs, Postgres, Reaper, TemporaryDirectory, free_port, test};
 use fixture::{Fixture, eventually};
-use messaging::{Broker, outbox};
+use messaging::{Broker, Login, outbox};
 
 #[tokio::test]
 async fn an_event_is_published_if_and_only_if_its_state_is_committed() {
@@ -317,7 +317,7 @@ async fn several_replicas_may_migrate_at_once() {
 async fn an_invalid_broker_address_fails_at_once_and_is_named() {
     let refused = tokio::time::timeout(
         Duration::from_secs(5),
-        Broker::connect("nats://user@", "test", None),
+        Broker::connect("nats://user@", Login::default()),
     )
     .await;
     let message = format!(

@@ -11,7 +11,7 @@ use std::{path::Path, time::Duration};
 use async_nats::{Client, ConnectOptions, Event, jetstream};
 use contracts::{Service, Subject};
 use devstack::{NatsServer, test::broker_with_users};
-use messaging::{Broker, permissions, topology};
+use messaging::{Broker, Login, permissions, topology};
 use tokio::sync::mpsc;
 
 #[test]
@@ -65,7 +65,14 @@ impl User {
 async fn server() -> NatsServer {
     let server = broker_with_users().await.unwrap();
     let url = server.url();
-    let operator = Broker::connect(&url, permissions::OPERATOR, Some("sagacity"));
+    let operator = Broker::connect(
+        &url,
+        Login {
+            user: permissions::OPERATOR,
+            password: Some("sagacity"),
+            tls_dir: None,
+        },
+    );
     let operator = operator.await.unwrap();
     topology::reconcile_streams(&operator).await.unwrap();
     server

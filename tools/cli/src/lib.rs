@@ -1,6 +1,7 @@
 //! The `sagacity` command. It is a library with a `main`, so that its machine code, which includes
 //! that of everything it awaits, is generated once and not again for each target.
 
+mod certificates;
 mod dlq;
 mod load;
 mod measure;
@@ -46,6 +47,8 @@ enum Command {
     Verify(Verify),
     /// Print an access token of the development issuer, for the header Authorization: Bearer
     Token(token::Token),
+    /// Issue certificates for mutual TLS: one for each process, and an authority for development
+    Certificates(certificates::Certificates),
     /// Print the events of an order with cause, time offset and trace id
     Timeline(timeline::Timeline),
     /// Look at dead letters, send them back to the service that gave up, or discard them
@@ -102,6 +105,7 @@ async fn run(sagacity: Sagacity, names_system: bool) -> anyhow::Result<bool> {
         Command::Load(load) => return load.run(&endpoints()?).await,
         Command::Verify(verify) => return verify.run(&endpoints()?).await,
         Command::Token(token) => println!("{}", token.issue()),
+        Command::Certificates(certificates) => certificates.issue()?,
         Command::Timeline(timeline) => timeline.run(&endpoints()?).await?,
         Command::Dlq(dlq) => return dlq.run(endpoints, names_system).await,
         Command::Sqlx(sqlx) => sqlx.run().await?,

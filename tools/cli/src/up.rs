@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use devstack::{
-    Durability, Endpoints, Logs, Options, Ports, Reaper, Stack, programs, services, wipe,
+    Certificates, Durability, Endpoints, Logs, Options, Ports, Reaper, Stack, programs, services,
+    wipe,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -38,6 +39,9 @@ pub(crate) struct Up {
     /// replaced
     #[arg(long, conflicts_with_all = ["database", "nats"])]
     ha: bool,
+    /// Mutual TLS between all processes, with a development authority in the state directory
+    #[arg(long, conflicts_with_all = ["database", "nats"])]
+    tls: bool,
     /// A setting of one service, for example order:ORDER_DEADLINE_SECONDS=5; may be repeated
     #[arg(long = "set", value_name = "SERVICE:NAME=VALUE", value_parser = setting)]
     settings: Vec<Setting>,
@@ -130,6 +134,10 @@ impl Up {
             database: self.database,
             database_prefix: String::new(),
             nats: self.nats,
+            certificates: match self.tls {
+                true => Some(Certificates::issue(&state.join("certificates"), 0o600)?),
+                false => None,
+            },
             highly_available: self.ha,
             settings: with_log_format(self.settings),
             logs,

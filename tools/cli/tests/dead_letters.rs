@@ -22,7 +22,7 @@ use devstack::{
     test::{self, eventually},
 };
 use futures::StreamExt as _;
-use messaging::{Broker, Delivery, Handler, Outcome, Participant, headers};
+use messaging::{Broker, Delivery, Handler, Login, Outcome, Participant, headers};
 use proto::order::v1::OrderConfirmed;
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
@@ -80,7 +80,15 @@ impl System {
         let (pool, _) = test::database(&[messaging::migrator()]).await.unwrap();
         let create = sqlx::query("CREATE TABLE applied (event_id uuid NOT NULL)");
         create.execute(&pool).await.unwrap();
-        let broker = Broker::connect(&nats, "notification", None).await.unwrap();
+        let broker = Broker::connect(
+            &nats,
+            Login {
+                user: "notification",
+                ..Login::default()
+            },
+        )
+        .await
+        .unwrap();
         let mut participant = Participant::new(Service::Notification, pool.clone(), broker);
         participant.max_attempts = 1;
         let handler = Arc::new(Repairable::default());

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use crate::{
     Balancer, MEMBERS, MemberPorts, NatsCluster, Options, PostgresCluster, Reaper,
-    endpoints::local_url, free_port, members, postgres,
+    endpoints::service_url, free_port, members, postgres,
 };
 
 /// The servers behind a highly available system.
@@ -28,12 +28,16 @@ impl Cluster {
     /// of each other. `options.state` must be new.
     pub(crate) async fn start(options: &mut Options, reaper: &Reaper) -> anyhow::Result<Self> {
         let logs = options.server_logs.clone();
-        let nats = NatsCluster::start(&options.state.join("nats"), &logs, reaper).await?;
+        let certificates = options.certificates.as_ref();
+        let nats = options.state.join("nats");
+        let nats = NatsCluster::start(&nats, certificates, &logs, reaper).await?;
         let directory = postgres::cluster_directory(&options.state)?;
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("create {}", directory.display()))?;
         let (port, durability) = (options.ports.postgres, options.durability);
-        let postgres = PostgresCluster::start(&directory, port, durability, &logs, reaper).await?;
+        let postgres =
+            PostgresCluster::start(&directory, port, durability, certificates, &logs, reaper);
+        let postgres = postgres.await?;
         // The provider is another company's.
         let mut second = BTreeMap::new();
         for member in MEMBERS.iter().filter(|member| !member.stand_in) {
@@ -50,7 +54,8 @@ impl Cluster {
                 settings.push((service.to_owned(), name.to_owned(), value.to_owned()));
             };
             set(member.name, "STREAM_REPLICAS", "3");
-            let urls = both(member.name)?.map(local_url).join(",");
+            let urls = both(member.name)?.map(|port| service_url(certificates, port));
+            let urls = urls.join(",");
             for caller in ["gateway", "order"] {
                 set(caller, &member.url_setting(), &urls);
             }

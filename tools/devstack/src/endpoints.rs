@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::{Ports, members, nats, postgres};
+use crate::{Certificates, Ports, members, nats, postgres};
 
 /// Addresses of a running system. `up` writes them to a file that the other commands read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,15 +29,22 @@ impl Endpoints {
 
     /// The system whose gateway is at `target` and that `up` did not start. Databases, broker and
     /// provider are expected on this machine at the default ports, where `docker-compose.e2e.yml`
-    /// publishes them. Passwords come from the environment, under the names in `.env.example`.
+    /// publishes them. Passwords come from the environment, under the names in `.env.example`;
+    /// `SAGACITY_CERTIFICATES` is the directory of `sagacity certificates` if they ask for some.
     pub fn for_target(target: &str) -> anyhow::Result<Self> {
         let ports = Ports::default();
+        let certificates = std::env::var_os("SAGACITY_CERTIFICATES").map(Certificates::at);
+        let certificates = certificates.as_ref();
         let databases = members::with_database().map(|member| {
             let role = member.name;
             let password = std::env::var(format!("{}_DB_PASSWORD", role.to_uppercase()))
                 .unwrap_or_else(|_| postgres::PASSWORD.to_owned());
             let server = format!("127.0.0.1:{}", ports.postgres);
             let url = format!("postgres://{role}:{password}@{server}/{role}");
+            let url = match certificates {
+                Some(certificates) => certificates.for_postgres(role, &url),
+                None => url,
+            };
             (role.to_owned(), url)
         });
         let broker_password = std::env::var("OPERATOR_NATS_PASSWORD");
@@ -46,8 +53,9 @@ impl Endpoints {
             gateway: target.trim_end_matches('/').to_owned(),
             provider: local_url(ports.get("psp-sandbox")?.api),
             nats: nats::for_operator(
-                &format!("nats://127.0.0.1:{}", ports.nats),
+                &nats::url(nats::scheme(certificates), ports.nats),
                 &broker_password,
+                certificates,
             ),
             databases: databases.collect(),
             admin: BTreeMap::new(),
@@ -80,6 +88,15 @@ impl Endpoints {
     pub fn remove(state: &Path) {
         let _already_removed = std::fs::remove_file(state.join(Self::FILE));
     }
+}
+
+/// The address of a service's gRPC on this machine.
+pub(crate) fn service_url(certificates: Option<&Certificates>, port: u16) -> String {
+    let scheme = match certificates {
+        Some(_) => "https",
+        None => "http",
+    };
+    format!("{scheme}://127.0.0.1:{port}")
 }
 
 /// An HTTP address on this machine.

@@ -1,7 +1,7 @@
 //! Connecting to the broker and reading streams, here for everything under `tools/` and for tests:
 //! the futures of async-nats are large, and their machine code is generated where they are awaited.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use async_nats::{
@@ -44,6 +44,7 @@ pub enum Part {
 /// Connects to the broker at `url`, or to one of several that commas separate, as the user in it.
 pub fn connect(options: ConnectOptions, url: &str) -> BoxFuture<'_, anyhow::Result<Client>> {
     async move {
+        let (url, options) = with_certificate(url, options);
         let (servers, user) = without_user(url);
         // The client takes no user from an address.
         let options = match user {
@@ -54,6 +55,18 @@ pub fn connect(options: ConnectOptions, url: &str) -> BoxFuture<'_, anyhow::Resu
         connected.with_context(|| format!("connect to NATS at {}", servers.join(",")))
     }
     .boxed()
+}
+
+/// `url` without `?tls_dir=`, the directory of the certificate with which the client is known.
+fn with_certificate(url: &str, options: ConnectOptions) -> (&str, ConnectOptions) {
+    let Some((url, directory)) = url.split_once("?tls_dir=") else {
+        return (url, options);
+    };
+    let directory = Path::new(directory);
+    let options = options
+        .add_root_certificates(directory.join("ca.crt"))
+        .add_client_certificate(directory.join("tls.crt"), directory.join("tls.key"));
+    (url, options)
 }
 
 /// The addresses in `url`, and the user and password of the last that has them.

@@ -4,6 +4,7 @@
 //! - [`tools`]: finds PostgreSQL and nats-server, or fetches them.
 //! - [`Postgres`], [`NatsServer`]: private servers in a directory of their own; [`PostgresCluster`],
 //!   [`NatsCluster`]: three of them.
+//! - [`Certificates`]: an authority for development, for mutual TLS between all of them.
 //! - [`jetstream`]: connects to a broker and reads streams.
 //! - [`Stack`]: the whole system, one process per service, or highly available with a [`Cluster`]; each
 //!   process can be killed and restarted.
@@ -16,6 +17,7 @@
 //! `async fn` is generated in every crate that awaits it; that of a boxed future only here.
 
 mod balancer;
+mod certificates;
 mod cluster;
 mod directory;
 mod endpoints;
@@ -35,6 +37,7 @@ pub mod test;
 pub mod tools;
 
 pub use balancer::Balancer;
+pub use certificates::Certificates;
 pub use cluster::Cluster;
 pub use directory::TemporaryDirectory;
 pub use endpoints::Endpoints;

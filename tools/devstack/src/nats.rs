@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
-use crate::{Logs, Process, Reaper, ports, process::Spec, tools};
+use crate::{Certificates, Logs, Process, Reaper, ports, process::Spec, tools};
 
 /// What the server may store; as in deploy/nats/nats.conf.
 const STORE: &str = "10GB";
@@ -32,9 +32,34 @@ pub(crate) fn users() -> anyhow::Result<String> {
     Ok(with_passwords.collect::<Vec<_>>().join(" "))
 }
 
-/// The addresses of servers with [`users`], for the tools.
-pub(crate) fn for_operator(urls: &str, password: &str) -> String {
-    urls.replace("nats://", &format!("nats://{OPERATOR}:{password}@"))
+/// The addresses of servers with [`users`], for the tools. With TLS the certificate in the last
+/// address is that of all.
+pub(crate) fn for_operator(
+    urls: &str,
+    password: &str,
+    certificates: Option<&Certificates>,
+) -> String {
+    let with_user = urls.replace("://", &format!("://{OPERATOR}:{password}@"));
+    match certificates {
+        Some(certificates) => {
+            let directory = certificates.of(OPERATOR);
+            format!("{with_user}?tls_dir={}", directory.display())
+        }
+        None => with_user,
+    }
+}
+
+/// `nats://host:port` or `tls://host:port`, on this machine.
+pub(crate) fn url(scheme: &str, port: u16) -> String {
+    format!("{scheme}://127.0.0.1:{port}")
+}
+
+/// The scheme of the addresses of a server.
+pub(crate) fn scheme(certificates: Option<&Certificates>) -> &'static str {
+    match certificates {
+        Some(_) => "tls",
+        None => "nats",
+    }
 }
 
 /// A running nats-server.
@@ -115,7 +140,7 @@ impl NatsServer {
 
     /// `nats://host:port`.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        url("nats", self.port)
     }
 
     /// Kills the server with SIGKILL and starts it with the same directory and port.

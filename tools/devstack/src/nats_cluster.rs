@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::{Logs, NatsServer, Reaper, free_port, nats};
+use crate::{Certificates, Logs, NatsServer, Reaper, free_port, nats};
 
 const SERVERS: usize = 3;
 
@@ -12,6 +12,7 @@ const SERVERS: usize = 3;
 #[derive(Debug)]
 pub struct NatsCluster {
     directory: PathBuf,
+    certificates: Option<Certificates>,
     /// For clients, and for the other servers.
     ports: Vec<(u16, u16)>,
     servers: Vec<Option<NatsServer>>,
@@ -22,9 +23,15 @@ pub struct NatsCluster {
 impl NatsCluster {
     /// Starts the servers, each with a directory of its own in `directory`. They elect their leader
     /// afterwards.
-    pub async fn start(directory: &Path, logs: &Logs, reaper: &Reaper) -> anyhow::Result<Self> {
+    pub async fn start(
+        directory: &Path,
+        certificates: Option<&Certificates>,
+        logs: &Logs,
+        reaper: &Reaper,
+    ) -> anyhow::Result<Self> {
         let mut cluster = Self {
             directory: directory.to_owned(),
+            certificates: certificates.cloned(),
             ports: Vec::new(),
             servers: Vec::new(),
             logs: logs.clone(),
@@ -45,7 +52,7 @@ impl NatsCluster {
         let urls = self
             .ports
             .iter()
-            .map(|(port, _)| format!("nats://127.0.0.1:{port}"));
+            .map(|(port, _)| nats::url(nats::scheme(self.certificates.as_ref()), *port));
         urls.collect::<Vec<_>>().join(",")
     }
 
@@ -95,9 +102,12 @@ impl NatsCluster {
             .map(|(_, route)| format!("nats://127.0.0.1:{route}"));
         let routes = routes.collect::<Vec<_>>().join(", ");
         let (port, route) = self.ports[index];
+        let tls = self.certificates.as_ref();
+        let tls = tls.map_or_else(String::new, Certificates::for_nats_server);
         let cluster = format!(
             "server_name: {name}\n\
-             cluster {{ name: sagacity, listen: 127.0.0.1:{route}, routes: [{routes}] }}\n{}",
+             cluster {{ name: sagacity, listen: 127.0.0.1:{route}, routes: [{routes}]\n{tls}}}\n\
+             {tls}{}",
             nats::users()?
         );
         let directory = self.directory.join(&name);

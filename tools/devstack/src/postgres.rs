@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
-use crate::{Logs, Process, Reaper, ports, process::Spec, tools};
+use crate::{Certificates, Logs, Process, Reaper, certificates, ports, process::Spec, tools};
 
 /// What a commit guarantees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Durability {
 pub struct Postgres {
     process: Process,
     port: u16,
+    /// With which its clients and itself are known; `None` without TLS.
+    certificates: Option<Certificates>,
 }
 
 /// The password of all roles in development; services refuse it in production.
@@ -36,6 +38,18 @@ impl Postgres {
         directory: &Path,
         port: u16,
         durability: Durability,
+        logs: &Logs,
+        reaper: &Reaper,
+    ) -> anyhow::Result<Self> {
+        Self::start_with(directory, port, durability, None, logs, reaper).await
+    }
+
+    /// The same; with `certificates` it takes only clients that have one.
+    pub async fn start_with(
+        directory: &Path,
+        port: u16,
+        durability: Durability,
+        certificates: Option<&Certificates>,
         logs: &Logs,
         reaper: &Reaper,
     ) -> anyhow::Result<Self> {
@@ -51,29 +65,40 @@ impl Postgres {
         if !data.join("PG_VERSION").is_file() {
             initialize(&bin, directory, &data, durability, owner).await?;
         }
+        let mut arguments = arguments(&data, port, durability);
+        if let Some(certificates) = certificates {
+            let settings = encrypt(directory, durability, certificates, owner)?;
+            arguments.extend(settings.into_iter().flat_map(|set| ["-c".to_owned(), set]));
+        }
         let spec = Spec {
             name: "postgres".to_owned(),
             program: bin.join("postgres"),
-            arguments: arguments(&data, port, durability)
-                .into_iter()
-                .map(Into::into)
-                .collect(),
+            arguments: arguments.into_iter().map(Into::into).collect(),
             environment: vec![("LC_ALL".to_owned(), "C".to_owned())],
             user: owner,
             last_signal: "QUIT",
         };
         ports::ensure_free(port, "PostgreSQL")?;
         let process = Process::start(&spec, logs, reaper)?;
-        let mut server = Self { process, port };
+        let certificates = certificates.cloned();
+        let mut server = Self {
+            process,
+            port,
+            certificates,
+        };
         server.wait_until_it_answers().await?;
         Ok(server)
     }
 
     /// The URL of a database for a role.
     pub fn url(&self, role: &str, database: &str) -> String {
-        format!(
-            "postgres://{role}:{PASSWORD}@127.0.0.1:{}/{database}",
-            self.port
+        let certificates = self.certificates.as_ref();
+        url_at(
+            self.port,
+            role,
+            database,
+            certificates,
+            certificates::OPERATOR,
         )
     }
 
@@ -201,6 +226,43 @@ async fn initialize(
     Ok(())
 }
 
+/// Settings of a server that takes only encrypted connections, from clients with a certificate.
+fn encrypt(
+    directory: &Path,
+    durability: Durability,
+    certificates: &Certificates,
+    owner: Option<(u32, u32)>,
+) -> anyhow::Result<Vec<String>> {
+    let method = match durability {
+        Durability::Durable => "scram-sha-256",
+        Durability::Ephemeral => "trust",
+    };
+    let rules = ["all", "replication"].map(|database| {
+        format!("hostssl {database} all 127.0.0.1/32 {method} clientcert=verify-ca\n")
+    });
+    let rules_file = directory.join("pg_hba.conf");
+    std::fs::write(&rules_file, rules.concat())?;
+    tools::change_owner(&rules_file, owner)?;
+    // The server may not be able to enter the directory of the certificates, and refuses a key of
+    // somebody else.
+    let mut settings = vec![
+        "ssl=on".to_owned(),
+        format!("hba_file={}", rules_file.display()),
+    ];
+    for (setting, file) in [
+        ("ssl_cert_file", "tls.crt"),
+        ("ssl_key_file", "tls.key"),
+        ("ssl_ca_file", "ca.crt"),
+    ] {
+        let copy = directory.join(file);
+        std::fs::copy(certificates.of("postgres").join(file), &copy)
+            .with_context(|| format!("copy {}", copy.display()))?;
+        tools::change_owner(&copy, owner)?;
+        settings.push(format!("{setting}={}", copy.display()));
+    }
+    Ok(settings)
+}
+
 fn arguments(data: &Path, port: u16, durability: Durability) -> Vec<String> {
     let mut arguments = vec![
         "-D".to_owned(),
@@ -275,14 +337,38 @@ pub(crate) async fn create_database(
     Ok(admin.close().await?)
 }
 
+/// The URL of a server on this machine for the process that has the certificate `name`.
+pub(crate) fn url_at(
+    port: u16,
+    role: &str,
+    database: &str,
+    certificates: Option<&Certificates>,
+    name: &str,
+) -> String {
+    let url = format!("postgres://{role}:{PASSWORD}@127.0.0.1:{port}/{database}");
+    match certificates {
+        Some(certificates) => certificates.for_postgres(name, &url),
+        None => url,
+    }
+}
+
 /// The URL of `database` for `role` on the server of `admin_url`.
-pub(crate) fn url_for(admin_url: &str, role: &str, database: &str) -> anyhow::Result<String> {
+pub(crate) fn url_for(
+    admin_url: &str,
+    role: &str,
+    database: &str,
+    certificates: Option<&Certificates>,
+) -> anyhow::Result<String> {
     let (_, rest) = admin_url
         .split_once("://")
         .context("DATABASE: expected postgres://user:password@host:port/database")?;
     let server = rest.rsplit_once('@').map_or(rest, |(_, server)| server);
     let server = server.split(['/', '?']).next().unwrap_or_default();
-    Ok(format!("postgres://{role}:{PASSWORD}@{server}/{database}"))
+    let url = format!("postgres://{role}:{PASSWORD}@{server}/{database}");
+    Ok(match certificates {
+        Some(certificates) => certificates.for_postgres(role, &url),
+        None => url,
+    })
 }
 
 /// Where the private cluster of a state directory is. Started by root, PostgreSQL runs as another

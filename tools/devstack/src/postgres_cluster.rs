@@ -11,7 +11,11 @@ use anyhow::{Context as _, ensure};
 use futures::future::{BoxFuture, FutureExt as _};
 use sqlx::{Connection as _, PgConnection};
 
-use crate::{Balancer, Durability, Logs, Postgres, Reaper, free_port, postgres::PASSWORD, tools};
+use crate::{
+    Balancer, Certificates, Durability, Logs, Postgres, Reaper, certificates, free_port,
+    postgres::{self, PASSWORD},
+    tools,
+};
 
 const SERVERS: usize = 3;
 
@@ -20,6 +24,7 @@ const SERVERS: usize = 3;
 pub struct PostgresCluster {
     directory: PathBuf,
     durability: Durability,
+    certificates: Option<Certificates>,
     ports: Vec<u16>,
     servers: Vec<Option<Postgres>>,
     primary: usize,
@@ -36,6 +41,7 @@ impl PostgresCluster {
         directory: &'a Path,
         port: u16,
         durability: Durability,
+        certificates: Option<&'a Certificates>,
         logs: &'a Logs,
         reaper: &'a Reaper,
     ) -> BoxFuture<'a, anyhow::Result<Self>> {
@@ -45,6 +51,7 @@ impl PostgresCluster {
             let mut cluster = Self {
                 directory: directory.to_owned(),
                 durability,
+                certificates: certificates.cloned(),
                 address: Balancer::start(port, vec![ports[0]]).await?,
                 ports,
                 servers: (0..SERVERS).map(|_| None).collect(),
@@ -69,9 +76,12 @@ impl PostgresCluster {
 
     /// The URL of the administrator, at the primary.
     pub fn admin_url(&self) -> String {
-        format!(
-            "postgres://postgres:{PASSWORD}@127.0.0.1:{}/postgres",
-            self.address.port()
+        postgres::url_at(
+            self.address.port(),
+            "postgres",
+            "postgres",
+            self.certificates.as_ref(),
+            certificates::OPERATOR,
         )
     }
 
@@ -150,7 +160,16 @@ impl PostgresCluster {
 
     async fn start_server(&mut self, index: usize) -> anyhow::Result<()> {
         let (directory, port) = (self.directory.join(name(index)), self.ports[index]);
-        let start = Postgres::start(&directory, port, self.durability, &self.logs, &self.reaper);
+        let certificates = self.certificates.as_ref();
+        let (logs, reaper) = (&self.logs, &self.reaper);
+        let start = Postgres::start_with(
+            &directory,
+            port,
+            self.durability,
+            certificates,
+            logs,
+            reaper,
+        );
         self.servers[index] = Some(start.await?);
         Ok(())
     }
@@ -190,9 +209,19 @@ impl PostgresCluster {
         let standbys: Vec<_> = (0..SERVERS)
             .map(|index| format!("\"{}\"", name(index)))
             .collect();
+        // Beside the data: see `Postgres::start_with`.
+        let files = self.directory.join(name(index));
+        let files = files.display();
+        let tls = match &self.certificates {
+            Some(_) => format!(
+                " sslmode=verify-full sslrootcert={files}/ca.crt sslcert={files}/tls.crt \
+                 sslkey={files}/tls.key"
+            ),
+            None => String::new(),
+        };
         let settings = format!(
             "synchronous_standby_names = 'ANY 1 ({})'\n\
-             primary_conninfo = 'host=127.0.0.1 port={} user=postgres password={PASSWORD} application_name={}'\n\
+             primary_conninfo = 'host=127.0.0.1 port={} user=postgres password={PASSWORD} application_name={}{tls}'\n\
              # A standby that was away finds what it has missed.\n\
              wal_keep_size = 512MB\n\
              wal_receiver_timeout = 5s\nwal_sender_timeout = 5s\nwal_retrieve_retry_interval = 200ms\n",

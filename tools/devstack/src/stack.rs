@@ -11,9 +11,12 @@ use futures::future::{BoxFuture, FutureExt as _, try_join_all};
 use rustix::process::Signal;
 
 use crate::{
-    Cluster, Durability, Endpoints, Logs, MEMBERS, MemberPorts, NatsServer, Ports, Postgres,
-    Process, Reaper, endpoints::local_url, free_port, members, nats, ports, postgres,
-    process::Spec, services,
+    Certificates, Cluster, Durability, Endpoints, Logs, MEMBERS, MemberPorts, NatsServer, Ports,
+    Postgres, Process, Reaper,
+    endpoints::{local_url, service_url},
+    free_port, members, nats, ports, postgres,
+    process::Spec,
+    services,
 };
 
 /// What to start, and where.
@@ -32,6 +35,9 @@ pub struct Options {
     pub database_prefix: String,
     /// URL of a NATS server to use instead of a private one.
     pub nats: Option<String>,
+    /// For mutual TLS between all processes and private servers; `None` without. With a server
+    /// that is used instead, it is the one with `certificates`.
+    pub certificates: Option<Certificates>,
     /// Whether there are three servers of each kind and two processes of each service. `state` must then
     /// be new.
     pub highly_available: bool,
@@ -369,9 +375,19 @@ impl Stack {
             ("PROVIDER_API_KEY".to_owned(), "sk_test_sagacity".to_owned()),
             ("DATA_DIR".to_owned(), data.display().to_string()),
         ]);
+        let certificates = self.options.certificates.as_ref();
         for other in MEMBERS {
-            let url = local_url(self.options.ports.get(other.name)?.api);
+            let port = self.options.ports.get(other.name)?.api;
+            let url = match other.stand_in {
+                true => local_url(port),
+                false => service_url(certificates, port),
+            };
             environment.insert(other.url_setting(), url);
+        }
+        let directory = certificates.map(|certificates| certificates.of(service));
+        // The provider has none.
+        if let Some(directory) = directory.filter(|directory| directory.is_dir()) {
+            environment.insert("TLS_DIR".to_owned(), directory.display().to_string());
         }
         if self.nats_url != self.endpoints.nats {
             environment.insert("NATS_PASSWORD".to_owned(), nats::PASSWORD.to_owned());
@@ -421,11 +437,12 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
         Some(url) => (None, url.clone()),
         None => {
             let (directory, port) = (options.state.join("nats"), options.ports.nats);
-            let users = nats::users()?;
-            let server = NatsServer::start_with(&directory, port, &users, logs, &reaper).await?;
+            let certificates = options.certificates.as_ref();
+            let tls = certificates.map_or_else(String::new, Certificates::for_nats_server);
+            let more = tls + &nats::users()?;
+            let server = NatsServer::start_with(&directory, port, &more, logs, &reaper).await?;
             pids.insert("nats".to_owned(), server.pid());
-            let url = server.url();
-            (Some(server), url)
+            (Some(server), nats::url(nats::scheme(certificates), port))
         }
     };
     let has_users = nats.is_some() || cluster.is_some();
@@ -438,10 +455,13 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
         gateway: local_url(gateway),
         provider: local_url(options.ports.get("psp-sandbox")?.api),
         nats: match has_users {
-            true => nats::for_operator(&nats_url, nats::PASSWORD),
+            true => {
+                let certificates = options.certificates.as_ref();
+                nats::for_operator(&nats_url, nats::PASSWORD, certificates)
+            }
             false => nats_url.clone(),
         },
-        databases: create_databases(&admin_url, &options.database_prefix).await?,
+        databases: create_databases(&admin_url, &options).await?,
         admin: admin_urls(&options.ports)?,
         pids,
     };
@@ -479,15 +499,18 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
 
 async fn create_databases(
     admin_url: &str,
-    prefix: &str,
+    options: &Options,
 ) -> anyhow::Result<BTreeMap<String, String>> {
+    let prefix = &options.database_prefix;
+    let certificates = options.certificates.as_ref();
     let mut databases = BTreeMap::new();
     for member in members::with_database() {
         let (role, name) = (member.name, format!("{prefix}{}", member.name));
         postgres::create_database(admin_url, role, &name)
             .await
             .with_context(|| format!("create the database {name}"))?;
-        databases.insert(role.to_owned(), postgres::url_for(admin_url, role, &name)?);
+        let url = postgres::url_for(admin_url, role, &name, certificates)?;
+        databases.insert(role.to_owned(), url);
     }
     Ok(databases)
 }
@@ -538,5 +561,7 @@ pub fn wipe(state: &Path) -> anyhow::Result<()> {
 async fn start_postgres(options: &Options, reaper: &Reaper) -> anyhow::Result<Postgres> {
     let directory = postgres::cluster_directory(&options.state)?;
     let (port, durability) = (options.ports.postgres, options.durability);
-    Postgres::start(&directory, port, durability, &options.server_logs, reaper).await
+    let certificates = options.certificates.as_ref();
+    let logs = &options.server_logs;
+    Postgres::start_with(&directory, port, durability, certificates, logs, reaper).await
 }

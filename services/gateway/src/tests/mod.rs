@@ -13,6 +13,7 @@ use axum::{
     http::{HeaderMap, Request, StatusCode, request},
 };
 use bootstrap::Replicas;
+use contracts::Service;
 use development_issuer::{AUDIENCE, CUSTOMER_SCOPES};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -55,9 +56,10 @@ impl Api {
         tokio::spawn(bootstrap::grpc::serve(
             listener,
             stub.routes(),
+            None,
             stop.clone(),
         ));
-        let replicas = Replicas::new(&url).unwrap();
+        let replicas = Replicas::new(&url, Service::Order, None).unwrap();
         Self {
             router: router(
                 Backends::new(|_| replicas.clone(), Live::default()),

@@ -6,7 +6,9 @@ use std::{collections::HashSet, fs, io, path::Path};
 use async_nats::{ConnectOptions, jetstream};
 use contracts::OrderId;
 use devstack::{Logs, NatsCluster, Reaper, TemporaryDirectory};
-use messaging::{Broker, StreamSettings, permissions::OPERATOR, topology::reconcile_streams};
+use messaging::{
+    Broker, Login, StreamSettings, permissions::OPERATOR, topology::reconcile_streams,
+};
 
 use crate::fixture::{Fixture, Running, eventually};
 
@@ -203,12 +205,19 @@ async fn a_stream_keeps_the_replicas_that_it_has() {
     let reaper = Reaper::new().unwrap();
     let directory = TemporaryDirectory::new(&reaper).unwrap();
     let logs = Logs::Directory(devstack::tools::target_directory().join("test-logs/replicas"));
-    let cluster = NatsCluster::start(directory.path(), &logs, &reaper);
+    let cluster = NatsCluster::start(directory.path(), None, &logs, &reaper);
     let cluster = cluster.await.unwrap();
     let url = cluster.url();
-    let broker = Broker::connect(&url, OPERATOR, Some("sagacity"))
-        .await
-        .unwrap();
+    let broker = Broker::connect(
+        &url,
+        Login {
+            user: OPERATOR,
+            password: Some("sagacity"),
+            tls_dir: None,
+        },
+    )
+    .await
+    .unwrap();
     let with = |replicas| {
         broker.clone().with_streams(StreamSettings {
             replicas,

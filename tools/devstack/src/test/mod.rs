@@ -20,8 +20,8 @@ pub use wait::{PATIENCE, eventually, wait_for};
 pub use crate::jetstream::{StreamMessage, read_stream};
 
 use crate::{
-    Durability, Logs, NatsServer, Options, Ports, Postgres, Reaper, Stack, TemporaryDirectory,
-    free_port, nats, postgres, programs, tools,
+    Certificates, Durability, Logs, NatsServer, Options, Ports, Postgres, Reaper, Stack,
+    TemporaryDirectory, free_port, nats, postgres, programs, tools,
 };
 
 /// What all tests of one binary share.
@@ -29,6 +29,9 @@ struct Shared {
     reaper: Reaper,
     directory: TemporaryDirectory,
     postgres: Postgres,
+    certificates: Certificates,
+    /// For whole systems: it takes only clients with a certificate.
+    encrypted: OnceCell<Postgres>,
 }
 
 static SHARED: OnceCell<Shared> = OnceCell::const_new();
@@ -43,11 +46,27 @@ async fn start_shared() -> anyhow::Result<Shared> {
     let data = directory.path().join("postgres");
     let (port, logs) = (free_port()?, logs("shared"));
     let postgres = Postgres::start(&data, port, Durability::Ephemeral, &logs, &reaper).await?;
+    let certificates = Certificates::issue(&directory.path().join("certificates"), 0o600)?;
     Ok(Shared {
         reaper,
         directory,
         postgres,
+        certificates,
+        encrypted: OnceCell::new(),
     })
+}
+
+impl Shared {
+    async fn encrypted(&self) -> anyhow::Result<&Postgres> {
+        let start = async || {
+            let data = self.directory.path().join("postgres-encrypted");
+            let (port, logs) = (free_port()?, logs("shared-encrypted"));
+            let (certificates, reaper) = (Some(&self.certificates), &self.reaper);
+            let durability = Durability::Ephemeral;
+            Postgres::start_with(&data, port, durability, certificates, &logs, reaper).await
+        };
+        self.encrypted.get_or_try_init(start).await
+    }
 }
 
 fn logs(name: &str) -> Logs {
@@ -103,7 +122,8 @@ pub async fn broker_environment() -> anyhow::Result<(Logs, Reaper)> {
     Ok((logs("broker"), shared().await?.reaper.clone()))
 }
 
-/// The whole system of one test, with a broker and databases of its own.
+/// The whole system of one test, with a broker and databases of its own. Its processes and servers
+/// know each other by certificates.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct System<'a> {
     /// (service, name, value).
@@ -126,8 +146,10 @@ pub fn stack<'a>(name: &'a str, system: System<'a>) -> BoxFuture<'a, anyhow::Res
             highly_available,
             programs: directory,
         } = system;
-        let server = || shared.postgres.admin_url();
-        let database = (!own_server && !highly_available).then(server);
+        let database = match own_server || highly_available {
+            true => None,
+            false => Some(shared.encrypted().await?.admin_url()),
+        };
         let id = Uuid::now_v7().simple().to_string();
         let settings = settings.iter().map(|(service, name, value)| {
             (service.to_string(), name.to_string(), value.to_string())
@@ -143,6 +165,7 @@ pub fn stack<'a>(name: &'a str, system: System<'a>) -> BoxFuture<'a, anyhow::Res
             database,
             database_prefix: format!("{id}_"),
             nats: None,
+            certificates: Some(shared.certificates.clone()),
             highly_available,
             settings: settings.collect(),
             logs: logs(name),
