@@ -1,4 +1,4 @@
-//! A system in containers: `docker compose` with the files of this repository.
+//! A system in containers: `docker compose` with the files of this repository, encrypted.
 
 use std::{
     ffi::OsStr,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use devstack::Endpoints;
+use devstack::{Certificates, Endpoints};
 use tokio::process::Command;
 
 use crate::command::output;
@@ -27,6 +27,11 @@ pub async fn docker(arguments: &[&str]) -> anyhow::Result<String> {
     let mut docker = Command::new("docker");
     docker.args(arguments);
     output(docker, &format!("docker {arguments:?}")).await
+}
+
+/// Those that `docker-compose.tls.yml` mounts.
+fn certificates() -> Certificates {
+    Certificates::at(devstack::workspace().join("target/certificates"))
 }
 
 /// The containers. One scenario at a time uses them.
@@ -54,7 +59,7 @@ impl Compose {
             .map(|(_, name, value)| (name.to_string(), value.to_string()))
             .collect();
         let compose = Self {
-            endpoints: Endpoints::for_target(target)?,
+            endpoints: Endpoints::for_target(target, Some(&certificates()))?,
             state,
             settings,
             scale: Vec::new(),
@@ -168,13 +173,10 @@ impl Compose {
         let root = devstack::workspace();
         let mut docker = Command::new("docker");
         docker
-            .args([
-                "compose",
-                "--file",
-                "docker-compose.yml",
-                "--file",
-                "docker-compose.e2e.yml",
-            ])
+            .arg("compose")
+            .args(["--file", "docker-compose.yml"])
+            .args(["--file", "docker-compose.tls.yml"])
+            .args(["--file", "docker-compose.e2e.yml"])
             .args(arguments);
         docker.current_dir(root);
         docker.envs(

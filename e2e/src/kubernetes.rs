@@ -73,7 +73,7 @@ impl Kubernetes {
             until_ready(name).await?;
         }
         Ok(Self {
-            endpoints: Endpoints::for_target(target)?,
+            endpoints: Endpoints::for_target(target, None)?,
             state,
             _forwards: forward(target).await?,
         })

@@ -29,6 +29,7 @@ DEFECTS = [
     Defect("more replicas than connections", "scaling", r"maxReplicaCount: 6", "maxReplicaCount: 20", "overlays/production"),
     Defect("two autoscalers", "scaling", r"(scaleTargetRef:\n +name: )payment", r"\1order", "overlays/production"),
     Defect("a Secret without its key", "references", r"key: api-key", "key: key", "overlays/production"),
+    Defect("a certificate that is not issued", "references", r"(secretName: )gateway-tls\n  usages", r"\1gate-tls\n  usages", "overlays/production"),
     Defect("a variable before what it is made of", "references", r"\$\(DATABASE_HOST\)", "$(DATABASE_ADDRESS)"),
     Defect("a ConfigMap that is not there", "references", r"configMapRef:\n +name: order-\w+", "configMapRef: {name: order-0}"),
     Defect("a policy too wide", "call_graph", r"(name: order\n  namespace: sagacity\nspec:\n  egress:\n.*?app.kubernetes.io/name: )inventory", r"\1payment"),

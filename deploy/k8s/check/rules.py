@@ -167,8 +167,12 @@ def references(m, context):
             if "configMap" in volume:
                 needed.add(("ConfigMap", volume["configMap"]["name"], None))
             if "secret" in volume:
-                needed.update(("Secret", volume["secret"]["secretName"], i["key"]) for i in volume["secret"]["items"])
+                keys = [item["key"] for item in volume["secret"].get("items", [])] or [None]
+                needed.update(("Secret", volume["secret"]["secretName"], key) for key in keys)
+        certificates = {c["spec"]["secretName"] for c in m.of_kind("Certificate")}
         for kind, name, key in sorted(needed, key=str):
+            if kind == "Secret" and name in certificates:
+                continue
             found = m.find(kind, name)
             keys = (found.get("data", {}) | found.get("stringData", {})) if found else {}
             documented = kind == "Secret" and f"`{name}`" in context.readme and f"`{key}`" in context.readme

@@ -1,6 +1,6 @@
 //! Faults: of services, the broker, the provider, and of the events themselves.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, str::FromStr as _};
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{self, consumer::PullConsumer};
@@ -13,7 +13,7 @@ use e2e::{
     read_stream, wait_for,
 };
 use serde_json::json;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 use tokio::process::Command;
 use uuid::Uuid;
 
@@ -328,12 +328,11 @@ pub async fn a_service_cannot_enter_the_database_of_another(harness: &Harness) -
     let databases = &shop.endpoints().databases;
     for (service, url) in databases {
         shop.database(service).await?;
-        let (server, _) = url.rsplit_once('/').context("a URL ends with a database")?;
+        let own = PgConnectOptions::from_str(url)?;
         for (other, elsewhere) in databases.iter().filter(|(other, _)| *other != service) {
-            let (_, name) = elsewhere
-                .rsplit_once('/')
-                .context("a URL ends with a database")?;
-            let entered = PgConnection::connect(&format!("{server}/{name}")).await;
+            let elsewhere = PgConnectOptions::from_str(elsewhere)?;
+            let name = elsewhere.get_database().context("a URL has a database")?;
+            let entered = PgConnection::connect_with(&own.clone().database(name)).await;
             let refused = entered.err();
             let refused =
                 refused.with_context(|| format!("{service} can enter the database of {other}"))?;

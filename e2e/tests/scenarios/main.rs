@@ -14,6 +14,7 @@ mod auditor;
 mod builds;
 mod containers;
 mod documentation;
+mod encryption;
 mod faults;
 mod ha;
 mod hostile;
@@ -45,6 +46,8 @@ type Outcome = anyhow::Result<BTreeSet<Pair>>;
 enum Needs {
     Nothing,
     Containers,
+    /// A cluster of development is not encrypted.
+    Encryption,
     /// Neither containers nor pods reach a collector of a test, or publish their admin listeners.
     Processes,
     Browser,
@@ -63,6 +66,7 @@ impl Needs {
         match self {
             Self::Nothing => false,
             Self::Containers => !harness.uses_containers(),
+            Self::Encryption => !harness.uses_containers() && !harness.uses_processes(),
             Self::Processes | Self::Nightly => !harness.uses_processes(),
             Self::Browser => documentation::browser().is_none(),
             Self::Mount => !harness.uses_processes() || !weather::can_mount(),
@@ -129,6 +133,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
         a_provider_that_fails_half_the_time_charges_once,
         the_orders_table_can_be_rebuilt_from_the_event_log,
         a_service_cannot_enter_the_database_of_another;
+    encryption [Encryption]:
+        nothing_inside_is_reached_without_a_certificate;
     faults [Processes]:
         a_broker_without_its_disk_loses_no_order,
         a_crashed_database_loses_no_order;

@@ -5,12 +5,15 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
+    str::FromStr as _,
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use e2e::{Harness, Shop, wait_for};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use sqlx::{
+    AssertSqlSafe, Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions,
+};
 use uuid::Uuid;
 
 use crate::{Outcome, close, load::Load};
@@ -44,7 +47,8 @@ async fn until_logged(shop: &Shop, service: &str, text: &str, times: usize) -> a
 /// The administrator, in the database of a service.
 async fn administrator(shop: &mut Shop, service: &str) -> anyhow::Result<PgConnection> {
     let url = &shop.endpoints().databases[service];
-    let (_, name) = url.rsplit_once('/').context("a URL ends with a database")?;
+    let options = PgConnectOptions::from_str(url)?;
+    let name = options.get_database().context("a URL has a database")?;
     let name = name.to_owned();
     let postgres = shop.deployment.processes()?.postgres()?;
     Ok(PgConnection::connect(&postgres.url("postgres", &name)).await?)
@@ -216,8 +220,8 @@ async fn require_password(shop: &Shop, administrator: &mut PgConnection) -> anyh
         .fetch_one(&mut *administrator)
         .await?;
     let write = format!(
-        "COPY (VALUES ('host all payment 127.0.0.1/32 scram-sha-256'), \
-         ('host all all 127.0.0.1/32 trust')) TO '{file}'"
+        "COPY (VALUES ('hostssl all payment 127.0.0.1/32 scram-sha-256'), \
+         ('hostssl all all 127.0.0.1/32 trust')) TO '{file}'"
     );
     administrator.execute(AssertSqlSafe(write)).await?;
     administrator.execute("SELECT pg_reload_conf()").await?;

@@ -31,6 +31,14 @@ struct Sagacity {
     /// that need more than the gateway expect the ports of docker-compose.e2e.yml
     #[arg(long, env = "SAGACITY_TARGET", global = true, value_name = "URL")]
     target: Option<String>,
+    /// Directory of `certificates` that databases and broker of that system ask for, as in docker-compose.tls.yml
+    #[arg(
+        long,
+        env = "SAGACITY_CERTIFICATES",
+        global = true,
+        value_name = "DIRECTORY"
+    )]
+    certificates: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -95,8 +103,10 @@ async fn run(sagacity: Sagacity, names_system: bool) -> anyhow::Result<bool> {
         Some(state) => std::path::absolute(state)?,
         None => devstack::workspace().join(".sagacity"),
     };
+    let certificates = sagacity.certificates.map(std::path::absolute).transpose()?;
+    let certificates = certificates.map(devstack::Certificates::at);
     let endpoints = || match &sagacity.target {
-        Some(target) => Endpoints::for_target(target),
+        Some(target) => Endpoints::for_target(target, certificates.as_ref()),
         None => Endpoints::read(&state),
     };
     match sagacity.command {

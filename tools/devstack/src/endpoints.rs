@@ -29,12 +29,10 @@ impl Endpoints {
 
     /// The system whose gateway is at `target` and that `up` did not start. Databases, broker and
     /// provider are expected on this machine at the default ports, where `docker-compose.e2e.yml`
-    /// publishes them. Passwords come from the environment, under the names in `.env.example`;
-    /// `SAGACITY_CERTIFICATES` is the directory of `sagacity certificates` if they ask for some.
-    pub fn for_target(target: &str) -> anyhow::Result<Self> {
+    /// publishes them. Passwords come from the environment, under the names in `.env.example`.
+    /// `certificates` are those of `docker-compose.tls.yml`.
+    pub fn for_target(target: &str, certificates: Option<&Certificates>) -> anyhow::Result<Self> {
         let ports = Ports::default();
-        let certificates = std::env::var_os("SAGACITY_CERTIFICATES").map(Certificates::at);
-        let certificates = certificates.as_ref();
         let databases = members::with_database().map(|member| {
             let role = member.name;
             let password = std::env::var(format!("{}_DB_PASSWORD", role.to_uppercase()))
