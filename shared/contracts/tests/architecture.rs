@@ -126,6 +126,18 @@ fn dependencies_point_downwards() {
             ],
         ),
         (
+            "shared/api-keys",
+            &[
+                "messaging",
+                "bootstrap",
+                "chassis",
+                "devstack",
+                "client",
+                "audit",
+                "sqlx",
+            ],
+        ),
+        (
             "shared/bootstrap",
             &["messaging", "chassis", "devstack", "client", "audit"],
         ),
