@@ -2,6 +2,7 @@
 //! that of everything it awaits, is generated once and not again for each target.
 
 mod certificates;
+mod api_key;
 mod dlq;
 mod load;
 mod measure;
@@ -57,6 +58,8 @@ enum Command {
     Token(token::Token),
     /// Issue certificates for mutual TLS: one for each process, and an authority for development
     Certificates(certificates::Certificates),
+    /// Make, list and revoke API keys of machines
+    ApiKey(api_key::ApiKey),
     /// Print the events of an order with cause, time offset and trace id
     Timeline(timeline::Timeline),
     /// Look at dead letters, send them back to the service that gave up, or discard them
@@ -116,6 +119,7 @@ async fn run(sagacity: Sagacity, names_system: bool) -> anyhow::Result<bool> {
         Command::Verify(verify) => return verify.run(&endpoints()?).await,
         Command::Token(token) => println!("{}", token.issue()),
         Command::Certificates(certificates) => certificates.issue()?,
+        Command::ApiKey(api_key) => api_key.run()?,
         Command::Timeline(timeline) => timeline.run(&endpoints()?).await?,
         Command::Dlq(dlq) => return dlq.run(endpoints, names_system).await,
         Command::Sqlx(sqlx) => sqlx.run().await?,
