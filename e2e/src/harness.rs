@@ -11,8 +11,9 @@ use crate::{Compose, Deployment, Kubernetes, Shop, compose, kubernetes};
 const TARGET: &str = "SAGACITY_TARGET";
 
 /// Scenarios have one customer, who sends more than a real one.
-const WITHOUT_LIMITS: [(&str, &str, &str); 2] = [
+const WITHOUT_LIMITS: [(&str, &str, &str); 3] = [
     ("gateway", "CUSTOMER_REQUESTS_PER_SECOND", "0"),
+    ("gateway", "API_KEY_REQUESTS_PER_SECOND", "0"),
     ("gateway", "ADDRESS_REQUESTS_PER_SECOND", "0"),
 ];
 

@@ -1,5 +1,6 @@
 //! `/openapi.json`: what all operations have in common, added to what the handlers declare.
 
+use api_keys::Scope;
 use utoipa::{
     OpenApi,
     openapi::{
@@ -7,17 +8,22 @@ use utoipa::{
         link::Link,
         path::Operation,
         schema::{Schema, Type},
-        security::{ClientCredentials, Flow, OAuth2, OpenIdConnect, Scopes, SecurityScheme},
+        security::{
+            ClientCredentials, Flow, HttpAuthScheme, HttpBuilder, OAuth2, OpenIdConnect, Scopes,
+            SecurityRequirement, SecurityScheme,
+        },
     },
 };
 
 use crate::{
-    identity::{IdentitySettings, Scope, development, discovery_url},
+    identity::{IdentitySettings, development, discovery_url},
     problem::Problem,
 };
 
 /// The security scheme that operations name.
 const ACCESS_TOKEN: &str = "accessToken";
+/// The other one, which each of them accepts with the same scopes.
+const API_KEY: &str = "apiKey";
 
 #[derive(OpenApi)]
 #[openapi(
@@ -61,9 +67,16 @@ pub fn complete(
 ) -> utoipa::openapi::OpenApi {
     let components = document.components.get_or_insert_default();
     components.add_security_scheme(ACCESS_TOKEN, security_scheme(identity));
+    let has_keys = identity.api_keys.path().is_some();
+    if has_keys {
+        components.add_security_scheme(API_KEY, api_key_scheme());
+    }
     for item in document.paths.paths.values_mut() {
         for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
             add_responses(operation);
+            if has_keys {
+                add_api_key(operation);
+            }
         }
     }
     document
@@ -75,13 +88,36 @@ fn security_scheme(identity: &IdentitySettings) -> SecurityScheme {
         let discovery = OpenIdConnect::new(discovery_url(issuer));
         return SecurityScheme::OpenIdConnect(discovery);
     }
-    let scopes = Scope::ALL.map(|scope| (scope.name(), scope.description()));
+    let scopes = Scope::OF_CUSTOMERS.map(|scope| (scope.name(), scope.description()));
     let flow = ClientCredentials::new(development::PATH, Scopes::from_iter(scopes));
     SecurityScheme::OAuth2(OAuth2::with_description(
         [Flow::ClientCredentials(flow)],
         "The development issuer. The client id is the customer: any name, for example a UUID. \
          The secret does not matter.",
     ))
+}
+
+fn api_key_scheme() -> SecurityScheme {
+    let description = "A key that the operators have given to a machine. It acts for one customer.";
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
+    let bearer = bearer.bearer_format("sagacity_<id>_<secret>");
+    SecurityScheme::Http(bearer.description(Some(description)).build())
+}
+
+/// Where an access token is accepted, a key with the same scopes is.
+fn add_api_key(operation: &mut Operation) {
+    let Some(security) = &mut operation.security else {
+        return;
+    };
+    // A requirement shows its scopes only as JSON.
+    let same = security.iter().filter_map(|requirement| {
+        let requirement = serde_json::to_value(requirement).ok()?;
+        let scopes = requirement.get(ACCESS_TOKEN)?.as_array()?;
+        let scopes = scopes.iter().filter_map(|scope| scope.as_str());
+        Some(SecurityRequirement::new(API_KEY, scopes))
+    });
+    let same: Vec<_> = same.collect();
+    security.extend(same);
 }
 
 fn add_responses(operation: &mut Operation) {

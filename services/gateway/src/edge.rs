@@ -91,7 +91,10 @@ impl Edge {
             }
         };
         if let Ok(Some(principal)) = caller {
-            let allowance = self.limits.customer(principal.customer)?;
+            let allowance = match &principal.key {
+                Some(key) => self.limits.key(key.id)?,
+                None => self.limits.customer(principal.customer)?,
+            };
             return Ok((Caller(Some(principal)), allowance));
         }
         let allowance = self.limits.address(address)?;

@@ -16,7 +16,7 @@ use axum::{
 };
 use bootstrap::RequestContext;
 use contracts::{CustomerId, OrderId};
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt as _, stream};
 use proto::{
     inventory::v1::{GetReservationRequest, ReservationStatus},
     order::v1::{GetOrderRequest, OrderStatus, RefundStatus},
@@ -36,14 +36,14 @@ use crate::{
 
 /// How long to wait for a notification before polling without one.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Streams end after this time, or with the access token, so that none outlives its client by much
-/// and replicas stay evenly loaded; clients connect again with `Last-Event-ID`.
+/// Streams end after this time, or with the access token or key, so that none outlives its client
+/// by much and replicas stay evenly loaded; clients connect again with `Last-Event-ID`.
 const MAX_DURATION: Duration = Duration::from_secs(600);
 
 /// The order's events so far, then live until it ends.
 ///
 /// The data of each event is a timeline event; the last event is `end`, with the order's final
-/// status. A stream ends with the access token, and after 10 minutes at the latest.
+/// status. A stream ends with the access token or API key, and after 10 minutes at the latest.
 #[utoipa::path(get, path = "/api/v1/orders/{id}/events", tag = "orders",
     security(("accessToken" = ["orders:read"])),
     params(OrderPath,
@@ -87,7 +87,7 @@ pub async fn watch_order(
         ready: Vec::new(),
         end: None,
     };
-    let token = caller.map_or(Duration::ZERO, |caller| {
+    let token = caller.as_ref().map_or(Duration::ZERO, |caller| {
         caller
             .until
             .duration_since(SystemTime::now())
@@ -98,6 +98,13 @@ pub async fn watch_order(
         let next = tokio::time::timeout_at(until, story.next()).await.ok()??;
         Some((Ok(next), story))
     });
+    let revoked = async move {
+        match caller.and_then(|caller| caller.key) {
+            Some(key) => key.revoked.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    let events = events.take_until(Box::pin(revoked));
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }
 

@@ -3,6 +3,7 @@
 
 use std::str::FromStr;
 
+use api_keys::Scope;
 use axum::{
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Path, Request},
@@ -20,11 +21,7 @@ use utoipa::{
     },
 };
 
-use crate::{
-    identity::{Principal, Scope},
-    object::Object,
-    problem::Problem,
-};
+use crate::{identity::Principal, object::Object, problem::Problem};
 
 /// Correlation id, trace and deadline of the request, set by [`crate::edge::propagate_context`].
 #[derive(Clone, Debug)]
@@ -40,15 +37,15 @@ impl<S: Sync> FromRequestParts<S> for Context {
 }
 
 /// Whose request it is, set by [`crate::edge`]; `None` for a request without credentials.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Caller(pub Option<Principal>);
 
 impl Caller {
-    /// The customer, if the access token has this scope. Handlers know the customer from nothing
-    /// else, so that a route without authorization has none.
+    /// The customer, if the access token or key has this scope. Handlers know the customer from
+    /// nothing else, so that a route without authorization has none.
     fn customer(parts: &Parts, scope: Scope) -> Result<CustomerId, Problem> {
         let Self(caller) = parts.extensions.get().ok_or_else(Problem::internal)?;
-        let caller = caller.ok_or_else(Problem::unauthenticated)?;
+        let caller = caller.as_ref().ok_or_else(Problem::unauthenticated)?;
         match caller.scopes.contains(scope) {
             true => Ok(caller.customer),
             false => Err(Problem::insufficient_scope(scope.name())),

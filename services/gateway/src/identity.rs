@@ -1,5 +1,5 @@
 //! Who sends a request: access tokens (RFC 6750) of an OpenID Connect provider, or of the
-//! development issuer while there is none.
+//! development issuer while there is none; API keys of machines.
 
 pub mod development;
 mod settings;
@@ -8,7 +8,9 @@ mod token;
 
 use std::{sync::Arc, time::SystemTime};
 
-use axum::http::{HeaderMap, header::AUTHORIZATION};
+use api_keys::{ApiKey, ApiKeys, Scopes};
+use axum::http::HeaderMap;
+use bootstrap::bearer;
 use contracts::CustomerId;
 use quick_cache::sync::Cache;
 use sha2::{Digest as _, Sha256};
@@ -29,57 +31,15 @@ const REMEMBERED: usize = 10_000;
 /// Providers stay far below it.
 const LONGEST_TOKEN: usize = 8 * 1024;
 
-/// A caller that has shown a valid token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A caller that has shown a valid token or key.
+#[derive(Clone, Debug)]
 pub struct Principal {
     pub customer: CustomerId,
     pub scopes: Scopes,
-    /// When the token ends.
+    /// When the token or the key ends.
     pub until: SystemTime,
-}
-
-/// What a token may be used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// To see the customer's orders.
-    OrdersRead,
-    /// To create and cancel orders.
-    OrdersWrite,
-}
-
-impl Scope {
-    pub const ALL: [Self; 2] = [Self::OrdersRead, Self::OrdersWrite];
-
-    /// As tokens name it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::OrdersRead => "orders:read",
-            Self::OrdersWrite => "orders:write",
-        }
-    }
-
-    pub const fn description(self) -> &'static str {
-        match self {
-            Self::OrdersRead => "See your orders",
-            Self::OrdersWrite => "Create and cancel orders",
-        }
-    }
-}
-
-/// A set of scopes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scopes(u8);
-
-impl Scopes {
-    pub const fn contains(self, scope: Scope) -> bool {
-        self.0 & 1 << scope as u8 != 0
-    }
-
-    /// The known ones among `names`; a token may have others, for other APIs.
-    fn named<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        let known = names.filter_map(|name| Scope::ALL.into_iter().find(|s| s.name() == name));
-        Self(known.fold(0, |scopes, scope| scopes | 1 << scope as u8))
-    }
+    /// The key, which may be revoked before.
+    pub key: Option<Arc<ApiKey>>,
 }
 
 /// Why a request is refused.
@@ -90,16 +50,17 @@ pub struct Refused {
     pub problem: Problem,
 }
 
-/// Checks access tokens; cheap to clone.
+/// Checks access tokens and API keys; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Identity {
     keys: SigningKeys,
+    api_keys: Option<ApiKeys>,
     verifier: Arc<Verifier>,
     /// By SHA-256 of the token.
     accepted: Arc<Cache<[u8; 32], Accepted>>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Accepted {
     principal: Principal,
     /// Of the keys it was verified with: a key that the provider withdraws ends its tokens.
@@ -108,7 +69,7 @@ struct Accepted {
 
 impl Identity {
     /// # Errors
-    /// When no HTTP client can be made for the provider.
+    /// When no HTTP client can be made for the provider, or the API keys cannot be read.
     pub fn new(settings: &IdentitySettings) -> anyhow::Result<Self> {
         let (keys, issuer) = match settings.issuer() {
             Some(issuer) => (SigningKeys::of_provider(issuer)?, issuer),
@@ -123,15 +84,22 @@ impl Identity {
         };
         Ok(Self {
             keys,
+            api_keys: settings.api_keys.open()?,
             verifier: Arc::new(Verifier::new(issuer, &settings.audience)),
             accepted: Arc::new(Cache::new(REMEMBERED)),
         })
     }
 
-    /// Keeps the provider's keys up to date until `stopping`.
+    /// Keeps the provider's keys and the API keys up to date until `stopping`.
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
-        self.keys.run(stopping).await;
-        Ok(())
+        let signing_keys = self.keys.run(stopping.clone());
+        let api_keys = async {
+            match self.api_keys {
+                Some(api_keys) => api_keys.run(stopping).await,
+                None => Ok(()),
+            }
+        };
+        tokio::join!(signing_keys, api_keys).1
     }
 
     /// Whether the keys of the issuer have been read.
@@ -149,18 +117,16 @@ impl Identity {
         headers: &HeaderMap,
         may_verify: impl FnOnce() -> Result<(), Problem>,
     ) -> Result<Option<Principal>, Refused> {
-        let mut values = headers.get_all(AUTHORIZATION).iter();
-        let value = match (values.next(), values.next()) {
-            (None, _) => return Ok(None),
-            (Some(value), None) => value,
-            (Some(_), Some(_)) => return Err(Refused::invalid("there are two tokens")),
+        let token = match bearer::token(headers) {
+            Ok(Some(token)) => token,
+            Ok(None) => return Ok(None),
+            Err(reason) => return Err(Refused::invalid(reason)),
         };
-        let token = value.to_str().ok().and_then(|value| value.split_once(' '));
-        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let (_, token) = token.ok_or_else(|| Refused::invalid("it is no bearer token"))?;
-        let token = token.trim_start();
         if token.len() > LONGEST_TOKEN {
             return Err(Refused::invalid("it is too long"));
+        }
+        if token.starts_with(api_keys::PREFIX) {
+            return self.by_key(token).map(Some);
         }
         let id: [u8; 32] = Sha256::digest(token).into();
         if let Some(accepted) = self.accepted.get(&id)
@@ -173,11 +139,26 @@ impl Identity {
         let generation = self.keys.generation();
         let principal = self.verifier.verify(token, &self.keys).await?;
         let accepted = Accepted {
-            principal,
+            principal: principal.clone(),
             generation,
         };
         self.accepted.insert(id, accepted);
         Ok(Some(principal))
+    }
+
+    /// A key is not remembered, so that it ends when it is revoked. To check it costs one hash.
+    fn by_key(&self, text: &str) -> Result<Principal, Refused> {
+        let keys = self.api_keys.as_ref().ok_or_else(|| {
+            Refused::invalid("it is an API key, and the gateway has none: set API_KEYS_FILE")
+        })?;
+        let key = keys.verify(text);
+        let key = key.map_err(|refusal| Refused::invalid(&refusal.to_string()))?;
+        Ok(Principal {
+            customer: key.customer,
+            scopes: key.scopes.iter().copied().collect(),
+            until: key.expires_at.into(),
+            key: Some(key),
+        })
     }
 }
 

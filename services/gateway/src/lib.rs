@@ -2,7 +2,8 @@
 //!
 //! Reading order: `orders`, `events` (live streams), `timeline`, `problem` (errors), `extract`
 //! (what handlers take from requests), `order_request` and `views` (JSON types), `document`
-//! (`/openapi.json`); `edge` (what every request passes), `identity` (access tokens), `limits`.
+//! (`/openapi.json`); `edge` (what every request passes), `identity` (access tokens, API keys),
+//! `limits`.
 
 mod backends;
 mod config;
@@ -65,7 +66,7 @@ async fn run(config: Config, mut process: Process) -> anyhow::Result<()> {
         )
     });
     process.spawn(
-        "signing keys",
+        "signing keys and API keys",
         edge.identity.clone().run(process.stopping()),
     );
     process.spawn("limits", edge.limits.clone().run(process.stopping()));

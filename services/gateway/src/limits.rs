@@ -1,6 +1,6 @@
-//! How many requests a caller may send: each customer, and each address that sends requests without
-//! an access token, or with one that is refused. The algorithm is GCRA: a steady rate, and a burst
-//! of two seconds of it.
+//! How many requests a caller may send: each customer, each API key, and each address that sends
+//! requests without a token or key, or with one that is refused. The algorithm is GCRA: a steady
+//! rate, and a burst of two seconds of it.
 
 use std::{
     hash::Hash,
@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use api_keys::KeyId;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use clap::Args;
 use contracts::CustomerId;
@@ -39,6 +40,10 @@ pub struct LimitSettings {
     #[arg(long, env = "CUSTOMER_REQUESTS_PER_SECOND", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub customer_requests_per_second: u32,
+    /// Requests per second with one API key, with a burst of two seconds; 0 for no limit
+    #[arg(long, env = "API_KEY_REQUESTS_PER_SECOND", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub api_key_requests_per_second: u32,
     /// Requests per second without a valid access token from one address, with a burst of two
     /// seconds; 0 for no limit
     #[arg(long, env = "ADDRESS_REQUESTS_PER_SECOND", default_value_t = 100,
@@ -55,6 +60,7 @@ pub struct LimitSettings {
 #[derive(Clone, Debug)]
 pub struct Limits {
     customers: Option<Arc<Limit<CustomerId>>>,
+    keys: Option<Arc<Limit<KeyId>>>,
     addresses: Option<Arc<Limit<IpAddr>>>,
     tokens: Option<Arc<Limit<IpAddr>>>,
     trusted_proxies: u8,
@@ -84,11 +90,13 @@ impl Limits {
     pub fn new(settings: LimitSettings) -> Self {
         let LimitSettings {
             customer_requests_per_second: customer,
+            api_key_requests_per_second: key,
             address_requests_per_second: address,
             trusted_proxies,
         } = settings;
         Self {
             customers: Limit::new("customer", customer).map(Arc::new),
+            keys: Limit::new("API key", key).map(Arc::new),
             addresses: Limit::new("address", address).map(Arc::new),
             tokens: Limit::new("address", address.saturating_mul(NEW_TOKENS)).map(Arc::new),
             trusted_proxies,
@@ -101,6 +109,14 @@ impl Limits {
     /// When it is one too many.
     pub fn customer(&self, customer: CustomerId) -> Result<Option<Allowance>, Problem> {
         check(self.customers.as_deref(), customer)
+    }
+
+    /// Counts a request with an API key.
+    ///
+    /// # Errors
+    /// When it is one too many.
+    pub fn key(&self, key: KeyId) -> Result<Option<Allowance>, Problem> {
+        check(self.keys.as_deref(), key)
     }
 
     /// Counts a request from an address.
@@ -141,6 +157,9 @@ impl Limits {
             .is_some()
         {
             if let Some(limit) = &self.customers {
+                limit.clean_up();
+            }
+            if let Some(limit) = &self.keys {
                 limit.clean_up();
             }
             for limit in [&self.addresses, &self.tokens].into_iter().flatten() {
@@ -240,6 +259,7 @@ mod tests {
     fn limits(trusted_proxies: u8) -> Limits {
         Limits::new(LimitSettings {
             customer_requests_per_second: 0,
+            api_key_requests_per_second: 0,
             address_requests_per_second: 1,
             trusted_proxies,
         })

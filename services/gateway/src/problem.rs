@@ -162,7 +162,8 @@ impl Problem {
     }
 
     pub fn unauthenticated() -> Self {
-        let detail = "Send the header Authorization: Bearer, with an access token. See /docs.";
+        let detail =
+            "Send the header Authorization: Bearer, with an access token or an API key. See /docs.";
         Self::new(Kind::Unauthenticated, detail).at(AUTHORIZATION)
     }
 
@@ -208,7 +209,7 @@ impl Problem {
         Self::new(Kind::RequestTimeout, detail).at("body")
     }
 
-    /// `who`: customer or address. `wait`: until the next request would be accepted.
+    /// `who`: customer, API key or address. `wait`: until the next request would be accepted.
     pub fn too_many_requests(who: &str, per_second: u32, wait: Duration) -> Self {
         let detail = format!(
             "More than {per_second} requests per second of this {who}. \

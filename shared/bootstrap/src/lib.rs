@@ -6,6 +6,7 @@
 #![warn(missing_docs, unreachable_pub)]
 
 pub mod admin;
+pub mod bearer;
 pub mod context;
 pub mod database;
 pub mod grpc;

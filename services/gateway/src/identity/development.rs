@@ -1,6 +1,7 @@
 //! `POST /dev/token`: the token endpoint (RFC 6749) of the development issuer, for curl, the
 //! documentation page, and clients in other languages. It is there only without a provider.
 
+use api_keys::Scope;
 use axum::{
     Form, Json, Router,
     extract::{State, rejection::FormRejection},
@@ -10,8 +11,6 @@ use axum::{
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
-
-use super::Scope;
 
 pub const PATH: &str = "/dev/token";
 
@@ -80,9 +79,9 @@ async fn issue(
     };
     let scope = request.scope.filter(|scope| !scope.is_empty());
     let scope = scope.unwrap_or_else(|| development_issuer::CUSTOMER_SCOPES.to_owned());
-    let known = |name: &str| Scope::ALL.iter().any(|scope| scope.name() == name);
+    let known = |name: &str| Scope::OF_CUSTOMERS.iter().any(|scope| scope.name() == name);
     if !scope.split(' ').all(known) {
-        let names = Scope::ALL.map(Scope::name).join(", ");
+        let names = Scope::OF_CUSTOMERS.map(Scope::name).join(", ");
         return Err(refuse(
             "invalid_scope",
             &format!("scope: expected some of {names}"),

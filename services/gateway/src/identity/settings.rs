@@ -1,7 +1,8 @@
+use api_keys::ApiKeySettings;
 use bootstrap::settings::Environment;
 use clap::Args;
 
-/// Who issues access tokens.
+/// Who issues access tokens, and which API keys there are.
 #[derive(Args, Clone, Debug)]
 pub struct IdentitySettings {
     /// Issuer of access tokens: an OpenID Connect provider, for example
@@ -17,6 +18,8 @@ pub struct IdentitySettings {
     /// Audience of access tokens: the name of this API at the issuer
     #[arg(long, env = "OIDC_AUDIENCE", default_value = development_issuer::AUDIENCE)]
     pub audience: String,
+    #[command(flatten)]
+    pub api_keys: ApiKeySettings,
 }
 
 impl IdentitySettings {
@@ -25,11 +28,12 @@ impl IdentitySettings {
         Some(&*self.issuer).filter(|issuer| !issuer.is_empty())
     }
 
-    /// Checks the issuer.
+    /// Checks the issuer and the API keys.
     ///
     /// # Errors
     /// Names the setting and what is expected.
     pub fn validate(&self, environment: Environment) -> Result<(), String> {
+        self.api_keys.validate()?;
         let production = environment == Environment::Production;
         let expected = match (self.issuer(), production) {
             (None, false) => return Ok(()),
@@ -62,6 +66,7 @@ mod tests {
             let settings = IdentitySettings {
                 issuer: issuer.to_owned(),
                 audience: "sagacity".to_owned(),
+                api_keys: ApiKeySettings::default(),
             };
             settings.validate(environment)
         };

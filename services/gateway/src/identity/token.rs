@@ -2,13 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
+use api_keys::Scope;
 use contracts::CustomerId;
 use jsonwebtoken::{Validation, decode, decode_header, errors::ErrorKind};
 use serde::Deserialize;
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::{Principal, Scopes, SigningKeys};
+use super::{Principal, SigningKeys};
 
 /// Seconds by which the clocks of provider and gateway may differ.
 pub const LEEWAY: u64 = 30;
@@ -66,6 +67,11 @@ impl ScopeClaim {
     }
 }
 
+fn scope_of_customers(name: &str) -> Option<Scope> {
+    let mut scopes = Scope::OF_CUSTOMERS.into_iter();
+    scopes.find(|scope| scope.name() == name)
+}
+
 impl Verifier {
     pub fn new(issuer: &str, audience: &str) -> Self {
         Self {
@@ -102,8 +108,13 @@ impl Verifier {
             SystemTime::UNIX_EPOCH.checked_add(expires.saturating_add(Duration::from_secs(LEEWAY)));
         Ok(Principal {
             customer: self.customer(&claims.sub),
-            scopes: Scopes::named(named.flat_map(ScopeClaim::names)),
+            // A token may have scopes for other APIs.
+            scopes: named
+                .flat_map(ScopeClaim::names)
+                .filter_map(scope_of_customers)
+                .collect(),
             until: until.unwrap_or_else(|| SystemTime::now() + A_DAY),
+            key: None,
         })
     }
 

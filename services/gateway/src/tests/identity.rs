@@ -9,9 +9,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use api_keys::Scope;
 use axum::{Json, Router, body::Body, http::Request, routing::get as route_get};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use development_issuer::AUDIENCE;
+use devstack::test::eventually;
 use futures::future::join_all;
 use jsonwebtoken::{
     Algorithm, EncodingKey, Header, encode,
@@ -24,10 +26,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use super::{Api, CUSTOMER, ORDER, Response, Stub, VALID_ORDER, without_limits};
+use super::{
+    Api, CUSTOMER, ORDER, Response, Stub, VALID_ORDER,
+    keys::{Keys, api_with_keys},
+    without_limits,
+};
 use crate::{
     edge::Edge,
-    identity::{IdentitySettings, LEEWAY, Scope},
+    identity::{IdentitySettings, LEEWAY},
 };
 
 const ORDERS: &str = "/api/v1/orders";
@@ -190,6 +196,7 @@ async fn api_with(stub: Stub, issuer: &str) -> (Api, DropGuard) {
     let settings = IdentitySettings {
         issuer: issuer.to_owned(),
         audience: AUDIENCE.to_owned(),
+        ..super::identity()
     };
     let edge = Edge::new(&settings, without_limits()).unwrap();
     let stop = CancellationToken::new();
@@ -199,7 +206,7 @@ async fn api_with(stub: Stub, issuer: &str) -> (Api, DropGuard) {
 }
 
 impl Api {
-    async fn as_bearer(&self, token: &str) -> Response {
+    pub(super) async fn as_bearer(&self, token: &str) -> Response {
         let request = Request::get(ORDERS).header("authorization", format!("Bearer {token}"));
         self.send(request.body(Body::empty()).unwrap()).await
     }
@@ -504,6 +511,7 @@ async fn operations(api: &Api) -> Vec<(String, String, String, Option<String>)> 
             let id = operation["operationId"].as_str().unwrap().to_owned();
             let path = path.replace("{id}", ORDER).replace("{sku}", "SKU-0001");
             let scopes = &operation["security"][0]["accessToken"];
+            assert_eq!(operation["security"][1]["apiKey"], *scopes, "{id}");
             let scope = scopes[0].as_str().map(str::to_owned);
             assert_eq!(scope.is_none(), PUBLIC.contains(&&*id), "{id} has no rule");
             operations.push((id, method.to_uppercase(), path, scope));
@@ -514,7 +522,18 @@ async fn operations(api: &Api) -> Vec<(String, String, String, Option<String>)> 
 
 #[tokio::test]
 async fn every_route_demands_the_token_and_the_scope_that_the_document_names() {
-    let api = Api::new(Stub::default()).await;
+    let keys = Keys::new();
+    let own = Scope::ALL.map(|scope| keys.create(&[scope], 60).1);
+    let (_, expired) = keys.create(&Scope::ALL, -1);
+    let (revoked, revoked_key) = keys.create(&Scope::ALL, 60);
+    let (_, unknown) = Keys::new().create(&Scope::ALL, 60);
+    let (api, _stop) = api_with_keys(Stub::default(), &keys).await;
+    assert_eq!(api.as_bearer(&revoked_key).await.status, 200);
+    keys.revoke(revoked);
+    eventually("the key is refused", async || {
+        api.as_bearer(&revoked_key).await.status == 401
+    })
+    .await;
     let all = operations(&api).await;
     assert_eq!(all.len(), 8);
     let send = async |method: &str, path: &str, token: Option<String>| {
@@ -535,7 +554,7 @@ async fn every_route_demands_the_token_and_the_scope_that_the_document_names() {
             assert!(send(&method, &path, None).await.is_success(), "{id}");
             continue;
         };
-        let others = Scope::ALL.map(Scope::name);
+        let others = Scope::OF_CUSTOMERS.map(Scope::name);
         let others = others.into_iter().filter(|other| *other != scope);
         let others = others.collect::<Vec<_>>().join(" ");
         for (who, token, status) in [
@@ -545,6 +564,17 @@ async fn every_route_demands_the_token_and_the_scope_that_the_document_names() {
             ("with the other scopes", issue(AUDIENCE, &others), 403),
         ] {
             assert_eq!(send(&method, &path, token).await, status, "{id} as {who}");
+        }
+        for wrong in [&unknown, &expired, &revoked_key] {
+            let status = send(&method, &path, Some(wrong.clone())).await;
+            assert_eq!(status, 401, "{id}");
+        }
+        for (with, key) in Scope::ALL.iter().zip(&own) {
+            let status = send(&method, &path, Some(key.clone())).await;
+            match with.name() == scope {
+                true => assert!(status.is_success(), "{id}: {status}"),
+                false => assert_eq!(status, 403, "{id} with a key for {}", with.name()),
+            }
         }
         let status = send(&method, &path, issue(AUDIENCE, &scope)).await;
         assert!(status.is_success(), "{id}: {status}");

@@ -11,6 +11,7 @@ use crate::{edge::Edge, limits::LimitSettings};
 async fn api() -> Api {
     let limits = LimitSettings {
         customer_requests_per_second: 1,
+        api_key_requests_per_second: 0,
         address_requests_per_second: 1,
         trusted_proxies: 1,
     };

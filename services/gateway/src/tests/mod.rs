@@ -3,10 +3,12 @@
 mod arbitrary;
 mod identity;
 mod invalid_requests;
+mod keys;
 mod limits;
 mod responses;
 mod stub;
 
+use api_keys::ApiKeySettings;
 use axum::{
     Router,
     body::{Body, to_bytes},
@@ -120,12 +122,14 @@ fn identity() -> IdentitySettings {
     IdentitySettings {
         issuer: String::new(),
         audience: AUDIENCE.to_owned(),
+        api_keys: ApiKeySettings::default(),
     }
 }
 
 fn without_limits() -> LimitSettings {
     LimitSettings {
         customer_requests_per_second: 0,
+        api_key_requests_per_second: 0,
         address_requests_per_second: 0,
         trusted_proxies: 0,
     }
