@@ -1,12 +1,17 @@
 //! The dead letters of a service on the admin listener of its process, here the inventory service.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use api_keys::Scope;
 use contracts::{
     Cause, CorrelationId, CustomerId, Envelope, Event, EventId, OrderId, Service, Subject,
 };
-use devstack::test::{ServiceFixture, eventually};
+use devstack::{
+    Reaper, TemporaryDirectory,
+    test::{ServiceFixture, eventually},
+};
 use messaging::headers;
 use proto::order::v1::{CancelReason, OrderCancelled};
+use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -18,8 +23,12 @@ struct System {
 
 impl System {
     async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    async fn start_with(settings: &[(&str, &str)]) -> Self {
         let program = env!("CARGO_BIN_EXE_inventory");
-        let fixture = ServiceFixture::start(program, &[], 1).await.unwrap();
+        let fixture = ServiceFixture::start(program, settings, 1).await.unwrap();
         Self {
             client: client::http_client().unwrap(),
             admin: fixture.replicas[0].admin.clone(),
@@ -170,6 +179,57 @@ async fn a_service_serves_its_own_dead_letters_and_applies_once_what_is_redriven
         .await
         .unwrap();
     assert_eq!(stream.cached_info().state.messages, 1);
+}
+
+#[tokio::test]
+async fn operators_need_an_api_key_whose_id_is_in_the_audit() {
+    let directory = TemporaryDirectory::new(&Reaper::new().unwrap()).unwrap();
+    let path = directory.path().join("keys.json");
+    let key = |scope: Scope| {
+        let end = OffsetDateTime::now_utc() + time::Duration::MINUTE;
+        let note = String::new();
+        let created = api_keys::create(&path, CustomerId::new(), vec![scope], end, note);
+        let (entry, key) = created.unwrap();
+        (entry.id, key.expose_secret().to_owned())
+    };
+    let ((_, customer), (id, operator)) = (key(Scope::OrdersWrite), key(Scope::Operations));
+    let file = path.to_str().unwrap();
+    let system = System::start_with(&[("API_KEYS_FILE", file)]).await;
+    let (event, order) = (EventId::new(), OrderId::new());
+    system.leave("inventory", event, order).await;
+    let discard = async |key: Option<&str>| {
+        let url = format!("{}/dead-letters/discard", system.admin);
+        let body = json!({ "all": true, "by": "an operator" });
+        let mut request = system.client.post(url).json(&body);
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        parts(request.send().await.unwrap()).await
+    };
+    for (key, status) in [(None, 401), (Some("x"), 401), (Some(&*customer), 403)] {
+        let (refused, error) = discard(key).await;
+        assert_eq!(refused, status, "{error}");
+        assert!(error["error"].as_str().unwrap().contains("operations"));
+    }
+    for path in ["/dead-letters", "/dead-letters/1"] {
+        assert_eq!(system.get(path).await.0, 401, "{path}");
+    }
+    assert_eq!(system.post("redrive", json!({})).await.0, 401);
+    let (status, report) = discard(Some(&operator)).await;
+    assert_eq!((status, report["done"].as_array().unwrap().len()), (200, 1));
+    let audit = devstack::test::read_stream(&system.fixture.jetstream, "AUDIT");
+    let audit = audit.await.unwrap();
+    assert_eq!(audit.len(), 2, "before and after");
+    for line in audit {
+        let line: Value = serde_json::from_slice(&line.payload).unwrap();
+        assert_eq!(line["key"], id.to_string(), "{line}");
+    }
+    api_keys::revoke(&path, id).unwrap();
+    eventually("the key is refused", async || {
+        discard(Some(&operator)).await.0 == 401
+    })
+    .await;
+    assert!(system.metric("messaging_dead_letters").await.is_some());
 }
 
 #[tokio::test]

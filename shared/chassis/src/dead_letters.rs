@@ -1,12 +1,12 @@
-//! The dead letters of the service, on its admin listener: what `sagacity dlq` does, without access
-//! to the broker. An error is `{ "error": "..." }`.
+//! The dead letters of the service, for operators, on its admin listener: what `sagacity dlq` does,
+//! without access to the broker. An error is `{ "error": "..." }`.
 //!
 //! - `GET /dead-letters?id=&reason=&after=&limit=`: a page; `next` is the `after` of the next one.
 //! - `GET /dead-letters/{sequence or event id}`: those that it names, with headers and event.
 //! - `POST /dead-letters/redrive` and `/dead-letters/discard`: see [`Body`].
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{
         Path, Query, State,
         rejection::{JsonRejection, QueryRejection},
@@ -19,6 +19,8 @@ use dead_letters::{Act, DeadLetters, Filter, Letter, Task, Whole};
 use messaging::Participant;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+
+use crate::operators::Operator;
 
 /// Dead letters in a page, unless the request has another limit.
 const PAGE: usize = 100;
@@ -45,8 +47,8 @@ struct Body {
 }
 
 pub(crate) fn routes(participant: &Participant) -> Router {
-    let redrive = async |State(own), body| act(own, Act::Redrive, body).await;
-    let discard = async |State(own), body| act(own, Act::Discard, body).await;
+    let redrive = async |State(own), operator, body| act(own, operator, Act::Redrive, body).await;
+    let discard = async |State(own), operator, body| act(own, operator, Act::Discard, body).await;
     Router::new()
         .route("/dead-letters", get(list))
         .route("/dead-letters/{id}", get(show))
@@ -143,12 +145,17 @@ fn describe(whole: &Whole) -> Value {
     })
 }
 
-async fn act(own: DeadLetters, act: Act, body: Result<Json<Body>, JsonRejection>) -> Response {
+async fn act(
+    own: DeadLetters,
+    Extension(operator): Extension<Operator>,
+    act: Act,
+    body: Result<Json<Body>, JsonRejection>,
+) -> Response {
     let body = match body {
         Ok(Json(body)) => body,
         Err(error) => return refuse(error.status(), error.body_text()),
     };
-    let task = match body.task(act) {
+    let task = match body.task(act, operator) {
         Ok(task) => task,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
     };
@@ -181,7 +188,7 @@ async fn act(own: DeadLetters, act: Act, body: Result<Json<Body>, JsonRejection>
 }
 
 impl Body {
-    fn task(self, act: Act) -> Result<Task, String> {
+    fn task(self, act: Act, operator: Operator) -> Result<Task, String> {
         let filter = Filter {
             ids: self.id,
             reason: self.reason,
@@ -198,6 +205,7 @@ impl Body {
             filter,
             dry_run: self.dry_run,
             by: self.by,
+            key: operator.key.map(|key| key.to_string()),
         })
     }
 }

@@ -6,6 +6,7 @@
 
 mod dead_letters;
 mod event_log;
+mod operators;
 mod settings;
 pub mod status;
 
@@ -23,6 +24,8 @@ use messaging::{Broker, Handler, Login, Participant, StreamSettings};
 use sqlx::{PgPool, migrate::Migrator};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+
+use operators::Operators;
 
 pub use event_log::event_log;
 pub use settings::{ServiceSettings, Task};
@@ -96,17 +99,24 @@ impl ServiceContext {
         database::connect(settings, self.service.name(), migrators).await
     }
 
-    /// Connects to database and broker and becomes a participant of the saga. Readiness then watches
-    /// both, and the admin listener serves the service's dead letters. Waits for what is not up yet.
+    /// Connects to database and broker and becomes a participant of the saga. Readiness then
+    /// watches both, and the admin listener serves the service's dead letters to operators. Waits
+    /// for what is not up yet.
     ///
     /// # Errors
-    /// When the database or the broker refuses the connection, or a migration fails.
+    /// When the database or the broker refuses the connection, a migration fails, or the API keys
+    /// cannot be read.
     pub async fn join_saga<const PORT: u16, const ADMIN_PORT: u16>(
         &mut self,
         settings: &ServiceSettings<PORT, ADMIN_PORT>,
         migrator: Migrator,
     ) -> anyhow::Result<Participant> {
-        self.join(&settings.database, &settings.broker, migrator)
+        let keys = settings.api_keys.open()?;
+        if let Some(keys) = &keys {
+            self.spawn("API keys", keys.clone().run(self.stopping()));
+        }
+        let operators = Operators::new(keys, settings.process.environment);
+        self.join(&settings.database, &settings.broker, operators, migrator)
             .await
     }
 
@@ -116,6 +126,7 @@ impl ServiceContext {
         &'a mut self,
         database: &'a DatabaseSettings,
         broker: &'a BrokerSettings,
+        operators: Operators,
         migrator: Migrator,
     ) -> BoxFuture<'a, anyhow::Result<Participant>> {
         Box::pin(async move {
@@ -134,8 +145,8 @@ impl ServiceContext {
                 .context("connect to the broker that NATS_URL names")?
                 .with_streams(streams);
             let participant = Participant::new(self.service, pool.clone(), broker);
-            self.process
-                .serve_admin(dead_letters::routes(&participant))?;
+            let routes = dead_letters::routes(&participant);
+            self.process.serve_admin(operators.guard(routes))?;
             let readiness = &self.process.readiness;
             readiness.check("database", move || database::ping(pool.clone()));
             let progress = participant.progress.clone();

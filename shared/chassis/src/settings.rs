@@ -1,5 +1,6 @@
 //! The settings common to all services that take part in the saga.
 
+use api_keys::ApiKeySettings;
 use bootstrap::settings::{BrokerSettings, Common, DatabaseSettings, ProcessSettings};
 use clap::{Args, Subcommand};
 
@@ -15,6 +16,9 @@ pub struct ServiceSettings<const PORT: u16, const ADMIN_PORT: u16> {
     /// The broker.
     #[command(flatten)]
     pub broker: BrokerSettings,
+    /// Keys of operators, for the admin listener.
+    #[command(flatten)]
+    pub api_keys: ApiKeySettings,
 }
 
 /// What every service can do instead of serving.
@@ -42,6 +46,7 @@ impl<const PORT: u16, const ADMIN_PORT: u16> ServiceSettings<PORT, ADMIN_PORT> {
     pub fn validate(&self) -> Result<(), String> {
         let environment = self.process.environment;
         self.database.validate(environment)?;
-        self.broker.validate(environment)
+        self.broker.validate(environment)?;
+        self.api_keys.validate()
     }
 }

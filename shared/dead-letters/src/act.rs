@@ -46,6 +46,8 @@ pub struct Task {
     pub dry_run: bool,
     /// Who does it, for the audit.
     pub by: String,
+    /// The id of the API key with which it was asked for, if there was one.
+    pub key: Option<String>,
 }
 
 /// What became of a task.
@@ -233,6 +235,9 @@ impl DeadLetters {
             "outcome": outcome,
             "dead_letter": letter,
         });
+        if let Some(key) = &task.key {
+            line["key"] = key.as_str().into();
+        }
         if let Some(error) = error {
             line["error"] = error.into();
         }

@@ -203,6 +203,7 @@ async fn perform(
         filter,
         dry_run: selection.dry_run,
         by: selection.by.clone(),
+        key: None,
     };
     let would = if selection.dry_run { "would " } else { "" };
     let mut tell = |letter: &Letter, done: anyhow::Result<()>| match done {
