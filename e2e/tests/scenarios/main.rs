@@ -18,6 +18,7 @@ mod encryption;
 mod faults;
 mod ha;
 mod hostile;
+mod keys;
 mod load;
 mod outbox;
 mod overload;
@@ -171,6 +172,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
         containers_can_be_stopped_and_started,
         a_process_lives_with_little,
         replicas_share_the_work;
+    keys [Processes]:
+        an_api_key_orders_until_it_is_revoked,
+        operators_need_a_key_for_operations;
     outbox [Nothing]:
         naive_publish_loses_what_the_outbox_keeps;
     telemetry [Processes]:

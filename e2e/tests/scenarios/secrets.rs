@@ -4,11 +4,13 @@ use std::{fs, path::Path};
 
 use anyhow::Context as _;
 
-/// What the suite uses: passwords in addresses, the key of the provider, access tokens, cards.
-const SECRETS: [&str; 5] = [
+/// What the suite uses: passwords in addresses, the key of the provider, access tokens, API keys,
+/// cards.
+const SECRETS: [&str; 6] = [
     ":sagacity@",
     "sk_test_sagacity",
     "eyJ",
+    "sagacity_",
     "tok_visa",
     "tok_chargeDeclined",
 ];

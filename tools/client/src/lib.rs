@@ -32,7 +32,7 @@ pub struct Customer {
     client: reqwest::Client,
     gateway: String,
     pub id: CustomerId,
-    /// Of the development issuer.
+    /// Of the development issuer, or an API key.
     token: String,
 }
 
@@ -79,9 +79,14 @@ impl Customer {
 
     /// Another customer who shares the connections of this one.
     pub fn another(&self, id: CustomerId) -> Self {
+        self.with_token(id, &token(id))
+    }
+
+    /// A caller with this API key of a customer, who shares the connections of this one.
+    pub fn with_token(&self, id: CustomerId, token: &str) -> Self {
         Self {
             id,
-            token: token(id),
+            token: token.to_owned(),
             ..self.clone()
         }
     }
