@@ -5,20 +5,22 @@
 //! the default partition: those from before the first one, and events with a wrong clock. They are
 //! deleted in steps along their key.
 //!
-//! Both changes need a lock on the table for a moment. They give way to a longer use of it,
-//! such as a backup, and are tried again a minute later.
+//! Functions of the database make and drop them, with the rights of the owner of the tables: the role
+//! of the service may neither create nor drop one (migration 5). Both changes need a lock on the table
+//! for a moment. They give way to a longer use of it, such as a backup, and are tried again a minute
+//! later.
 
 use std::{
     ops::Range,
     time::{Duration, SystemTime},
 };
 
-use sqlx::{AssertSqlSafe, Executor as _, PgConnection, PgPool, PgTransaction};
+use sqlx::{AssertSqlSafe, Executor as _, PgPool, PgTransaction};
 use time::{Date, Month, UtcOffset};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{checkpoint, topology::STREAM_MAX_AGE};
+use crate::topology::STREAM_MAX_AGE;
 
 const EVERY: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -82,7 +84,7 @@ async fn maintain(
         }
         for (partition, day) in partitions(pool, table).await? {
             if day + DAY + keep < today {
-                drop_partition(pool, table, &partition).await?;
+                drop_partition(pool, table, day, &partition).await?;
             }
         }
     }
@@ -124,104 +126,107 @@ impl Table {
         let day = u8::try_from(number(6..8)?).ok()?;
         Date::from_calendar_date(number(0..4)?.into(), month, day).ok()
     }
-
-    /// Where a day begins, as a literal of the partition's key.
-    fn bound(self, day: Date) -> String {
-        match self {
-            Self::Outbox => format!("'{day} 00:00:00+00'"),
-            Self::Inbox => {
-                let begin = day.midnight().assume_utc().unix_timestamp();
-                format!("'{}'", id_at(Duration::from_secs(begin.unsigned_abs())))
-            }
-        }
-    }
 }
 
 async fn create(pool: &PgPool, table: Table, day: Date) -> sqlx::Result<()> {
-    let (parent, partition) = (table.name(), table.partition(day));
-    let mut tx = pool.begin().await?;
-    if exists(&mut tx, &partition).await? {
+    let partition = table.partition(day);
+    if exists(pool, &partition).await? {
         return Ok(());
     }
-    let (from, to) = (table.bound(day), table.bound(day + DAY));
-    let statements = format!(
-        "CREATE TABLE {partition} (LIKE {parent}_default INCLUDING ALL);
-         ALTER TABLE {parent} ATTACH PARTITION {partition} FOR VALUES FROM ({from}) TO ({to})"
-    );
-    change(tx, &partition, "made", statements).await
+    let Some(mut tx) = begin(pool).await? else {
+        return Ok(());
+    };
+    let made = sqlx::query!(
+        r#"-- partition_make
+        SELECT FROM make_partition($1, $2)"#,
+        table.name(),
+        day
+    )
+    .execute(&mut *tx)
+    .await;
+    if give_way(made, &partition, "made")?.is_some() {
+        tx.commit().await?;
+        tracing::info!(partition, "a partition was made");
+    }
+    Ok(())
 }
 
 /// Drops a partition, unless somebody may still need an event in it.
-async fn drop_partition(pool: &PgPool, table: Table, partition: &str) -> sqlx::Result<()> {
-    let mut tx = pool.begin().await?;
-    if table == Table::Outbox {
-        let newest = format!("SELECT max(position) FROM {partition}");
-        let newest: Option<i64> = sqlx::query_scalar(AssertSqlSafe(newest))
-            .fetch_one(&mut *tx)
-            .await?;
-        let settled = checkpoint::oldest(&mut tx).await?.position;
-        if newest.is_some_and(|newest| newest > settled) {
-            tracing::warn!(
-                partition,
-                "a subscriber has not handled all events of a partition of the outbox; it is kept"
-            );
-            return Ok(());
+async fn drop_partition(
+    pool: &PgPool,
+    table: Table,
+    day: Date,
+    partition: &str,
+) -> sqlx::Result<()> {
+    let Some(mut tx) = begin(pool).await? else {
+        return Ok(());
+    };
+    let dropped = sqlx::query_scalar!(
+        r#"-- partition_drop
+        SELECT drop_partition($1, $2) AS "dropped!""#,
+        table.name(),
+        day
+    )
+    .fetch_one(&mut *tx)
+    .await;
+    match give_way(dropped, partition, "dropped")? {
+        Some(true) => {
+            tx.commit().await?;
+            tracing::info!(partition, "a partition was dropped");
         }
+        Some(false) => tracing::warn!(
+            partition,
+            "a subscriber has not handled all events of a partition of the outbox; it is kept"
+        ),
+        None => {}
     }
-    change(tx, partition, "dropped", format!("DROP TABLE {partition}")).await
+    Ok(())
 }
 
-/// Runs `statements`, unless the tables are in use for longer than everybody else can wait, or
-/// another replica is at it.
-async fn change(
-    mut tx: PgTransaction<'_>,
-    partition: &str,
-    done: &str,
-    statements: String,
-) -> sqlx::Result<()> {
+/// Begins a change that gives way to a longer use of the tables; `None` while another replica makes
+/// one.
+async fn begin(pool: &PgPool) -> sqlx::Result<Option<PgTransaction<'static>>> {
     let limits = format!(
         "SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}",
         LOCK_TIMEOUT.as_millis(),
         SCAN_TIMEOUT.as_millis()
     );
-    let changed = async {
-        tx.execute(AssertSqlSafe(limits)).await?;
-        let mine = sqlx::query_scalar!(
-            r#"-- partitions_lock
-            SELECT pg_try_advisory_xact_lock($1) AS "locked!""#,
-            LOCK
-        );
-        if !mine.fetch_one(&mut *tx).await? {
-            return Ok(());
-        }
-        tx.execute(AssertSqlSafe(statements)).await?;
-        tx.commit().await?;
-        tracing::info!(partition, "a partition was {done}");
-        Ok(())
-    };
-    match changed.await {
-        Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| gives_way(&code)) => {
+    let mut tx = pool.begin().await?;
+    tx.execute(AssertSqlSafe(limits)).await?;
+    let mine = sqlx::query_scalar!(
+        r#"-- partitions_lock
+        SELECT pg_try_advisory_xact_lock($1) AS "locked!""#,
+        LOCK
+    );
+    let is_mine = mine.fetch_one(&mut *tx).await?;
+    Ok(is_mine.then_some(tx))
+}
+
+/// `None` for a lock that is not free, a table that another replica has made or dropped meanwhile,
+/// and rows of that day in the default partition, which then keeps them.
+fn give_way<T>(changed: sqlx::Result<T>, partition: &str, done: &str) -> sqlx::Result<Option<T>> {
+    let code = |error: &sqlx::Error| Some(error.as_database_error()?.code()?.into_owned());
+    match changed {
+        Ok(changed) => Ok(Some(changed)),
+        Err(error)
+            if code(&error)
+                .is_some_and(|code| matches!(&*code, "55P03" | "42P07" | "42P01" | "23514")) =>
+        {
             tracing::debug!(partition, %error,
                 "a partition could not be {done}; the next attempt is in {EVERY:?}");
-            Ok(())
+            Ok(None)
         }
-        result => result,
+        Err(error) => Err(error),
     }
 }
 
-/// A lock that is not free; a table that another replica has made or dropped meanwhile; and rows of
-/// that day in the default partition, which then keeps them.
-fn gives_way(code: &str) -> bool {
-    matches!(code, "55P03" | "42P07" | "42P01" | "23514")
-}
-
-async fn exists(tx: &mut PgConnection, table: &str) -> sqlx::Result<bool> {
+async fn exists(pool: &PgPool, table: &str) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"-- partition_exists
         SELECT to_regclass($1) IS NOT NULL AS "exists!""#,
         table
     )
-    .fetch_one(tx)
+    .fetch_one(pool)
     .await
 }
 
@@ -293,11 +298,7 @@ impl Deleted {
 /// The smallest UUIDv7 of a time that is `age` ago: ids below it are older.
 pub fn oldest_id(age: Duration) -> Uuid {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    id_at(now.unwrap_or_default().saturating_sub(age))
-}
-
-/// The smallest UUIDv7 of a time since 1970.
-fn id_at(time: Duration) -> Uuid {
+    let time = now.unwrap_or_default().saturating_sub(age);
     let millis = u64::try_from(time.as_millis()).unwrap_or_default();
     uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }
@@ -314,7 +315,5 @@ mod tests {
             assert_eq!(table.day(&format!("{}_default", table.name())), None);
         }
         assert_eq!(Table::Outbox.partition(day), "outbox_20261105");
-        assert_eq!(Table::Outbox.bound(day), "'2026-11-05 00:00:00+00'");
-        assert!(Table::Inbox.bound(day) < Table::Inbox.bound(day + DAY));
     }
 }

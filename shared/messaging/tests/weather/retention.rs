@@ -1,10 +1,10 @@
 //! What is old is dropped, and nothing else.
 #![expect(clippy::unwrap_used, reason = "test support")]
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use contracts::OrderId;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, Executor as _, PgPool};
 use uuid::Uuid;
 
 use crate::fixture::{Fixture, eventually};
@@ -154,4 +154,61 @@ async fn an_event_is_applied_once_whatever_partition_its_id_belongs_to() {
     }
     assert_eq!(fixture.applied().await.len(), 3);
     consumer.stop().await;
+}
+
+/// The version before makes the partitions by itself, and both run beside each other during an upgrade.
+#[tokio::test]
+async fn a_partition_begins_where_that_of_the_version_before_ends() {
+    let (pool, _) = devstack::test::database(&[messaging::migrator()])
+        .await
+        .unwrap();
+    let bounds = async |partition: String| {
+        let bounds = "SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = $1";
+        let bounds = sqlx::query_scalar::<_, String>(bounds).bind(partition);
+        bounds.fetch_one(&pool).await.unwrap()
+    };
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
+    let day = |ahead: u32| {
+        let days = now.as_secs() / DAY.as_secs() + u64::from(ahead);
+        let begin = days * DAY.as_secs();
+        let id = uuid::Builder::from_unix_timestamp_millis(begin * 1000, &[0; 10]).into_uuid();
+        let day = "SELECT to_char(to_timestamp($1) AT TIME ZONE 'UTC', 'YYYY-MM-DD')";
+        let day = sqlx::query_scalar::<_, String>(day).bind(begin as f64);
+        let pool = pool.clone();
+        async move { (day.fetch_one(&pool).await.unwrap(), id.to_string()) }
+    };
+    let (day_one, id_one) = day(2).await;
+    let (day_two, id_two) = day(3).await;
+    let (day_three, id_three) = day(4).await;
+    for (table, from, between, to) in [
+        ("inbox", id_one, id_two, id_three),
+        (
+            "outbox",
+            format!("{day_one} 00:00:00+00"),
+            format!("{day_two} 00:00:00+00"),
+            format!("{day_three} 00:00:00+00"),
+        ),
+    ] {
+        let before = format!(
+            "CREATE TABLE {table}_before (LIKE {table}_default INCLUDING ALL);
+             ALTER TABLE {table} ATTACH PARTITION {table}_before
+                 FOR VALUES FROM ('{from}') TO ('{between}')"
+        );
+        pool.execute(AssertSqlSafe(before)).await.unwrap();
+        // Whatever the session's settings are.
+        let make = format!(
+            "SET timezone = 'Asia/Tokyo'; SET datestyle = 'SQL, DMY';
+             SELECT make_partition('{table}', '{day_two}'); RESET ALL"
+        );
+        pool.execute(AssertSqlSafe(make)).await.unwrap();
+        let made = format!("{table}_{}", day_two.replace('-', ""));
+        let expected = format!("FOR VALUES FROM ('{between}') TO ('{to}')");
+        assert_eq!(bounds(made).await, expected);
+        assert_eq!(
+            bounds(format!("{table}_before")).await,
+            format!("FOR VALUES FROM ('{from}') TO ('{between}')")
+        );
+    }
 }
