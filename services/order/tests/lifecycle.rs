@@ -186,6 +186,7 @@ async fn statements_over_a_large_table_are_not_compiled() {
         url: url.into(),
         pool_size: 2,
         migrations: Migrations::Apply,
+        role: None,
     };
     let pool = bootstrap::database::connect(&settings, "order", Vec::new());
     let pool = pool.await.unwrap();

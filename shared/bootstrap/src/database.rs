@@ -12,6 +12,7 @@ use sqlx::{
 };
 
 use crate::{
+    rights,
     settings::{DatabaseSettings, Migrations},
     shutdown,
 };
@@ -21,7 +22,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// An index on a large table takes minutes.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Connects and migrates, in the order given, or waits until somebody else has migrated. Waits for a
+/// Connects and migrates, in the order given, or waits until somebody else has migrated. Grants the role
+/// that the settings name its rights, when the owner of the tables migrates. Waits for a
 /// server that is not up yet, and for a role or a database that an operator has not made yet. Several
 /// replicas may start at once: one migrates, the others wait for its lock.
 ///
@@ -32,7 +34,7 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 pub fn connect<'a>(
     settings: &'a DatabaseSettings,
     service: &'a str,
-    migrators: Vec<Migrator>,
+    mut migrators: Vec<Migrator>,
 ) -> BoxFuture<'a, anyhow::Result<PgPool>> {
     Box::pin(async move {
         let pool = pool(settings, service)?;
@@ -44,16 +46,16 @@ pub fn connect<'a>(
             })
             .await
             .context("connect to the database that DATABASE_URL names")?;
-        for mut migrator in migrators {
+        for migrator in &mut migrators {
             // A newer version may have migrated before: its migrations only add, and this version
             // can still restart, and run after a roll-back.
             migrator.set_ignore_missing(true);
-            let migrated = match settings.migrations {
-                Migrations::Apply => migrate(&pool, &migrator).await,
-                Migrations::Check => wait_until_migrated(&pool, &migrator).await,
-            };
-            migrated.context("migrate the database")?;
         }
+        let migrated = match settings.migrations {
+            Migrations::Apply => migrate(&pool, &migrators, settings.role()).await,
+            Migrations::Check => wait_until_migrated(&pool, &migrators).await,
+        };
+        migrated.context("migrate the database")?;
         Ok(pool)
     })
 }
@@ -68,9 +70,10 @@ async fn open_all(pool: &PgPool, size: u32) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Migrates on a connection with time limits of its own. A lock that is not free soon is tried
-/// again, so that the migration does not queue in front of the traffic of the replicas that serve.
-async fn migrate(pool: &PgPool, migrator: &Migrator) -> anyhow::Result<()> {
+/// Migrates on a connection with time limits of its own, and grants `role` what a service needs. A lock
+/// that is not free soon is tried again, so that the migration does not queue in front of the traffic
+/// of the replicas that serve.
+async fn migrate(pool: &PgPool, migrators: &[Migrator], role: Option<&str>) -> anyhow::Result<()> {
     let options = (*pool.connect_options()).clone().options([
         (
             "statement_timeout",
@@ -80,22 +83,27 @@ async fn migrate(pool: &PgPool, migrator: &Migrator) -> anyhow::Result<()> {
     ]);
     let migrate = || async {
         let mut connection = PgConnection::connect_with(&options).await?;
-        let migrated = migrator.run_direct(None, &mut connection, false).await;
-        connection.close().await?;
-        migrated
+        if let Some(role) = role {
+            rights::grant(&mut connection, role, migrators).await?;
+        }
+        for migrator in migrators {
+            migrator.run_direct(None, &mut connection, false).await?;
+        }
+        Ok(connection.close().await?)
     };
-    let migrated = migrate.retry(start_delays()).when(is_locked_out);
-    let notified = migrated.notify(|error, delay| {
-        tracing::info!(%error, "a migration waits for a lock; the next attempt is in {delay:?}");
+    let migrated = migrate.retry(start_delays()).when(has_to_wait);
+    let notified = migrated.notify(|error: &MigrateError, delay| {
+        tracing::info!(%error,
+            "a migration waits for a lock or for a role; the next attempt is in {delay:?}");
     });
     Ok(notified.await?)
 }
 
 /// Waits until every migration is applied.
-async fn wait_until_migrated(pool: &PgPool, migrator: &Migrator) -> anyhow::Result<()> {
+async fn wait_until_migrated(pool: &PgPool, migrators: &[Migrator]) -> anyhow::Result<()> {
     let mut delays = start_delays().build();
     loop {
-        let missing = match find_missing(pool, migrator).await {
+        let missing = match find_missing(pool, migrators).await {
             Ok(None) => return Ok(()),
             Ok(Some(missing)) => format!("migration {missing} is not applied"),
             Err(MigrateError::Execute(error)) if may_come_up(&error) => error.to_string(),
@@ -111,22 +119,24 @@ async fn wait_until_migrated(pool: &PgPool, migrator: &Migrator) -> anyhow::Resu
 }
 
 /// The version of the first migration that the database does not have.
-async fn find_missing(pool: &PgPool, migrator: &Migrator) -> Result<Option<i64>, MigrateError> {
+async fn find_missing(pool: &PgPool, migrators: &[Migrator]) -> Result<Option<i64>, MigrateError> {
     let mut connection = pool.acquire().await?;
-    let applied = connection.list_applied_migrations(&migrator.table_name);
-    let applied = match applied.await {
-        Ok(applied) => applied,
-        Err(error) if is_without_table(&error) => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    for migration in migrator.iter() {
-        let version = migration.version;
-        match applied.iter().find(|applied| applied.version == version) {
-            None => return Ok(Some(version)),
-            Some(applied) if applied.checksum != migration.checksum => {
-                return Err(MigrateError::VersionMismatch(version));
+    for migrator in migrators {
+        let applied = connection.list_applied_migrations(&migrator.table_name);
+        let applied = match applied.await {
+            Ok(applied) => applied,
+            Err(error) if is_without_table(&error) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        for migration in migrator.iter() {
+            let version = migration.version;
+            match applied.iter().find(|applied| applied.version == version) {
+                None => return Ok(Some(version)),
+                Some(applied) if applied.checksum != migration.checksum => {
+                    return Err(MigrateError::VersionMismatch(version));
+                }
+                Some(_) => {}
             }
-            Some(_) => {}
         }
     }
     Ok(None)
@@ -137,9 +147,10 @@ fn is_without_table(error: &MigrateError) -> bool {
     sqlstate(error).is_some_and(|code| code == "42P01")
 }
 
-/// Another replica migrates, or a transaction uses the table (lock_not_available, deadlock_detected).
-fn is_locked_out(error: &MigrateError) -> bool {
-    sqlstate(error).is_some_and(|code| code == "55P03" || code == "40P01")
+/// Another replica migrates, or a transaction uses the table (lock_not_available, deadlock_detected). Or
+/// an operator of PostgreSQL has not made the role yet that is granted its rights (undefined_object).
+fn has_to_wait(error: &MigrateError) -> bool {
+    sqlstate(error).is_some_and(|code| matches!(&*code, "55P03" | "40P01" | "42704"))
 }
 
 fn sqlstate(error: &MigrateError) -> Option<Cow<'_, str>> {
@@ -197,10 +208,11 @@ fn may_come_up(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut => true,
         // The server is starting. Or the role or the database does not exist: an operator of PostgreSQL makes
-        // them after the services have been started. The server does not tell that from a wrong password.
+        // them after the services have been started. The server does not tell that from a wrong password. Or
+        // the role has no rights yet: the task `migrate` grants them.
         sqlx::Error::Database(error) => error
             .code()
-            .is_some_and(|code| matches!(&*code, "57P03" | "28000" | "28P01" | "3D000")),
+            .is_some_and(|code| matches!(&*code, "57P03" | "28000" | "28P01" | "3D000" | "42501")),
         _ => false,
     }
 }

@@ -15,6 +15,7 @@ mod http;
 mod listen;
 pub mod process;
 mod replicas;
+mod rights;
 pub mod settings;
 pub mod shutdown;
 mod supervise;

@@ -158,6 +158,15 @@ pub struct DatabaseSettings {
     /// its task `migrate`
     #[arg(long, env = "MIGRATIONS", value_enum, default_value_t = Migrations::Apply)]
     pub migrations: Migrations,
+    /// Role of the service, when the owner of its tables is another one: who migrates grants it what the
+    /// service needs. Without it the service runs as the owner
+    #[arg(
+        id = "database-role",
+        long,
+        env = "DATABASE_ROLE",
+        value_name = "DATABASE_ROLE"
+    )]
+    pub role: Option<String>,
 }
 
 /// Who applies migrations.
@@ -186,6 +195,11 @@ impl DatabaseSettings {
         environment
             .reject_development_secret(password)
             .map_err(|error| format!("DATABASE_URL: {error}"))
+    }
+
+    /// The role that is granted its rights, if it is not the owner.
+    pub(crate) fn role(&self) -> Option<&str> {
+        self.role.as_deref().filter(|role| !role.is_empty())
     }
 
     pub(crate) fn connect_options(&self) -> Result<PgConnectOptions, String> {
@@ -301,6 +315,7 @@ mod tests {
             url: url.to_owned().into(),
             pool_size: 2,
             migrations: Migrations::Apply,
+            role: None,
         }
     }
 
