@@ -104,13 +104,20 @@ impl Shop {
         Ok(())
     }
 
-    /// A connection to a service's database.
+    /// A connection to a service's database, with the service's rights.
     pub async fn database(&self, service: &str) -> anyhow::Result<PgConnection> {
         let url = self
             .endpoints()
             .databases
             .get(service)
             .with_context(|| format!("no database of {service}"))?;
+        Ok(PgConnection::connect(url).await?)
+    }
+
+    /// The same with the rights of the owner of its tables.
+    pub async fn owned_database(&self, service: &str) -> anyhow::Result<PgConnection> {
+        let url = self.endpoints().owners.get(service);
+        let url = url.with_context(|| format!("no database of {service}"))?;
         Ok(PgConnection::connect(url).await?)
     }
 

@@ -346,6 +346,41 @@ pub async fn a_service_cannot_enter_the_database_of_another(harness: &Harness) -
     close(shop).await
 }
 
+/// Its role owns no table, and cannot rewrite the histories of migrations.
+pub async fn a_service_cannot_change_its_tables(harness: &Harness) -> Outcome {
+    const REFUSED: [&str; 6] = [
+        "ALTER TABLE outbox ADD COLUMN note text",
+        "CREATE TABLE mine ()",
+        "DROP TABLE inbox",
+        "TRUNCATE outbox_default",
+        "DELETE FROM _sqlx_migrations",
+        "UPDATE _messaging_migrations SET checksum = ''",
+    ];
+    let shop = harness.open("owned", &[]).await?;
+    for service in shop.endpoints().databases.keys() {
+        let mut database = shop.database(service).await?;
+        for statement in REFUSED {
+            let refused = sqlx::query(statement).execute(&mut database).await.err();
+            let refused = refused.with_context(|| format!("{service} may {statement}"))?;
+            let code = refused.as_database_error().and_then(|error| error.code());
+            ensure!(
+                code.as_deref() == Some("42501"),
+                "{service}: {statement}: {refused}"
+            );
+        }
+        let made = "SELECT count(*) FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+                    WHERE inhparent = 'inbox'::regclass AND relname !~ 'default'
+                      AND pg_get_userbyid(relowner) = $1";
+        wait_for("partitions are made, and are the owner's", async || {
+            let made = sqlx::query_scalar::<_, i64>(made).bind(format!("{service}_owner"));
+            let made = made.fetch_one(&mut database).await?;
+            Ok((made >= 3).then_some(()))
+        })
+        .await?;
+    }
+    close(shop).await
+}
+
 /// A row that was changed by hand is found, and repaired from the log.
 pub async fn the_orders_table_can_be_rebuilt_from_the_event_log(harness: &Harness) -> Outcome {
     let shop = harness.open("rebuild", &[]).await?;
@@ -361,7 +396,7 @@ pub async fn the_orders_table_can_be_rebuilt_from_the_event_log(harness: &Harnes
     let rebuild = async |arguments: &[&str]| {
         let mut command = Command::new(&program);
         command
-            .args(["--database-url", url, "rebuild"])
+            .args(["--database-url", url, "--migrations", "check", "rebuild"])
             .args(arguments);
         let output = command.output().await?;
         anyhow::Ok(output.status.success())

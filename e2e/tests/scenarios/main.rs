@@ -133,7 +133,8 @@ const SCENARIOS: &[Scenario] = scenarios! {
         a_killed_broker_loses_no_order,
         a_provider_that_fails_half_the_time_charges_once,
         the_orders_table_can_be_rebuilt_from_the_event_log,
-        a_service_cannot_enter_the_database_of_another;
+        a_service_cannot_enter_the_database_of_another,
+        a_service_cannot_change_its_tables;
     encryption [Encryption]:
         nothing_inside_is_reached_without_a_certificate;
     faults [Processes]:

@@ -93,7 +93,7 @@ pub async fn statements_that_take_too_long_lose_no_order(harness: &Harness) -> O
     let shop = harness.open("slow", &[]).await?;
     let mut load = start_load(&shop);
     load.advance(SOME).await?;
-    let mut database = shop.database("payment").await?;
+    let mut database = shop.owned_database("payment").await?;
     let function = async |database: &mut PgConnection, body: &str| {
         let create = format!(
             "CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \

@@ -110,7 +110,8 @@ struct Fixture {
 impl Fixture {
     async fn new(deadline_seconds: &str) -> Self {
         let broker = test::broker().await.unwrap();
-        let (database, url) = test::database(&[]).await.unwrap();
+        let program = env!("CARGO_BIN_EXE_order");
+        let database = test::service_database(program, &[]).await.unwrap();
         let (inventory, inventory_stops) = (Inventory::default(), CancellationToken::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let inventory_url = format!("http://{}", listener.local_addr().unwrap());
@@ -119,14 +120,13 @@ impl Fixture {
         tokio::spawn(inventory_stops.clone().run_until_cancelled_owned(served));
         let broker_url = broker.url();
         let settings = [
-            ("DATABASE_URL", url.as_str()),
+            ("DATABASE_URL", database.url.as_str()),
+            ("MIGRATIONS", "check"),
             ("NATS_URL", &broker_url),
             ("INVENTORY_URL", &inventory_url),
             ("ORDER_DEADLINE_SECONDS", deadline_seconds),
         ];
-        // At once: both migrate an empty database.
-        let replicas =
-            try_join_all((0..2).map(|_| Program::start(env!("CARGO_BIN_EXE_order"), &settings)));
+        let replicas = try_join_all((0..2).map(|_| Program::start(program, &settings)));
         let replicas = replicas.await.unwrap();
         let client = async |nth: usize| Client::connect(replicas[nth].url.clone()).await.unwrap();
         let clients = [client(0).await, client(1).await];
@@ -134,7 +134,7 @@ impl Fixture {
             _broker: broker,
             replicas,
             clients,
-            database,
+            database: database.pool,
             inventory,
             inventory_stops,
         }

@@ -33,7 +33,9 @@ struct Fixture {
 impl Fixture {
     async fn new() -> Self {
         let broker = test::broker().await.unwrap();
-        let (database, database_url) = test::database(&[]).await.unwrap();
+        let settings = [("PROVIDER_API_KEY", "sk_test_sagacity")];
+        let database = test::service_database(env!("CARGO_BIN_EXE_payment"), &settings);
+        let database = database.await.unwrap();
         let memory = TemporaryDirectory::new(&Reaper::new().unwrap()).unwrap();
         let program = test::programs().await.unwrap().join("psp-sandbox");
         let settings = [("DATA_DIR", memory.path().to_str().unwrap())];
@@ -44,8 +46,8 @@ impl Fixture {
         Self {
             _memory: memory,
             broker,
-            database,
-            database_url,
+            database: database.pool,
+            database_url: database.url,
             provider,
             http: client::http_client().unwrap(),
             jetstream,
@@ -56,6 +58,7 @@ impl Fixture {
         let broker = self.broker.url();
         let settings = [
             ("DATABASE_URL", self.database_url.as_str()),
+            ("MIGRATIONS", "check"),
             ("NATS_URL", &broker),
             ("PROVIDER_URL", &self.provider.url),
             ("PROVIDER_API_KEY", "sk_test_sagacity"),

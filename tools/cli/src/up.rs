@@ -138,6 +138,7 @@ impl Up {
                 true => Some(Certificates::issue(&state.join("certificates"), 0o600)?),
                 false => None,
             },
+            single_role: false,
             highly_available: self.ha,
             settings: with_log_format(self.settings),
             logs,

@@ -370,6 +370,7 @@ async fn a_flag_wins_over_an_exported_variable() {
         provider: String::new(),
         nats: named.nats.clone(),
         databases: BTreeMap::new(),
+        owners: BTreeMap::new(),
         admin: BTreeMap::new(),
         pids: BTreeMap::new(),
     };

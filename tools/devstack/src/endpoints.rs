@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::{Certificates, Ports, members, nats, postgres};
+use crate::{Certificates, Ports, databases, members, nats, postgres};
 
 /// Addresses of a running system. `up` writes them to a file that the other commands read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -18,6 +18,8 @@ pub struct Endpoints {
     pub nats: String,
     /// Database URLs, by process.
     pub databases: BTreeMap<String, String>,
+    /// The same for the owners of their tables.
+    pub owners: BTreeMap<String, String>,
     /// `http://host:port` of the admin listeners, by process; empty where they are not reachable.
     pub admin: BTreeMap<String, String>,
     /// Process ids, by process; empty where they do not run on this machine.
@@ -33,18 +35,22 @@ impl Endpoints {
     /// `certificates` are those of `docker-compose.tls.yml`.
     pub fn for_target(target: &str, certificates: Option<&Certificates>) -> anyhow::Result<Self> {
         let ports = Ports::default();
-        let databases = members::with_database().map(|member| {
-            let role = member.name;
-            let password = std::env::var(format!("{}_DB_PASSWORD", role.to_uppercase()))
-                .unwrap_or_else(|_| postgres::PASSWORD.to_owned());
+        let url = |service: &str, role: &str, setting: &str| {
+            let setting = format!("{}_{setting}", service.to_uppercase());
+            let password = std::env::var(setting);
+            let password = password.unwrap_or_else(|_| postgres::PASSWORD.to_owned());
             let server = format!("127.0.0.1:{}", ports.postgres);
-            let url = format!("postgres://{role}:{password}@{server}/{role}");
+            let url = format!("postgres://{role}:{password}@{server}/{service}");
             let url = match certificates {
-                Some(certificates) => certificates.for_postgres(role, &url),
+                Some(certificates) => certificates.for_postgres(service, &url),
                 None => url,
             };
-            (role.to_owned(), url)
-        });
+            (service.to_owned(), url)
+        };
+        let services = || members::with_database().map(|member| member.name);
+        let of_services = services().map(|service| url(service, service, "DB_PASSWORD"));
+        let of_owners =
+            services().map(|service| url(service, &databases::owner(service), "DB_OWNER_PASSWORD"));
         let broker_password = std::env::var("OPERATOR_NATS_PASSWORD");
         let broker_password = broker_password.unwrap_or_else(|_| nats::PASSWORD.to_owned());
         Ok(Self {
@@ -55,7 +61,8 @@ impl Endpoints {
                 &broker_password,
                 certificates,
             ),
-            databases: databases.collect(),
+            databases: of_services.collect(),
+            owners: of_owners.collect(),
             admin: BTreeMap::new(),
             pids: BTreeMap::new(),
         })

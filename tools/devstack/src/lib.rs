@@ -19,6 +19,7 @@
 mod balancer;
 mod certificates;
 mod cluster;
+mod databases;
 mod directory;
 mod endpoints;
 pub mod jetstream;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::{Certificates, Logs, Process, Reaper, certificates, ports, process::Spec, tools};
 
@@ -293,50 +293,6 @@ fn arguments(data: &Path, port: u16, durability: Durability) -> Vec<String> {
     arguments
 }
 
-/// Creates a role and a database that only this role can enter, unless they exist.
-pub(crate) async fn create_database(
-    admin_url: &str,
-    role: &str,
-    database: &str,
-) -> anyhow::Result<()> {
-    let mut admin = PgConnection::connect(admin_url)
-        .await
-        .context("connect as administrator")?;
-    // One after the other: several systems that start on one server create the same roles. The lock
-    // is released with the connection.
-    admin.execute("SELECT pg_advisory_lock(1)").await?;
-    let exists: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)")
-            .bind(role)
-            .fetch_one(&mut admin)
-            .await?;
-    if !exists {
-        let create = format!("CREATE ROLE \"{role}\" LOGIN PASSWORD '{PASSWORD}'");
-        admin
-            .execute(AssertSqlSafe(create))
-            .await
-            .with_context(|| format!("create the role {role}"))?;
-    }
-    let exists: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
-            .bind(database)
-            .fetch_one(&mut admin)
-            .await?;
-    if !exists {
-        admin
-            .execute(AssertSqlSafe(format!(
-                "CREATE DATABASE \"{database}\" OWNER \"{role}\""
-            )))
-            .await?;
-        admin
-            .execute(AssertSqlSafe(format!(
-                "REVOKE ALL ON DATABASE \"{database}\" FROM PUBLIC"
-            )))
-            .await?;
-    }
-    Ok(admin.close().await?)
-}
-
 /// The URL of a server on this machine for the process that has the certificate `name`.
 pub(crate) fn url_at(
     port: u16,
@@ -350,25 +306,6 @@ pub(crate) fn url_at(
         Some(certificates) => certificates.for_postgres(name, &url),
         None => url,
     }
-}
-
-/// The URL of `database` for `role` on the server of `admin_url`.
-pub(crate) fn url_for(
-    admin_url: &str,
-    role: &str,
-    database: &str,
-    certificates: Option<&Certificates>,
-) -> anyhow::Result<String> {
-    let (_, rest) = admin_url
-        .split_once("://")
-        .context("DATABASE: expected postgres://user:password@host:port/database")?;
-    let server = rest.rsplit_once('@').map_or(rest, |(_, server)| server);
-    let server = server.split(['/', '?']).next().unwrap_or_default();
-    let url = format!("postgres://{role}:{PASSWORD}@{server}/{database}");
-    Ok(match certificates {
-        Some(certificates) => certificates.for_postgres(role, &url),
-        None => url,
-    })
 }
 
 /// Where the private cluster of a state directory is. Started by root, PostgreSQL runs as another

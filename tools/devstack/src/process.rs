@@ -153,6 +153,20 @@ impl Process {
         }
     }
 
+    /// Waits for the end of a task. Fails when its exit code is not 0.
+    pub(crate) async fn complete(mut self) -> anyhow::Result<()> {
+        let ended = tokio::time::timeout(READY, self.child.wait()).await;
+        let status = ended.with_context(|| format!("{} did not end within {READY:?}", self.name));
+        let status = status??;
+        self.reaper.forget(self.pid());
+        ensure!(
+            status.success(),
+            "{} ended with {status}; its log has the reason",
+            self.name
+        );
+        Ok(())
+    }
+
     /// Ends the process with `signal`. Fails when its exit code is not 0.
     pub(crate) async fn stop(mut self, signal: Signal) -> anyhow::Result<()> {
         self.signal(signal)?;

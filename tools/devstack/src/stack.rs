@@ -11,8 +11,9 @@ use futures::future::{BoxFuture, FutureExt as _, try_join_all};
 use rustix::process::Signal;
 
 use crate::{
-    Certificates, Cluster, Durability, Endpoints, Logs, MEMBERS, MemberPorts, NatsServer, Ports,
-    Postgres, Process, Reaper,
+    Certificates, Cluster, Durability, Endpoints, Logs, MEMBERS, Member, MemberPorts, NatsServer,
+    Ports, Postgres, Process, Reaper, databases,
+    databases::Administrator,
     endpoints::{local_url, service_url},
     free_port, members, nats, ports, postgres,
     process::Spec,
@@ -38,6 +39,9 @@ pub struct Options {
     /// For mutual TLS between all processes and private servers; `None` without. With a server
     /// that is used instead, it is the one with `certificates`.
     pub certificates: Option<Certificates>,
+    /// Whether each service runs as the owner of its tables, and migrates them when it starts: what a
+    /// build does that knows no other way.
+    pub single_role: bool,
     /// Whether there are three servers of each kind and two processes of each service. `state` must then
     /// be new.
     pub highly_available: bool,
@@ -361,6 +365,24 @@ impl Stack {
         stop(self).boxed()
     }
 
+    /// Runs the task `migrate` of each service, as the owner of its tables.
+    async fn migrate(&self) -> anyhow::Result<()> {
+        let tasks = members::with_database().map(async |member| {
+            let mut spec = self.spec(member.name)?;
+            spec.arguments = vec!["migrate".into()];
+            let owner = self.endpoints.owners[member.name].clone();
+            let settings = [
+                ("DATABASE_URL", owner),
+                ("DATABASE_ROLE", member.name.to_owned()),
+            ];
+            let settings = settings.map(|(name, value)| (name.to_owned(), value));
+            spec.environment.extend(settings);
+            let task = Process::start(&spec, &self.options.logs, &self.reaper)?;
+            task.complete().await.context("its task `migrate`")
+        });
+        try_join_all(tasks).await.map(drop)
+    }
+
     fn spec(&self, service: &'static str) -> anyhow::Result<Spec> {
         let ports = self.options.ports.get(service)?;
         let data = self.options.state.join(service);
@@ -394,6 +416,9 @@ impl Stack {
         }
         if let Some(url) = self.endpoints.databases.get(service) {
             environment.insert("DATABASE_URL".to_owned(), url.clone());
+            if !self.options.single_role {
+                environment.insert("MIGRATIONS".to_owned(), "check".to_owned());
+            }
         }
         for (owner, name, value) in &self.options.settings {
             if owner == service {
@@ -451,6 +476,7 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
         gateway = cluster.gateways.port();
         pids.extend(cluster.nats.pids().chain(cluster.postgres.pids()));
     }
+    let (databases, owners) = create_databases(&admin_url, &options).await?;
     let endpoints = Endpoints {
         gateway: local_url(gateway),
         provider: local_url(options.ports.get("psp-sandbox")?.api),
@@ -461,7 +487,8 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
             }
             false => nats_url.clone(),
         },
-        databases: create_databases(&admin_url, &options).await?,
+        databases,
+        owners,
         admin: admin_urls(&options.ports)?,
         pids,
     };
@@ -477,6 +504,9 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
         endpoints,
         nats_url,
     };
+    if !stack.options.single_role {
+        stack.migrate().await?;
+    }
     // All at once: each waits by itself for those that it needs.
     for service in services() {
         stack.start_service(service)?;
@@ -497,22 +527,32 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
     Ok(stack)
 }
 
+/// The URLs of the databases, by service: for the service, and for the owner of its tables.
 async fn create_databases(
     admin_url: &str,
     options: &Options,
-) -> anyhow::Result<BTreeMap<String, String>> {
-    let prefix = &options.database_prefix;
-    let certificates = options.certificates.as_ref();
-    let mut databases = BTreeMap::new();
-    for member in members::with_database() {
-        let (role, name) = (member.name, format!("{prefix}{}", member.name));
-        postgres::create_database(admin_url, role, &name)
-            .await
-            .with_context(|| format!("create the database {name}"))?;
-        let url = postgres::url_for(admin_url, role, &name, certificates)?;
-        databases.insert(role.to_owned(), url);
+) -> anyhow::Result<(BTreeMap<String, String>, BTreeMap<String, String>)> {
+    let (mut services, mut owners) = (BTreeMap::new(), BTreeMap::new());
+    let mut administrator = Administrator::connect(admin_url).await?;
+    for Member { name: service, .. } in members::with_database() {
+        let name = format!("{}{service}", options.database_prefix);
+        let owner = match options.single_role {
+            true => service.to_string(),
+            false => databases::owner(service),
+        };
+        let created = administrator.create(&name, service, &owner).await;
+        created.with_context(|| format!("create the database {name}"))?;
+        for (urls, role) in [(&mut services, *service), (&mut owners, &owner)] {
+            let url = databases::url_for(admin_url, role, &name)?;
+            let url = match &options.certificates {
+                Some(certificates) => certificates.for_postgres(service, &url),
+                None => url,
+            };
+            urls.insert(service.to_string(), url);
+        }
     }
-    Ok(databases)
+    administrator.close().await?;
+    Ok((services, owners))
 }
 
 fn admin_urls(ports: &Ports) -> anyhow::Result<BTreeMap<String, String>> {

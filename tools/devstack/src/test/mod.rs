@@ -21,7 +21,7 @@ pub use crate::jetstream::{StreamMessage, read_stream};
 
 use crate::{
     Certificates, Durability, Logs, NatsServer, Options, Ports, Postgres, Reaper, Stack,
-    TemporaryDirectory, free_port, nats, postgres, programs, tools,
+    TemporaryDirectory, databases::Administrator, free_port, nats, programs, tools,
 };
 
 /// What all tests of one binary share.
@@ -77,12 +77,52 @@ fn logs(name: &str) -> Logs {
 /// The URL of a new, empty database.
 pub fn empty_database() -> BoxFuture<'static, anyhow::Result<String>> {
     async {
-        let shared = shared().await?;
-        let name = format!("test_{}", Uuid::now_v7().simple());
-        postgres::create_database(&shared.postgres.admin_url(), "test", &name).await?;
-        Ok(shared.postgres.url("test", &name))
+        let name = create_database(TEST).await?;
+        Ok(shared().await?.postgres.url(TEST, &name))
     }
     .boxed()
+}
+
+/// The role of all tests, and the owner of tables in a [`ServiceDatabase`].
+const TEST: &str = "test";
+const OWNER: &str = "test_owner";
+
+async fn create_database(owner: &str) -> anyhow::Result<String> {
+    let name = format!("test_{}", Uuid::now_v7().simple());
+    let url = shared().await?.postgres.admin_url();
+    let mut administrator = Administrator::connect(&url).await?;
+    administrator.create(&name, TEST, owner).await?;
+    administrator.close().await?;
+    Ok(name)
+}
+
+/// The database of a service that does not own its tables, as it is deployed.
+#[derive(Debug)]
+pub struct ServiceDatabase {
+    /// With the rights of the service.
+    pub pool: PgPool,
+    /// `DATABASE_URL` of the service, which needs `MIGRATIONS=check`.
+    pub url: String,
+    /// `DATABASE_URL` of its task `migrate`.
+    pub owner_url: String,
+}
+
+/// A new database, migrated by `program` (`env!("CARGO_BIN_EXE_...")`) as the owner of its tables.
+/// `settings` are what the program needs beside it.
+pub async fn service_database(
+    program: &str,
+    settings: &[(&str, &str)],
+) -> anyhow::Result<ServiceDatabase> {
+    let name = create_database(OWNER).await?;
+    let postgres = &shared().await?.postgres;
+    let (url, owner_url) = (postgres.url(TEST, &name), postgres.url(OWNER, &name));
+    let database = [("DATABASE_URL", &*owner_url), ("DATABASE_ROLE", TEST)];
+    Program::run(program, "migrate", &[settings, &database].concat()).await?;
+    Ok(ServiceDatabase {
+        pool: PgPool::connect(&url).await?,
+        url,
+        owner_url,
+    })
 }
 
 /// A new database, migrated by `migrators`, and its URL.
@@ -146,9 +186,10 @@ pub fn stack<'a>(name: &'a str, system: System<'a>) -> BoxFuture<'a, anyhow::Res
             highly_available,
             programs: directory,
         } = system;
-        let database = match own_server || highly_available {
-            true => None,
-            false => Some(shared.encrypted().await?.admin_url()),
+        let database = match (own_server || highly_available, directory) {
+            (true, _) => None,
+            (false, None) => Some(shared.encrypted().await?.admin_url()),
+            (false, Some(_)) => Some(shared.postgres.admin_url()),
         };
         let id = Uuid::now_v7().simple().to_string();
         let settings = settings.iter().map(|(service, name, value)| {
@@ -165,7 +206,9 @@ pub fn stack<'a>(name: &'a str, system: System<'a>) -> BoxFuture<'a, anyhow::Res
             database,
             database_prefix: format!("{id}_"),
             nats: None,
-            certificates: Some(shared.certificates.clone()),
+            // Another build may know no certificates, and one role only.
+            certificates: directory.is_none().then(|| shared.certificates.clone()),
+            single_role: directory.is_some(),
             highly_available,
             settings: settings.collect(),
             logs: logs(name),

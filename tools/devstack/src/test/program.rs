@@ -36,30 +36,30 @@ impl Program {
 
     /// Starts `program` without waiting until it is ready.
     pub fn spawn(program: &str, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let program = PathBuf::from(program);
-        let name = program.file_name().and_then(|name| name.to_str());
-        let name = name.context("a program has a name")?.to_owned();
         let (port, admin) = (free_port()?, free_port()?);
-        let listen = [
-            ("LISTEN".to_owned(), format!("127.0.0.1:{port}")),
-            ("ADMIN_LISTEN".to_owned(), format!("127.0.0.1:{admin}")),
-        ];
-        let settings = settings
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.to_string()));
-        let logs = logs(&name);
-        let spec = Spec {
-            name,
-            program,
-            environment: listen.into_iter().chain(settings).collect(),
-            last_signal: "TERM",
-            ..Spec::default()
-        };
+        let (listen, admin_listen) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{admin}"));
+        let listen = [("LISTEN", &*listen), ("ADMIN_LISTEN", &admin_listen)];
+        let spec = spec(program, &[&listen, settings].concat())?;
         Ok(Self {
-            process: Process::start(&spec, &logs, &Reaper::new()?)?,
+            process: Process::start(&spec, &logs(&spec.name), &Reaper::new()?)?,
             url: local_url(port),
             admin: local_url(admin),
         })
+    }
+
+    /// Runs a task of `program` to its end.
+    pub fn run<'a>(
+        program: &'a str,
+        task: &'a str,
+        settings: &'a [(&'a str, &'a str)],
+    ) -> BoxFuture<'a, anyhow::Result<()>> {
+        async move {
+            let mut spec = spec(program, settings)?;
+            spec.arguments = vec![task.into()];
+            let process = Process::start(&spec, &logs(&spec.name), &Reaper::new()?)?;
+            process.complete().await
+        }
+        .boxed()
     }
 
     /// Waits until `/readyz` answers 200.
@@ -82,4 +82,19 @@ impl Program {
     pub async fn wait(&mut self) -> anyhow::Result<ExitStatus> {
         self.process.wait().await
     }
+}
+
+fn spec(program: &str, settings: &[(&str, &str)]) -> anyhow::Result<Spec> {
+    let program = PathBuf::from(program);
+    let name = program.file_name().and_then(|name| name.to_str());
+    let settings = settings
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_string()));
+    Ok(Spec {
+        name: name.context("a program has a name")?.to_owned(),
+        environment: settings.collect(),
+        program,
+        last_signal: "TERM",
+        ..Spec::default()
+    })
 }

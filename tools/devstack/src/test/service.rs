@@ -5,15 +5,17 @@ use async_nats::{ConnectOptions, jetstream};
 use futures::future::try_join_all;
 use sqlx::PgPool;
 
-use super::{Program, broker, database};
+use super::{Program, broker, service_database};
 use crate::NatsServer;
 
 /// A service as its tests see it: a broker, a database and replicas, all for one test.
 #[derive(Debug)]
 pub struct ServiceFixture {
     pub broker: NatsServer,
-    /// The service's database. The service itself runs the migrations.
+    /// The service's database, with the service's rights.
     pub database: PgPool,
+    /// The URL of the database for the owner of its tables.
+    pub owner_url: String,
     pub jetstream: jetstream::Context,
     pub replicas: Vec<Program>,
     program: String,
@@ -21,26 +23,30 @@ pub struct ServiceFixture {
 }
 
 impl ServiceFixture {
-    /// Starts `replicas` of `program` (`env!("CARGO_BIN_EXE_...")`) at the same time, so that all
-    /// of them find an empty database. `DATABASE_URL` and `NATS_URL` are set; `settings` adds to
-    /// them or replaces them.
+    /// Starts `replicas` of `program` (`env!("CARGO_BIN_EXE_...")`) at the same time. `DATABASE_URL`
+    /// and `NATS_URL` are set; `settings` adds to them or replaces them.
     pub async fn start(
         program: &str,
         settings: &[(&str, &str)],
         replicas: usize,
     ) -> anyhow::Result<Self> {
         let broker = broker().await?;
-        let (database, database_url) = database(&[]).await?;
+        let database = service_database(program, settings).await?;
         let broker_url = broker.url();
         let nats = crate::jetstream::connect(ConnectOptions::new(), &broker_url).await?;
-        let addresses = [("DATABASE_URL", &*database_url), ("NATS_URL", &broker_url)];
+        let addresses = [
+            ("DATABASE_URL", &*database.url),
+            ("MIGRATIONS", "check"),
+            ("NATS_URL", &broker_url),
+        ];
         let settings = addresses
             .iter()
             .chain(settings)
             .map(|(name, value)| (name.to_string(), value.to_string()));
         let mut fixture = Self {
             broker,
-            database,
+            owner_url: database.owner_url.clone(),
+            database: database.pool,
             jetstream: jetstream::new(nats),
             replicas: Vec::new(),
             program: program.to_owned(),
