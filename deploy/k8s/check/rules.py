@@ -1,6 +1,7 @@
 """What no schema finds and an API server or an outage would. Each rule yields what is wrong."""
 
 import re
+from urllib.parse import urlsplit
 
 from manifests import WORKLOADS, endpoint, matches
 
@@ -215,6 +216,28 @@ def call_graph(m, _):
                     yield f"{source.name} may not talk to {target.name}:{port}, and its settings say that it does"
 
 
+def owners(m, _):
+    """The owner of a service's tables migrates and grants; the service has another role, and checks."""
+    for pods in m.pods:
+        service = pods.service()
+        if not service or "DATABASE_URL" not in m.environment(service):
+            continue
+        for container in pods.containers():
+            values = m.environment(container)
+            is_task = container.get("args") == ["migrate"]
+            role = f"{pods.name}_owner" if is_task else pods.name
+            secrets = [v["valueFrom"]["secretKeyRef"]["name"] for v in container["env"] if "secretKeyRef" in v.get("valueFrom", {})]
+            name = f"{pods.name}/{container['name']}"
+            if urlsplit(re.sub(r"\$\(\w+\)", "secret", values["DATABASE_URL"])).username != role:
+                yield f"{name}: enters its database as another role than {role}"
+            if ["-database-owner" in s for s in secrets if s.startswith(f"{pods.name}-database")] != [is_task]:
+                yield f"{name}: has another password than that of {role}"
+            if is_task and values.get("DATABASE_ROLE") != pods.name:
+                yield f"{name}: grants its rights to another role than {pods.name}"
+            if not is_task and values.get("MIGRATIONS") != "check":
+                yield f"{name}: migrates, and does not own its tables"
+
+
 def ends(m, context):
     """Every pod has the time to end: preStop, the lag, and then what the process takes."""
     for pods in m.pods:
@@ -255,11 +278,13 @@ def like_compose(m, context):
     """For development: the same images, addresses and arguments as docker-compose.yml."""
     services = {name: s for name, s in context.compose["services"].items() if "profiles" not in s}
     for name, service in services.items():
-        pods = next((p for p in m.pods if p.name == name), None)
+        # `order-migrate` is an init container of `order`.
+        pods = next((p for p in m.pods if p.name == name.removesuffix("-migrate")), None)
         if not pods:
             yield f"{name}: is in docker-compose.yml only"
             continue
-        container = pods.spec["containers"][0]
+        containers = pods.spec["initContainers" if name.endswith("-migrate") else "containers"]
+        container = containers[0]
         if container["image"] != service["image"]:
             yield f"{name}: the image is {container['image']}, and {service['image']} in docker-compose.yml"
         if name == "postgres" and container["args"] != service["command"]:
@@ -271,4 +296,4 @@ def like_compose(m, context):
             yield f"{name}: addresses are {here}, and {there} in docker-compose.yml"
 
 
-RULES = [restricted, complete, selectors, ports, scaling, references, call_graph, ends, settings, images]
+RULES = [restricted, complete, selectors, ports, scaling, references, call_graph, owners, ends, settings, images]
