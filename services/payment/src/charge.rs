@@ -128,7 +128,7 @@ async fn search(provider: &Provider, calls: &Calls<'_>, is_final: bool) -> Provi
 fn body(payment: &Payment, charge: &Charge) -> Option<String> {
     let order = payment.identity.order_id;
     let stored = charge.request.clone();
-    stored.or_else(|| request::charge(order, charge.amount, &charge.method).ok())
+    stored.or_else(|| request::charge(order, charge.amount, charge.method.as_ref()?).ok())
 }
 
 /// The payment's id, and from the second key on its number.
@@ -179,7 +179,7 @@ mod tests {
         let now = OffsetDateTime::now_utc();
         let charge = Charge {
             amount: Money::new(1, "EUR".parse().unwrap()),
-            method: "tok_visa".parse().unwrap(),
+            method: Some("tok_visa".parse().unwrap()),
             lines: vec![],
             deadline: Some(now + left),
             request: None,

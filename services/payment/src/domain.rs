@@ -26,14 +26,15 @@ pub struct Identity {
 pub struct Charge {
     /// The order's total.
     pub amount: Money,
-    pub method: PaymentMethod,
+    /// `None` once the charge is settled: refunds name the charge, and not the method.
+    pub method: Option<PaymentMethod>,
     /// What is paid for; passed on to inventory when the charge is captured.
     pub lines: Vec<OrderLine>,
     /// When the order is cancelled unless it is confirmed; the provider is not asked for a first
     /// time after that. `None` in payments of the version that did not keep it.
     pub deadline: Option<OffsetDateTime>,
     /// The encoded body of the request to the provider. `None` in payments of the version that did
-    /// not keep it.
+    /// not keep it, and once the charge is settled.
     pub request: Option<String>,
     /// The order's creation: what the outcome of the charge follows from.
     pub cause: Cause,
@@ -264,6 +265,9 @@ pub fn evolve(payment: Option<Payment>, event: &Event, at: OffsetDateTime) -> Op
         }
         Event::Refunded => payment.status = Status::Refunded,
     }
+    if payment.status != Status::Pending {
+        payment.forget_method();
+    }
     payment.updated_at = at;
     Some(payment)
 }
@@ -293,6 +297,14 @@ impl Payment {
         Call {
             key_number: self.key_number,
             attempt: self.attempts,
+        }
+    }
+
+    /// Nothing is asked of the provider for the charge any more.
+    fn forget_method(&mut self) {
+        if let Some(charge) = &mut self.charge {
+            charge.method = None;
+            charge.request = None;
         }
     }
 

@@ -10,6 +10,7 @@ mod breaker;
 mod charge;
 mod config;
 mod domain;
+mod forget;
 mod grpc;
 mod outgoing;
 mod provider;
@@ -49,6 +50,10 @@ async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> 
     let payments = PaymentServiceServer::new(PaymentApi::new(participant.pool.clone()));
     service.serve_grpc(Routes::new(payments).add_service(chassis::event_log(&participant)))?;
     service.spawn("provider worker", worker.run(service.stopping()));
+    service.spawn(
+        "old payment methods",
+        forget::run(participant.pool.clone(), service.stopping()),
+    );
     service.handle_events(participant, saga);
     service.until_shutdown().await
 }

@@ -71,7 +71,7 @@ fn command(delivery: &Delivery<InboundEvent>) -> anyhow::Result<Command> {
         } => {
             let charge = Charge {
                 amount: *total,
-                method: method.clone(),
+                method: Some(method.clone()),
                 lines: lines.clone(),
                 deadline: Some(*deadline),
                 request: Some(request::charge(delivery.order_id(), *total, method)?),

@@ -168,7 +168,7 @@ pub async fn store_bodies(pool: &PgPool, bodies: &[(OrderId, String)]) -> sqlx::
         r#"-- payments_store_bodies
         UPDATE payments SET request = coalesce(payments.request, new.request)
         FROM unnest($1::uuid[], $2::text[]) AS new (order_id, request)
-        WHERE payments.order_id = new.order_id"#,
+        WHERE payments.order_id = new.order_id AND payments.status = 'pending'"#,
         &orders,
         &bodies as &[&str]
     )
@@ -250,10 +250,7 @@ pub async fn insert(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         .iter()
         .map(|c| c.as_ref().map(Currency::as_str))
         .collect();
-    let methods: Vec<_> = charges
-        .iter()
-        .map(|c| c.map(|c| c.method.as_str()))
-        .collect();
+    let methods: Vec<_> = charges.iter().map(|c| c.map(method_text)).collect();
     let lines: Vec<_> = charges.iter().map(|c| c.map(|c| Json(&c.lines))).collect();
     let deadlines: Vec<_> = charges.iter().map(|c| c.and_then(|c| c.deadline)).collect();
     let requests: Vec<_> = charges
@@ -324,6 +321,11 @@ pub async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
     let cancelled = payments.iter().map(|payment| payment.cancelled.as_ref());
     let causes = CauseColumns::new(cancelled);
     let times: Vec<_> = payments.iter().map(|payment| payment.updated_at).collect();
+    let charges = payments.iter().map(|payment| payment.charge.as_ref());
+    let methods: Vec<_> = charges.clone().map(|c| c.map(method_text)).collect();
+    let requests: Vec<_> = charges
+        .map(|c| c.and_then(|c| c.request.as_deref()))
+        .collect();
     sqlx::query!(
         r#"-- payments_update
         UPDATE payments
@@ -331,11 +333,12 @@ pub async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
             cancel_correlation_id = p.correlation, cancel_causation_id = p.causation,
             cancel_traceparent = p.traceparent, updated_at = p.at,
             answered = p.answered, key_number = p.key_number, refund_id = p.refund_id,
+            method = p.method, request = p.request,
             due_at = CASE WHEN payments.status = p.status THEN payments.due_at ELSE now() END
         FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $5::text[], $6::uuid[], $7::uuid[], $8::text[],
-                    $9::timestamptz[], $10::integer[], $11::integer[], $12::text[])
+                    $9::timestamptz[], $10::integer[], $11::integer[], $12::text[], $13::text[], $14::text[])
             AS p (order_id, status, attempts, reference, failure_code, correlation, causation, traceparent, at,
-                  answered, key_number, refund_id)
+                  answered, key_number, refund_id, method, request)
         WHERE payments.order_id = p.order_id"#,
         &orders,
         &statuses as &[&str],
@@ -348,11 +351,35 @@ pub async fn update(tx: &mut PgConnection, payments: &[&Payment]) -> sqlx::Resul
         &times,
         &answered,
         &keys,
-        &refunds as &[Option<&str>]
+        &refunds as &[Option<&str>],
+        &methods as &[Option<&str>],
+        &requests as &[Option<&str>]
     )
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// The column of a method. The table's constraint wants a text also where it is forgotten.
+fn method_text(charge: &Charge) -> &str {
+    let method = charge.method.as_ref();
+    method.map_or(PaymentMethod::FORGOTTEN, PaymentMethod::as_str)
+}
+
+/// Forgets the methods of up to a thousand settled charges behind `after`, and returns their orders.
+pub async fn forget_methods(pool: &PgPool, after: Uuid) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!(
+        r#"-- payments_forget_methods
+        UPDATE payments SET method = 'forgotten', request = NULL
+        WHERE order_id IN (
+            SELECT order_id FROM payments
+            WHERE status <> 'pending' AND method <> 'forgotten' AND order_id > $1
+            ORDER BY order_id LIMIT 1000 FOR UPDATE)
+        RETURNING order_id"#,
+        after
+    )
+    .fetch_all(pool)
+    .await
 }
 
 /// Causes as columns.
@@ -379,6 +406,9 @@ impl<'a> CauseColumns<'a> {
 
 impl Row {
     fn read(self) -> sqlx::Result<Payment> {
+        let status = read_status(&self.status)?;
+        // The version before this one does not forget it.
+        let is_open = status == Status::Pending;
         let cause = read_cause(
             self.charge_correlation_id,
             self.charge_causation_id,
@@ -389,10 +419,13 @@ impl Row {
             (Some(amount), Some(currency), Some(method), Some(Json(lines)), Some(cause)) => {
                 Some(Charge {
                     amount: Money::new(amount, currency.parse().map_err(decode)?),
-                    method: PaymentMethod::try_from(method).map_err(decode)?,
+                    method: match is_open {
+                        true => Some(PaymentMethod::try_from(method).map_err(decode)?),
+                        false => None,
+                    },
                     lines,
                     deadline: self.deadline,
-                    request: self.request,
+                    request: self.request.filter(|_| is_open),
                     cause,
                 })
             }
@@ -410,7 +443,7 @@ impl Row {
                 customer_id: CustomerId(self.customer_id),
             },
             charge,
-            status: read_status(&self.status)?,
+            status,
             cancelled,
             attempts: self.attempts,
             answered: self.answered,

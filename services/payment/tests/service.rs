@@ -519,18 +519,21 @@ async fn a_stored_request_is_sent_as_it_is_also_after_an_upgrade() {
     fixture.post(url, &other_key.to_string(), &request).await;
     let changed = body(other, "&description=changed");
     fixture.write_asked(other, other_key, Some(changed)).await;
+    // Only the body of today has a token.
+    fixture.inject(json!({ "latency_ms": 1500 })).await;
     let _payment = fixture.start().await;
+    eventually(
+        "the body of today is stored before its call ends",
+        async || {
+            let (_, request) = stored(&fixture, without).await;
+            request.is_some_and(|request| request.starts_with("amount=1999&"))
+        },
+    )
+    .await;
     for order in [asked, without, other] {
         fixture.assert_charged_once(order).await;
         assert_eq!(fixture.key_number(order).await, 0);
     }
-    let stored = sqlx::query_scalar("SELECT request FROM payments WHERE order_id = $1");
-    let stored: String = stored
-        .bind(without.0)
-        .fetch_one(&fixture.database)
-        .await
-        .unwrap();
-    assert!(stored.starts_with("amount=1999&"), "{stored}");
 }
 
 impl Fixture {
@@ -594,4 +597,58 @@ async fn a_refund_that_was_answered_with_a_500_is_found_or_made_again() {
     fixture.until_next_key(order).await;
     fixture.inject_at("refund", json!({})).await;
     fixture.assert_refunded_once(order).await;
+}
+
+/// The method and the request of a payment.
+async fn stored(fixture: &Fixture, order: OrderId) -> (Option<String>, Option<String>) {
+    let stored = sqlx::query_as("SELECT method, request FROM payments WHERE order_id = $1");
+    let stored = stored.bind(order.0).fetch_optional(&fixture.database).await;
+    stored.unwrap().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_payment_method_is_stored_only_until_its_charge_is_settled() {
+    let fixture = Fixture::new().await;
+    let _replica = fixture.start().await;
+    let forgotten = (Some("forgotten".to_owned()), None);
+    fixture.inject(json!({ "latency_ms": 1500 })).await;
+    let captured = fixture.publish_order().await;
+    fixture.until_called(captured).await;
+    let (method, request) = stored(&fixture, captured).await;
+    assert_eq!(method.as_deref(), Some("tok_visa"));
+    assert!(request.unwrap().contains("tok_visa"));
+    fixture.assert_charged_once(captured).await;
+    assert_eq!(stored(&fixture, captured).await, forgotten);
+    // The refund needs none.
+    fixture.publish_cancellation(captured).await;
+    fixture.until_status(captured, "refunded").await;
+    assert_eq!(stored(&fixture, captured).await, forgotten);
+
+    let voided = fixture.publish_order_until(SystemTime::now()).await;
+    fixture.until_status(voided, "pending").await;
+    fixture.publish_cancellation(voided).await;
+    fixture.until_status(voided, "voided").await;
+    assert_eq!(stored(&fixture, voided).await, forgotten);
+}
+
+#[tokio::test]
+async fn payment_methods_of_charges_that_the_version_before_has_settled_are_forgotten() {
+    let fixture = Fixture::new().await;
+    drop(fixture.start().await);
+    let (settled, open) = (OrderId::new(), OrderId::new());
+    for order in [settled, open] {
+        let body = Some("payment_method=tok_visa".to_owned());
+        fixture.write_asked(order, Uuid::now_v7(), body).await;
+    }
+    let settle = "UPDATE payments SET due_at = now() + interval '1 day',
+            status = CASE order_id WHEN $1 THEN 'failed' ELSE status END";
+    let settle = sqlx::query(settle).bind(settled.0);
+    settle.execute(&fixture.database).await.unwrap();
+    let _replica = fixture.start().await;
+    let forgotten = (Some("forgotten".to_owned()), None);
+    eventually("it is forgotten", async || {
+        stored(&fixture, settled).await == forgotten
+    })
+    .await;
+    assert_eq!(stored(&fixture, open).await.0.as_deref(), Some("tok_visa"));
 }

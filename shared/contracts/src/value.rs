@@ -83,6 +83,12 @@ short_text!(
     IdempotencyKey
 );
 
+impl PaymentMethod {
+    /// What is stored in place of a method that was forgotten: nothing is asked of the provider for
+    /// its charge any more. Versions that do not know it can read it.
+    pub const FORGOTTEN: &str = "forgotten";
+}
+
 impl IdempotencyKey {
     /// How long a key is remembered. The documentation of the HTTP API publishes it.
     pub const RETENTION: Duration = Duration::from_secs(72 * 3600);

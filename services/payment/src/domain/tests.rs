@@ -24,10 +24,10 @@ fn identity() -> Identity {
 fn charge() -> Command {
     let charge = Charge {
         amount: Money::new(1999, "EUR".parse().unwrap()),
-        method: "tok_visa".parse().unwrap(),
+        method: Some("tok_visa".parse().unwrap()),
         lines: vec![],
         deadline: None,
-        request: None,
+        request: Some("the method is in it, too".into()),
         cause: cause(),
     };
     Command::Charge(identity(), charge)
@@ -289,6 +289,10 @@ proptest! {
                         payment = after(payment, outcome.clone());
                     }
                 }
+            }
+            let settled = payment.as_ref().filter(|payment| payment.status != Status::Pending);
+            if let Some(charge) = settled.and_then(|payment| payment.charge.as_ref()) {
+                prop_assert!(charge.method.is_none() && charge.request.is_none());
             }
         }
         prop_assert!(provider.captures <= 1, "{provider:?}");
