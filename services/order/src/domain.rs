@@ -55,7 +55,6 @@ pub struct Order {
     pub lines: Vec<OrderLine>,
     /// Sum over all lines.
     pub total: Money,
-    pub payment_method: PaymentMethod,
     /// Cancelled unless confirmed before.
     pub deadline: OffsetDateTime,
     pub status: Status,
@@ -218,7 +217,6 @@ fn create(event: &Event, at: OffsetDateTime) -> Option<Order> {
         customer_id: new.customer_id,
         lines: new.lines.clone(),
         total: new.total,
-        payment_method: new.payment_method.clone(),
         deadline: new.deadline,
         status: Status::Pending,
         paid: false,

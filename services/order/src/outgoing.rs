@@ -10,12 +10,12 @@ use crate::domain::{CancelReason, Event, Order};
 pub fn to_contract(order: &Order, event: &Event) -> Contract {
     let order_id = order.id.to_string();
     match event {
-        Event::Created(_) => Contract::OrderCreated(wire::OrderCreated {
+        Event::Created(new) => Contract::OrderCreated(wire::OrderCreated {
             order_id,
             customer_id: order.customer_id.to_string(),
             lines: order.lines.iter().cloned().map(Into::into).collect(),
             total: Some(order.total.into()),
-            payment_method: order.payment_method.to_string(),
+            payment_method: new.payment_method.to_string(),
             deadline: Some(timestamp(order.deadline)),
         }),
         Event::Paid => Contract::OrderPaid(wire::OrderPaid { order_id }),

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use contracts::{Currency, CustomerId, InvalidValue, Money, OrderId, OrderLine, PaymentMethod};
+use contracts::{Currency, CustomerId, InvalidValue, Money, OrderId, OrderLine};
 use sqlx::{PgConnection, PgPool, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -20,7 +20,6 @@ struct Row {
     lines: Json<Vec<OrderLine>>,
     total_amount: i64,
     total_currency: String,
-    payment_method: String,
     deadline: OffsetDateTime,
     created_at: OffsetDateTime,
     updated_at: OffsetDateTime,
@@ -34,7 +33,7 @@ pub async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<HashMa
         Row,
         r#"-- orders_lock
         SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<OrderLine>>",
-               total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
+               total_amount, total_currency, deadline, created_at, updated_at, version
         FROM orders WHERE order_id = ANY($1) ORDER BY order_id FOR UPDATE"#,
         &ids
     )
@@ -63,7 +62,7 @@ pub async fn lock_overdue(
         Row,
         r#"-- orders_lock_overdue
         SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<OrderLine>>",
-               total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
+               total_amount, total_currency, deadline, created_at, updated_at, version
         FROM orders WHERE status IN ('pending', 'paid') AND deadline > $1 AND deadline <= $2
         ORDER BY deadline LIMIT $3 FOR UPDATE SKIP LOCKED"#,
         from,
@@ -85,7 +84,7 @@ pub async fn find(
         Row,
         r#"-- order_find
         SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<OrderLine>>",
-               total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
+               total_amount, total_currency, deadline, created_at, updated_at, version
         FROM orders WHERE order_id = $1 AND customer_id = $2"#,
         id.0,
         customer_id.0
@@ -106,7 +105,7 @@ pub async fn list(
         Row,
         r#"-- orders_list
         SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<OrderLine>>",
-               total_amount, total_currency, payment_method, deadline, created_at, updated_at, version
+               total_amount, total_currency, deadline, created_at, updated_at, version
         FROM orders WHERE customer_id = $1 AND order_id < $2 ORDER BY order_id DESC LIMIT $3"#,
         customer_id.0,
         before.map_or(Uuid::max(), |before| before.0),
@@ -125,26 +124,21 @@ pub async fn insert(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Result<()
     let amounts: Vec<_> = orders.iter().map(|order| order.total.amount()).collect();
     let currencies: Vec<Currency> = orders.iter().map(|order| order.total.currency()).collect();
     let currencies: Vec<_> = currencies.iter().map(Currency::as_str).collect();
-    let methods: Vec<_> = orders
-        .iter()
-        .map(|order| order.payment_method.as_str())
-        .collect();
     let deadlines: Vec<_> = orders.iter().map(|order| order.deadline).collect();
     let times: Vec<_> = orders.iter().map(|order| order.created_at).collect();
     sqlx::query!(
         r#"-- orders_insert
         INSERT INTO orders (order_id, customer_id, status, paid, refunded, lines, total_amount, total_currency,
-                            payment_method, deadline, created_at, updated_at, version)
-        SELECT order_id, customer_id, 'pending', false, false, lines, amount, currency, method, deadline, at, at, 1
-        FROM unnest($1::uuid[], $2::uuid[], $3::jsonb[], $4::bigint[], $5::text[], $6::text[], $7::timestamptz[],
-                    $8::timestamptz[])
-            AS o (order_id, customer_id, lines, amount, currency, method, deadline, at)"#,
+                            deadline, created_at, updated_at, version)
+        SELECT order_id, customer_id, 'pending', false, false, lines, amount, currency, deadline, at, at, 1
+        FROM unnest($1::uuid[], $2::uuid[], $3::jsonb[], $4::bigint[], $5::text[], $6::timestamptz[],
+                    $7::timestamptz[])
+            AS o (order_id, customer_id, lines, amount, currency, deadline, at)"#,
         &ids,
         &customers,
         &lines as &[Json<&Vec<OrderLine>>],
         &amounts,
         &currencies as &[&str],
-        &methods as &[&str],
         &deadlines,
         &times
     )
@@ -205,7 +199,6 @@ impl Row {
                 self.total_amount,
                 self.total_currency.parse().map_err(decode)?,
             ),
-            payment_method: PaymentMethod::try_from(self.payment_method).map_err(decode)?,
             deadline: self.deadline,
             created_at: self.created_at,
             updated_at: self.updated_at,
