@@ -8,7 +8,7 @@
 //! - Readiness: work gets done. It turns off first at shutdown, and this listener closes last.
 
 use std::sync::{
-    Arc, OnceLock,
+    Arc,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -99,8 +99,23 @@ pub(crate) struct Admin {
     pub(crate) draining: CancellationToken,
     /// The process has been ready once.
     pub(crate) was_ready: Arc<AtomicBool>,
-    /// Routes of the service, which it adds while it starts: the listener serves before that.
-    pub(crate) routes: Arc<OnceLock<Router>>,
+    pub(crate) routes: AddedRoutes,
+}
+
+/// Routes of the service, which it adds while it starts: the listener serves before that.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AddedRoutes(Arc<Mutex<Option<Router>>>);
+
+impl AddedRoutes {
+    /// Each path may be added once.
+    pub(crate) fn add(&self, routes: Router) {
+        let mut all = self.0.lock();
+        *all = Some(all.take().unwrap_or_default().merge(routes));
+    }
+
+    fn get(&self) -> Option<Router> {
+        self.0.lock().clone()
+    }
 }
 
 /// Serves the admin listener until `close`.
@@ -122,7 +137,7 @@ pub(crate) async fn serve(
 /// A route that the service has added.
 async fn added(State(admin): State<Admin>, request: Request) -> Response {
     match admin.routes.get() {
-        Some(routes) => match routes.clone().oneshot(request).await {
+        Some(routes) => match routes.oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
         },

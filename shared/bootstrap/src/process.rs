@@ -1,11 +1,6 @@
 //! A process from its first line to its exit code.
 
-use std::{
-    path::Path,
-    process::ExitCode,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, middleware};
@@ -16,7 +11,7 @@ use tonic::service::Routes;
 
 use crate::{
     Readiness, Replicas, Supervisor, Tls,
-    admin::{self, Admin},
+    admin::{self, AddedRoutes, Admin},
     grpc, healthcheck, http,
     listen::Listeners,
     settings::{self, Settings},
@@ -89,14 +84,14 @@ where
         let shutdown = Shutdown::on_signal(shutdown_lag)?;
         let listeners = Listeners::bind(listen, admin_listen).await?;
         let readiness = Readiness::default();
-        let admin_routes = Arc::default();
+        let admin_routes = AddedRoutes::default();
         let close_admin = CancellationToken::new();
         let admin = Admin {
             readiness: readiness.clone(),
             registry: telemetry.registry.clone(),
             draining: shutdown.draining.clone(),
             was_ready: Arc::default(),
-            routes: Arc::clone(&admin_routes),
+            routes: admin_routes.clone(),
         };
         let admin = tokio::spawn(admin::serve(listeners.admin, admin, close_admin.clone()));
         let starting = shutdown.stopping.clone();
@@ -158,7 +153,7 @@ pub struct Process {
     tls: Option<Tls>,
     /// What must hold for the process to be ready; checks are added while it starts.
     pub readiness: Readiness,
-    admin_routes: Arc<OnceLock<Router>>,
+    admin_routes: AddedRoutes,
     shutdown: Shutdown,
 }
 
@@ -209,10 +204,9 @@ impl Process {
         Ok(())
     }
 
-    /// Serves more routes on the admin listener.
-    pub fn serve_admin(&self, routes: Router) -> anyhow::Result<()> {
-        let added = self.admin_routes.set(routes);
-        added.map_err(|_| anyhow::anyhow!("the admin listener has its routes already"))
+    /// Serves more routes on the admin listener. Each path may be added once.
+    pub fn serve_admin(&self, routes: Router) {
+        self.admin_routes.add(routes);
     }
 
     fn take_listener(&mut self) -> anyhow::Result<TcpListener> {

@@ -146,7 +146,7 @@ impl ServiceContext {
                 .with_streams(streams);
             let participant = Participant::new(self.service, pool.clone(), broker);
             let routes = dead_letters::routes(&participant);
-            self.process.serve_admin(operators.guard(routes))?;
+            self.process.serve_admin(operators.guard(routes));
             let readiness = &self.process.readiness;
             readiness.check("database", move || database::ping(pool.clone()));
             let progress = participant.progress.clone();
