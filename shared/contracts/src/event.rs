@@ -10,7 +10,7 @@ use prost::Message;
 use proto::{inventory::v1 as inventory, order::v1 as order, payment::v1 as payment};
 use time::OffsetDateTime;
 
-use crate::{Money, OrderLine, Service};
+use crate::{CustomerId, Money, OrderId, OrderLine, PaymentMethod, Service};
 
 /// Declares [`Subject`] and [`Event`] from one table, so that a new event is one line.
 macro_rules! events {
@@ -79,6 +79,31 @@ events! {
     InventoryReserved => "inventory.reserved.v1", Inventory, inventory::InventoryReserved;
     InventoryRejected => "inventory.rejected.v1", Inventory, inventory::InventoryRejected;
     InventoryReleased => "inventory.released.v1", Inventory, inventory::InventoryReleased;
+}
+
+impl Event {
+    /// Replaces the customer of the order and forgets the payment method: all that an event says
+    /// about a person. False when it has neither.
+    pub fn erase_customer(&mut self, order: OrderId) -> bool {
+        let customer = match self {
+            Self::OrderCreated(event) => {
+                PaymentMethod::FORGOTTEN.clone_into(&mut event.payment_method);
+                &mut event.customer_id
+            }
+            Self::OrderConfirmed(event) => &mut event.customer_id,
+            Self::OrderCancelled(event) => &mut event.customer_id,
+            Self::PaymentRefunded(event) => &mut event.customer_id,
+            Self::OrderPaid(_)
+            | Self::OrderRefunded(_)
+            | Self::PaymentCompleted(_)
+            | Self::PaymentFailed(_)
+            | Self::InventoryReserved(_)
+            | Self::InventoryRejected(_)
+            | Self::InventoryReleased(_) => return false,
+        };
+        *customer = CustomerId::erased(order).to_string();
+        true
+    }
 }
 
 impl fmt::Display for Subject {

@@ -75,3 +75,11 @@ typed_id!(
     /// One request of a customer and everything that follows from it.
     CorrelationId
 );
+
+impl CustomerId {
+    /// What stands in place of a customer who was erased: the id of the order, which names nobody,
+    /// and does not tell which orders were of the same customer.
+    pub const fn erased(order: OrderId) -> Self {
+        Self(order.0)
+    }
+}

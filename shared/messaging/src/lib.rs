@@ -19,6 +19,7 @@ mod checkpoint;
 mod consumer;
 mod database;
 mod dead_letter;
+pub mod erasure;
 pub mod handler;
 pub mod headers;
 pub mod inbox;

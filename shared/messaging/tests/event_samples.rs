@@ -352,3 +352,24 @@ fn every_event_that_was_ever_written_is_read_by_todays_code() {
         );
     }
 }
+
+/// A field that is new and about a person has to be erased, too.
+#[test]
+fn no_event_says_anything_about_a_customer_who_is_erased() {
+    let order = OrderId(id(1));
+    let of_a_person = [id(2).to_string(), "tok_visa".to_owned()];
+    let mut erased = 0;
+    for subject in Subject::ALL {
+        let before = event(subject);
+        let mut after = before.clone();
+        erased += usize::from(after.erase_customer(order));
+        let payload = String::from_utf8_lossy(&after.encode()).into_owned();
+        for text in &of_a_person {
+            assert!(!payload.contains(text), "{subject} says {text}");
+        }
+        // The rest of the event stays: the payment method is the only other field that changes.
+        let is_changed = String::from_utf8_lossy(&before.encode()).contains(&of_a_person[0]);
+        assert_eq!(before != after, is_changed, "{subject}");
+    }
+    assert_eq!(erased, 4);
+}

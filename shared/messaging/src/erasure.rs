@@ -1,0 +1,106 @@
+//! What an outbox says about a customer, and its erasure: the only change of rows that are written.
+//!
+//! Rows keep their places and ids, so that relay and reconciler do not notice. Only rows that are
+//! never published again are changed: see [`unsettled`].
+
+use std::collections::HashSet;
+
+use anyhow::{Context as _, ensure};
+use contracts::{Event, OrderId, Subject};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+/// Those of these orders with an event that some subscriber may not have handled. The relay may
+/// publish it, or publish it again.
+pub async fn unsettled(
+    tx: &mut PgConnection,
+    orders: &[OrderId],
+) -> sqlx::Result<HashSet<OrderId>> {
+    let found = sqlx::query_scalar!(
+        r#"-- outbox_unsettled
+        SELECT DISTINCT order_id FROM outbox
+        WHERE order_id = ANY($1) AND position > (SELECT position FROM outbox_checkpoint ORDER BY id LIMIT 1)"#,
+        &uuids(orders)
+    )
+    .fetch_all(tx)
+    .await?;
+    Ok(found.into_iter().map(OrderId).collect())
+}
+
+/// Erases the customers of these orders from all events about them, and returns how many events had
+/// one.
+///
+/// # Errors
+/// Those of the database, and an event that a newer version has written: this one would lose what it
+/// does not know of it.
+pub async fn erase_customers(tx: &mut PgConnection, orders: &[OrderId]) -> anyhow::Result<u64> {
+    let rows = sqlx::query!(
+        r#"-- outbox_of_orders
+        SELECT position, order_id, subject, payload FROM outbox WHERE order_id = ANY($1)"#,
+        &uuids(orders)
+    )
+    .fetch_all(&mut *tx)
+    .await
+    .context("read the outbox")?;
+    let (mut positions, mut payloads) = (Vec::new(), Vec::new());
+    for row in rows {
+        let erased = erase(OrderId(row.order_id), &row.subject, &row.payload);
+        let erased =
+            erased.with_context(|| format!("{} of order {}", row.subject, row.order_id))?;
+        if let Some(payload) = erased {
+            positions.push(row.position);
+            payloads.push(payload);
+        }
+    }
+    let written = sqlx::query!(
+        r#"-- outbox_erase
+        UPDATE outbox SET payload = e.payload FROM unnest($1::bigint[], $2::bytea[]) AS e (position, payload)
+        WHERE outbox.position = e.position"#,
+        &positions,
+        &payloads
+    )
+    .execute(tx)
+    .await
+    .context("write the outbox")?;
+    Ok(written.rows_affected())
+}
+
+/// The payload without the customer; `None` when it has none.
+fn erase(order: OrderId, subject: &str, payload: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
+    let subject: Subject = subject.parse()?;
+    let mut event = Event::decode(subject, payload)?;
+    ensure!(
+        event.encode() == payload,
+        "a newer version has written it: let that one erase the customer"
+    );
+    Ok(event.erase_customer(order).then(|| event.encode()))
+}
+
+fn uuids(orders: &[OrderId]) -> Vec<Uuid> {
+    orders.iter().map(|order| order.0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::order::v1::OrderConfirmed;
+
+    use super::*;
+
+    #[test]
+    fn an_event_of_a_newer_version_is_not_cut_to_what_this_one_knows() {
+        let order = OrderId::new();
+        let subject = Subject::OrderConfirmed;
+        let confirmed = Event::OrderConfirmed(OrderConfirmed {
+            order_id: order.to_string(),
+            customer_id: "somebody".to_owned(),
+            total: None,
+        });
+        let mut payload = confirmed.encode();
+        let erased = erase(order, subject.as_str(), &payload).unwrap().unwrap();
+        assert!(!String::from_utf8_lossy(&erased).contains("somebody"));
+        // Field 15, a number.
+        payload.extend([0x78, 1]);
+        let error = erase(order, subject.as_str(), &payload).unwrap_err();
+        assert!(error.to_string().contains("a newer version"), "{error}");
+    }
+}
