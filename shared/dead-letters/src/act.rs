@@ -7,14 +7,15 @@
 use anyhow::{Context as _, bail, ensure};
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use contracts::{
-    dead_letter::{AUDIT, AUDIT_SUBJECT, REDRIVE, header},
+    dead_letter::{REDRIVE, header},
     header as event_header,
 };
 use serde::Serialize;
 use serde_json::json;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{DeadLetters, Filter, KEPT_BYTES, Letter, NOT_FOUND, Whole, is_about_delivery};
+use crate::{
+    DeadLetters, Filter, KEPT_BYTES, Letter, NOT_FOUND, Whole, audit::publish, is_about_delivery,
+};
 
 /// What to do with dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -142,9 +143,14 @@ impl DeadLetters {
     async fn change(&self, letter: &Letter, redriven: Option<Redriven>) -> anyhow::Result<()> {
         let is_redriven = redriven.is_some();
         if let Some(redriven) = redriven {
-            self.publish(redriven.subject, redriven.headers, redriven.payload)
-                .await
-                .with_context(|| format!("publish to the stream {REDRIVE}"))?;
+            publish(
+                &self.jetstream,
+                redriven.subject,
+                redriven.headers,
+                redriven.payload,
+            )
+            .await
+            .with_context(|| format!("publish to the stream {REDRIVE}"))?;
         }
         let deleted = self.stream().await?.delete_message(letter.sequence).await;
         deleted.map(drop).with_context(|| match is_redriven {
@@ -229,7 +235,6 @@ impl DeadLetters {
         error: Option<&str>,
     ) -> anyhow::Result<()> {
         let mut line = json!({
-            "at": OffsetDateTime::now_utc().format(&Rfc3339)?,
             "by": task.by,
             "act": task.act,
             "outcome": outcome,
@@ -241,26 +246,6 @@ impl DeadLetters {
         if let Some(error) = error {
             line["error"] = error.into();
         }
-        let line = line.to_string().into_bytes();
-        self.publish(AUDIT_SUBJECT.to_owned(), HeaderMap::new(), line)
-            .await
-            .with_context(|| format!("publish to the stream {AUDIT}"))
-    }
-
-    async fn publish(
-        &self,
-        subject: String,
-        headers: HeaderMap,
-        payload: Vec<u8>,
-    ) -> anyhow::Result<()> {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a redriven event was in the outbox already, and an audit line is no event"
-        )]
-        let published = self
-            .jetstream
-            .publish_with_headers(subject, headers, payload.into());
-        published.await?.await?;
-        Ok(())
+        self.audit(line).await
     }
 }

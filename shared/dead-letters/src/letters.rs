@@ -13,7 +13,7 @@ use async_nats::{
 };
 use contracts::{
     Event, Service, Subject,
-    dead_letter::{STREAM, header},
+    dead_letter::{REDRIVE, STREAM, header},
     header as event_header,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -238,6 +238,37 @@ impl DeadLetters {
             found.extend(self.get(sequence).await?);
         }
         Ok(found)
+    }
+
+    /// The dead letters that contain a text, for example the id of a customer. Reads every payload;
+    /// of an event that was too large to keep, its beginning.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn containing(&self, text: &str) -> anyhow::Result<Vec<Letter>> {
+        let mut found = Vec::new();
+        for letter in self.select(&Filter::default(), 0, usize::MAX).await? {
+            let whole = self.get(letter.sequence).await?;
+            let mut payload = whole
+                .iter()
+                .flat_map(|whole| whole.payload.windows(text.len()));
+            if payload.any(|part| part == text.as_bytes()) {
+                found.push(letter);
+            }
+        }
+        Ok(found)
+    }
+
+    /// How many redriven events `service` has not handled yet.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or the service has never been there.
+    pub async fn redriven(&self, service: Service) -> anyhow::Result<u64> {
+        let stream = self.jetstream.get_stream(REDRIVE).await;
+        let stream = stream.with_context(|| format!("open the stream {REDRIVE}"))?;
+        let consumer = stream.consumer_info(service.name()).await;
+        let consumer = consumer.with_context(|| format!("look at {service} on {REDRIVE}"))?;
+        Ok(consumer.num_pending + consumer.num_ack_pending as u64)
     }
 
     /// How many there are, and when the oldest was written. The cost does not depend on their

@@ -4,6 +4,7 @@
 #![warn(missing_docs, unreachable_pub)]
 
 mod act;
+mod audit;
 mod letters;
 
 use std::time::Duration;
