@@ -4,6 +4,7 @@
 //! that keeps it unique. Reading order: `saga` (what it does on which event), `mailer`, `store`.
 
 mod config;
+mod erasure;
 mod grpc;
 mod kind;
 mod mailer;
@@ -19,6 +20,7 @@ use sqlx::migrate::Migrator;
 use tonic::service::Routes;
 
 pub use config::Config;
+use erasure::Notifications;
 use grpc::NotificationApi;
 use mailer::Mailer;
 use saga::Saga;
@@ -37,6 +39,7 @@ async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> 
     let saga = Saga::new(mailer.is_some());
     let notifications = NotificationApi::new(participant.pool.clone());
     service.serve_grpc(Routes::new(NotificationServiceServer::new(notifications)))?;
+    service.erase_customers::<Notifications>(&participant);
     if let Some(mailer) = mailer {
         service.spawn("mailer", mailer.run(service.stopping()));
     }

@@ -189,10 +189,10 @@ impl Mailer {
 /// What comes of a mail.
 fn outcome(mail: &Mail, sent: Result<(), Failure>) -> Outcome {
     let attempts = u32::try_from(mail.attempts).unwrap_or_default();
-    let (order, customer) = (mail.order_id, mail.customer_id);
+    let order = mail.order_id;
     match sent {
         Ok(()) => {
-            tracing::info!(order.id = %order, customer.id = %customer, kind = ?mail.kind,
+            tracing::info!(order.id = %order, kind = ?mail.kind,
                 "mailed the customer");
             Outcome::Sent
         }
@@ -204,7 +204,7 @@ fn outcome(mail: &Mail, sent: Result<(), Failure>) -> Outcome {
         }
         Err(Failure::Temporary(error) | Failure::Permanent(error)) => {
             let reason = format!("{error:#}");
-            tracing::warn!(order.id = %order, customer.id = %customer, kind = ?mail.kind, attempts,
+            tracing::warn!(order.id = %order, kind = ?mail.kind, attempts,
                 error = reason,
                 "a mail was given up and is not sent again; mail_given_up_reason keeps the reason, \
                  and setting mail_due_at and mail_attempts of the notification sends it again");

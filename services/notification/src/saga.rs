@@ -76,9 +76,8 @@ impl Handler for Saga {
         let inserted = store::insert(tx, &notifications, self.mail).await;
         inserted.context("insert notifications")?;
         for delivery in batch {
-            let InboundEvent { customer_id, kind } = delivery.event;
-            tracing::debug!(parent: &delivery.span, customer.id = %customer_id, ?kind,
-                "notified the customer");
+            let kind = delivery.event.kind;
+            tracing::debug!(parent: &delivery.span, ?kind, "notified the customer");
         }
         Ok(batch.iter().map(|_| Outcome::Done).collect())
     }

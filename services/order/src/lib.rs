@@ -8,6 +8,7 @@ mod admission;
 mod aggregate;
 mod config;
 mod domain;
+mod erasure;
 mod event_log;
 mod grpc;
 mod idempotency;
@@ -31,6 +32,7 @@ use tonic::service::Routes;
 use admission::Admission;
 pub use config::Config;
 use config::Task;
+use erasure::Orders;
 use grpc::OrderApi;
 use intake::Intake;
 use prices::Prices;
@@ -70,6 +72,7 @@ async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> 
     service.serve_grpc(
         Routes::new(OrderServiceServer::new(orders)).add_service(chassis::event_log(&participant)),
     )?;
+    service.erase_customers::<Orders>(&participant);
     service.spawn("intake", accepting);
     service.spawn(
         "admission",

@@ -10,6 +10,7 @@ mod breaker;
 mod charge;
 mod config;
 mod domain;
+mod erasure;
 mod forget;
 mod grpc;
 mod outgoing;
@@ -29,6 +30,7 @@ use sqlx::migrate::Migrator;
 use tonic::service::Routes;
 
 pub use config::Config;
+use erasure::Payments;
 use grpc::PaymentApi;
 use provider::Provider;
 use saga::Saga;
@@ -49,6 +51,7 @@ async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> 
     let saga = Saga::new(worker.waker());
     let payments = PaymentServiceServer::new(PaymentApi::new(participant.pool.clone()));
     service.serve_grpc(Routes::new(payments).add_service(chassis::event_log(&participant)))?;
+    service.erase_customers::<Payments>(&participant);
     service.spawn("provider worker", worker.run(service.stopping()));
     service.spawn(
         "old payment methods",

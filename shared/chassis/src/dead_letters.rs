@@ -210,10 +210,10 @@ impl Body {
     }
 }
 
-fn refuse(status: StatusCode, error: String) -> Response {
+pub(crate) fn refuse(status: StatusCode, error: String) -> Response {
     (status, Json(json!({ "error": error }))).into_response()
 }
 
-fn unavailable(error: &anyhow::Error) -> Response {
+pub(crate) fn unavailable(error: &anyhow::Error) -> Response {
     refuse(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}"))
 }

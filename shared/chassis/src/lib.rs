@@ -5,6 +5,7 @@
 #![warn(missing_docs, unreachable_pub)]
 
 mod dead_letters;
+mod erasure;
 mod event_log;
 mod operators;
 mod settings;
@@ -13,6 +14,7 @@ pub mod status;
 use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
+use axum::Router;
 use bootstrap::{
     Process, Replicas, database, process,
     settings::{BrokerSettings, DatabaseSettings, Migrations, Settings},
@@ -27,6 +29,7 @@ use tonic::service::Routes;
 
 use operators::Operators;
 
+pub use erasure::{Erase, Step};
 pub use event_log::event_log;
 pub use settings::{ServiceSettings, Task};
 
@@ -44,7 +47,12 @@ where
     F: Future<Output = anyhow::Result<()>>,
 {
     process::main(service.name(), |config, process| {
-        run(config, ServiceContext { service, process })
+        let context = ServiceContext {
+            service,
+            process,
+            operators: Operators::Nobody,
+        };
+        run(config, context)
     })
 }
 
@@ -53,6 +61,8 @@ where
 pub struct ServiceContext {
     service: Service,
     process: Process,
+    /// Nobody, until the service joins the saga.
+    operators: Operators,
 }
 
 impl ServiceContext {
@@ -115,9 +125,8 @@ impl ServiceContext {
         if let Some(keys) = &keys {
             self.spawn("API keys", keys.clone().run(self.stopping()));
         }
-        let operators = Operators::new(keys, settings.process.environment);
-        self.join(&settings.database, &settings.broker, operators, migrator)
-            .await
+        self.operators = Operators::new(keys, settings.process.environment);
+        self.join(&settings.database, &settings.broker, migrator).await
     }
 
     /// Boxed, so that the clients of database and broker are compiled once, here, and not again in
@@ -126,7 +135,6 @@ impl ServiceContext {
         &'a mut self,
         database: &'a DatabaseSettings,
         broker: &'a BrokerSettings,
-        operators: Operators,
         migrator: Migrator,
     ) -> BoxFuture<'a, anyhow::Result<Participant>> {
         Box::pin(async move {
@@ -146,7 +154,7 @@ impl ServiceContext {
                 .with_streams(streams);
             let participant = Participant::new(self.service, pool.clone(), broker);
             let routes = dead_letters::routes(&participant);
-            self.process.serve_admin(operators.guard(routes));
+            self.serve_operators(routes);
             let readiness = &self.process.readiness;
             readiness.check("database", move || database::ping(pool.clone()));
             let progress = participant.progress.clone();
@@ -169,6 +177,15 @@ impl ServiceContext {
     /// When the listener is served already.
     pub fn serve_grpc(&mut self, routes: Routes) -> anyhow::Result<()> {
         self.process.serve_grpc(routes)
+    }
+
+    /// Serves the erasure of customers on the admin listener.
+    pub fn erase_customers<E: Erase>(&self, participant: &Participant) {
+        self.serve_operators(erasure::routes::<E>(participant));
+    }
+
+    fn serve_operators(&self, routes: Router) {
+        self.process.serve_admin(self.operators.clone().guard(routes));
     }
 
     /// Cancelled when tasks should end.
