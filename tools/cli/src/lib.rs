@@ -4,6 +4,7 @@
 mod certificates;
 mod api_key;
 mod dlq;
+mod erase;
 mod load;
 mod measure;
 mod order;
@@ -64,6 +65,8 @@ enum Command {
     Timeline(timeline::Timeline),
     /// Look at dead letters, send them back to the service that gave up, or discard them
     Dlq(dlq::Dlq),
+    /// Erase the personal data of a customer whose orders ended at least 24 hours ago
+    Erase(erase::Erase),
     /// For developers: regenerate (or --check) sqlx's offline query metadata
     Sqlx(sqlx::Sqlx),
 }
@@ -122,6 +125,7 @@ async fn run(sagacity: Sagacity, names_system: bool) -> anyhow::Result<bool> {
         Command::ApiKey(api_key) => api_key.run()?,
         Command::Timeline(timeline) => timeline.run(&endpoints()?).await?,
         Command::Dlq(dlq) => return dlq.run(endpoints, names_system).await,
+        Command::Erase(erase) => return erase.run(endpoints).await,
         Command::Sqlx(sqlx) => sqlx.run().await?,
     }
     Ok(true)
