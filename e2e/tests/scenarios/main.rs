@@ -15,6 +15,7 @@ mod builds;
 mod containers;
 mod documentation;
 mod encryption;
+mod erasure;
 mod faults;
 mod ha;
 mod hostile;
@@ -119,6 +120,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
         ten_thousand_hostile_requests_cause_no_server_error;
     auditor [Nothing]:
         the_auditor_finds_what_is_broken;
+    erasure [Processes]:
+        a_customer_who_is_erased_is_found_nowhere,
+        a_customer_is_not_erased_while_something_is_under_way;
     settings [Nothing]:
         a_wrong_setting_stops_the_process_and_is_named;
     documentation [Nothing]:
