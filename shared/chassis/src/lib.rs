@@ -126,7 +126,8 @@ impl ServiceContext {
             self.spawn("API keys", keys.clone().run(self.stopping()));
         }
         self.operators = Operators::new(keys, settings.process.environment);
-        self.join(&settings.database, &settings.broker, migrator).await
+        self.join(&settings.database, &settings.broker, migrator)
+            .await
     }
 
     /// Boxed, so that the clients of database and broker are compiled once, here, and not again in
@@ -185,7 +186,8 @@ impl ServiceContext {
     }
 
     fn serve_operators(&self, routes: Router) {
-        self.process.serve_admin(self.operators.clone().guard(routes));
+        self.process
+            .serve_admin(self.operators.clone().guard(routes));
     }
 
     /// Cancelled when tasks should end.

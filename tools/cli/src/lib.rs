@@ -1,8 +1,8 @@
 //! The `sagacity` command. It is a library with a `main`, so that its machine code, which includes
 //! that of everything it awaits, is generated once and not again for each target.
 
-mod certificates;
 mod api_key;
+mod certificates;
 mod dlq;
 mod erase;
 mod load;
