@@ -118,6 +118,8 @@ impl Compose {
             inspect("{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}").await?;
         let environment = inspect("{{range .Config.Env}}{{println .}}{{end}}").await?;
         let mut command = vec!["run", "--detach", "--network", network.trim()];
+        // Its certificate.
+        command.extend(["--volumes-from", &first]);
         command.extend(arguments);
         for variable in environment.lines().filter(|line| !line.is_empty()) {
             command.extend(["--env", variable]);

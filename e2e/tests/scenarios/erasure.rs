@@ -165,7 +165,7 @@ async fn age_rows(shop: &Shop) -> anyhow::Result<()> {
         ("payment", "payments", "updated_at"),
         ("notification", "notifications", "created_at"),
     ] {
-        let age = format!("UPDATE {table} SET {column} = {column} - interval '25 hours'");
+        let age = format!("UPDATE {table} SET {column} = {column} - interval '73 hours'");
         let mut database = shop.database(service).await?;
         sqlx::query(AssertSqlSafe(age))
             .execute(&mut database)

@@ -109,6 +109,7 @@ impl Live {
         };
         if let Some(directory) = tls_dir {
             options = options
+                .require_tls(true)
                 .add_root_certificates(directory.join("ca.crt"))
                 .add_client_certificate(directory.join("tls.crt"), directory.join("tls.key"));
         }

@@ -38,6 +38,10 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     ("42501", "DROP TABLE reservations"),
     ("42501", "DROP FUNCTION drop_partition"),
+    (
+        "22023",
+        "SELECT drop_partition('inbox', (to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD') || ' BC')::date)",
+    ),
     ("42501", "TRUNCATE reservations"),
     (
         "42501",

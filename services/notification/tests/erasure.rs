@@ -55,9 +55,9 @@ async fn a_customer_is_erased_from_notifications_and_mails_that_wait_are_given_u
     let system = System::start().await;
     let (customer, other) = (CustomerId::new(), CustomerId::new());
     let refused = format!("550 <{customer}@customers.sagacity.example> is unknown");
-    system.notification(customer, 25.0, Some(refused)).await;
-    system.notification(customer, 25.0, None).await;
-    system.notification(other, 25.0, None).await;
+    system.notification(customer, 73.0, Some(refused)).await;
+    system.notification(customer, 73.0, None).await;
+    system.notification(other, 73.0, None).await;
     let (status, report) = system.erase(customer).await;
     let counts = json!({ "notifications": 2 });
     assert_eq!((status, &report["erased"]), (200, &counts), "{report}");
@@ -76,7 +76,7 @@ async fn a_customer_is_erased_from_notifications_and_mails_that_wait_are_given_u
 async fn a_notification_that_is_young_is_not_erased() {
     let system = System::start().await;
     let customer = CustomerId::new();
-    system.notification(customer, 23.0, None).await;
+    system.notification(customer, 71.0, None).await;
     let (status, report) = system.erase(customer).await;
     assert_eq!(status, 409, "{report}");
     assert_eq!(system.mentions(customer).await, 1);

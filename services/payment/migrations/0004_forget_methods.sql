@@ -6,4 +6,7 @@ COMMENT ON COLUMN payments.request IS 'the encoded body of the charge''s request
 
 -- What the version before this one has settled: the service forgets it in steps. Empty after that; the next version
 -- drops this index.
-CREATE INDEX payments_to_forget ON payments (order_id) WHERE status <> 'pending' AND method <> 'forgotten';
+-- It blocks writes while it is built. For a table of many million rows, build it before the rollout: the same statement
+-- with CREATE INDEX CONCURRENTLY. This one then finds it.
+CREATE INDEX IF NOT EXISTS payments_to_forget ON payments (order_id)
+    WHERE status <> 'pending' AND (method <> 'forgotten' OR request IS NOT NULL);

@@ -1,2 +1,4 @@
 -- The payments of a customer, for the erasure of that customer. The version before this one ignores it.
-CREATE INDEX payments_of_customer ON payments (customer_id, order_id);
+-- It blocks writes while it is built. For a table of many million rows, build it before the rollout: the same statement
+-- with CREATE INDEX CONCURRENTLY. This one then finds it.
+CREATE INDEX IF NOT EXISTS payments_of_customer ON payments (customer_id, order_id);

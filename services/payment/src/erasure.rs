@@ -24,20 +24,20 @@ impl Erase for Payments {
         let found = lock(tx, customer, after).await.context("lock payments")?;
         let last = found.last().map(|payment| payment.order_id);
         let all = found.len();
-        let mut settled: Vec<OrderId> = found
+        let mut ended: Vec<OrderId> = found
             .iter()
-            .filter(|payment| payment.is_settled)
+            .filter(|payment| payment.has_ended)
             .map(|payment| OrderId(payment.order_id))
             .collect();
-        let unsettled = erasure::unsettled(tx, &settled).await;
+        let unsettled = erasure::unsettled(tx, &ended).await;
         let unsettled = unsettled.context("compare with the outbox")?;
-        settled.retain(|order| !unsettled.contains(order));
-        let events = erasure::erase_customers(tx, &settled).await?;
-        let payments = erase_payments(tx, &settled).await;
+        ended.retain(|order| !unsettled.contains(order));
+        let events = erasure::erase_customers(tx, &ended).await?;
+        let payments = erase_payments(tx, &ended).await;
         let payments = payments.context("erase payments")?;
         Ok(Step {
             last,
-            waiting: all - settled.len(),
+            waiting: all - ended.len(),
             erased: vec![("payments", payments), ("outbox", events)],
         })
     }
@@ -45,7 +45,7 @@ impl Erase for Payments {
 
 struct Found {
     order_id: Uuid,
-    is_settled: bool,
+    has_ended: bool,
 }
 
 /// Locks the next payments of a customer.
@@ -58,7 +58,7 @@ async fn lock(
         Found,
         r#"-- payments_erase_lock
         SELECT order_id, status NOT IN ('pending', 'refunding')
-               AND updated_at < now() - make_interval(secs => $3) AS "is_settled!"
+               AND updated_at < now() - make_interval(secs => $3) AS "has_ended!"
         FROM payments WHERE customer_id = $1 AND order_id > $2 ORDER BY order_id LIMIT $4 FOR UPDATE"#,
         customer.0,
         after,

@@ -11,6 +11,8 @@ use uuid::Uuid;
 use crate::store;
 
 const INTERVAL: Duration = Duration::from_secs(60);
+/// Between two steps, so that orders go first.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Forgets until `stopping`: replicas of the version before this one may still run.
 pub async fn run(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<()> {
@@ -42,5 +44,6 @@ async fn forget_all(pool: &PgPool) -> anyhow::Result<usize> {
         };
         after = *last;
         payments += step.len();
+        tokio::time::sleep(PAUSE).await;
     }
 }

@@ -384,7 +384,7 @@ mod tests {
     }
 
     proptest! {
-        /// `PROPTEST_CASES=5000000 cargo test -p payment any_answer` for ten minutes of them.
+        /// `e2e/fuzz/run` tries ten minutes of them.
         #[test]
         fn any_answer_of_the_provider_is_read_or_refused(
             bytes: Vec<u8>,

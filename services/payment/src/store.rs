@@ -373,7 +373,7 @@ pub async fn forget_methods(pool: &PgPool, after: Uuid) -> sqlx::Result<Vec<Uuid
         UPDATE payments SET method = 'forgotten', request = NULL
         WHERE order_id IN (
             SELECT order_id FROM payments
-            WHERE status <> 'pending' AND method <> 'forgotten' AND order_id > $1
+            WHERE status <> 'pending' AND (method <> 'forgotten' OR request IS NOT NULL) AND order_id > $1
             ORDER BY order_id LIMIT 1000 FOR UPDATE)
         RETURNING order_id"#,
         after

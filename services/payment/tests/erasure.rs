@@ -88,9 +88,9 @@ impl System {
 async fn a_customer_is_erased_from_payments_and_events() {
     let system = System::start().await;
     let (customer, other) = (CustomerId::new(), CustomerId::new());
-    system.payment(customer, "refunded", 25.0).await;
-    system.payment(customer, "completed", 25.0).await;
-    system.payment(other, "refunded", 25.0).await;
+    system.payment(customer, "refunded", 73.0).await;
+    system.payment(customer, "completed", 73.0).await;
+    system.payment(other, "refunded", 73.0).await;
     let (status, report) = system.erase(customer).await;
     assert_eq!(status, 409, "a subscriber has not handled it: {report}");
     system.settle().await;
@@ -115,7 +115,7 @@ async fn a_customer_is_erased_from_payments_and_events() {
 #[tokio::test]
 async fn a_payment_that_has_not_ended_is_not_erased() {
     let system = System::start().await;
-    for (status, hours) in [("pending", 25.0), ("refunding", 25.0), ("refunded", 23.0)] {
+    for (status, hours) in [("pending", 73.0), ("refunding", 73.0), ("refunded", 71.0)] {
         let customer = CustomerId::new();
         system.payment(customer, status, hours).await;
         system.settle().await;

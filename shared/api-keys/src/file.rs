@@ -2,9 +2,9 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{ErrorKind, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown},
     path::Path,
 };
 
@@ -92,6 +92,8 @@ pub fn create(
         expires_at,
         note,
     };
+    let directory = directory(path);
+    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let _lock = lock(path)?;
     let mut keys = match path.try_exists() {
         Ok(false) => Vec::new(),
@@ -131,20 +133,20 @@ fn directory(path: &Path) -> &Path {
     }
 }
 
-/// In one step: a reader sees the file before or after. The file keeps the mode that an operator has
-/// given it, so that the user of a container may read it.
+/// In one step: a reader sees the file before or after. The file keeps the owner and the mode
+/// that an operator has given it: a process that could not read it would go on with the old keys.
 fn replace(path: &Path, keys: Vec<Entry>) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(&Content { keys })?;
     text.push('\n');
-    let mode = fs::metadata(path).map_or(MODE, |file| file.permissions().mode());
+    let before = fs::metadata(path).ok();
     let new = path.with_added_extension("new");
-    let written = write(&new, &text, mode)
+    let written = write(&new, &text, before.as_ref())
         .and_then(|()| fs::rename(&new, path))
         .and_then(|()| File::open(directory(path))?.sync_all());
     written.with_context(|| format!("write {}", path.display()))
 }
 
-fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+fn write(path: &Path, text: &str, before: Option<&Metadata>) -> std::io::Result<()> {
     // A process that was killed may have left one.
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -152,7 +154,10 @@ fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
     }
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(MODE).open(path)?;
-    file.set_permissions(Permissions::from_mode(mode))?;
+    if let Some(before) = before {
+        fchown(&file, Some(before.uid()), Some(before.gid()))?;
+        file.set_permissions(before.permissions())?;
+    }
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }

@@ -150,7 +150,12 @@ fn is_without_table(error: &MigrateError) -> bool {
 /// Another replica migrates, or a transaction uses the table (lock_not_available, deadlock_detected). Or
 /// an operator of PostgreSQL has not made the role yet that is granted its rights (undefined_object).
 fn has_to_wait(error: &MigrateError) -> bool {
-    sqlstate(error).is_some_and(|code| matches!(&*code, "55P03" | "40P01" | "42704"))
+    let is_migration = matches!(error, MigrateError::ExecuteMigration(..));
+    sqlstate(error).is_some_and(|code| match &*code {
+        "55P03" | "40P01" => true,
+        "42704" => !is_migration,
+        _ => false,
+    })
 }
 
 fn sqlstate(error: &MigrateError) -> Option<Cow<'_, str>> {

@@ -31,7 +31,8 @@ pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKES: usize = 256;
 
 /// Serves `routes` and the standard health service until `stopping`; calls in flight then get
-/// [`shutdown::DRAIN`]. With `tls` only those are served that [`rpc::RPCS`] names.
+/// [`shutdown::DRAIN`]. With `tls` every caller needs a certificate, and `routes` serve
+/// only those that [`rpc::RPCS`] names.
 ///
 /// Boxed, so that the HTTP/2 stack is compiled once, here, and not again in every service.
 pub fn serve(
@@ -92,9 +93,9 @@ async fn accept(
     accepted: std::io::Result<TcpStream>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = accepted?;
-    let peer = stream.peer_addr();
+    let peer = stream.peer_addr()?;
     tls.accept(stream).await.inspect_err(|error| {
-        tracing::warn!(?peer, %error, "a connection without a valid certificate is closed");
+        tracing::debug!(%peer, %error, "a connection without a valid certificate is closed");
     })
 }
 
@@ -111,6 +112,11 @@ async fn authorize(request: Request, next: Next) -> Response {
     if may_call {
         return next.run(request).await;
     }
-    tracing::warn!(rpc = path, "a process that may not call this is refused");
+    let peer = connection.and_then(|connection| connection.get_ref().remote_addr());
+    tracing::warn!(
+        rpc = path,
+        ?peer,
+        "a process that may not call this is refused"
+    );
     Status::permission_denied("the certificate of the caller does not allow this call").into_http()
 }

@@ -180,8 +180,8 @@ impl Process {
     /// Clients of `service`, whose addresses are `urls`: see [`Replicas::new`].
     ///
     /// # Errors
-    /// When `urls` are not `http://host:port`, or `https://host:port` while the process has no
-    /// certificate.
+    /// When `urls` are not `https://host:port` where the process has a certificate, and
+    /// `http://host:port` where it has none.
     pub fn replicas(&self, urls: &str, service: Service) -> anyhow::Result<Replicas> {
         Replicas::new(urls, service, self.tls.as_ref())
     }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use axum::body::to_bytes;
 use contracts::Service;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -67,10 +67,10 @@ impl Replicas {
     /// resolves to several addresses, including replicas that start later, and those of several
     /// addresses that commas separate.
     ///
-    /// For `https` they must have the certificate of `service`.
+    /// With `tls` they must have the certificate of `service`.
     ///
     /// # Errors
-    /// When `urls` are not `http://host:port`, or `https://host:port` without `tls`.
+    /// When `urls` are not `https://host:port` with `tls`, and `http://host:port` without.
     pub fn new(urls: &str, service: Service, tls: Option<&Tls>) -> anyhow::Result<Self> {
         let wrong = || {
             format!(
@@ -80,18 +80,19 @@ impl Replicas {
         };
         let uris = urls.split(',').map(str::parse::<Uri>);
         let uris = uris.collect::<Result<Vec<_>, _>>().with_context(wrong)?;
-        let host_and_port =
-            |uri: &Uri| Some((uri.host()?.to_owned(), uri.port_u16().unwrap_or(80)));
+        let is_https = |uri: &Uri| uri.scheme_str() == Some("https");
+        let host_and_port = |uri: &Uri| {
+            let port = if is_https(uri) { 443 } else { 80 };
+            Some((uri.host()?.to_owned(), uri.port_u16().unwrap_or(port)))
+        };
+        ensure!(
+            uris.iter().all(|uri| is_https(uri) == tls.is_some()),
+            "{urls:?}: expected https with the certificate of TLS_DIR, and http without one"
+        );
         let names = uris.iter().map(host_and_port).collect::<Option<Vec<_>>>();
         let names = names.with_context(wrong)?;
         let origin = uris.into_iter().next().with_context(wrong)?;
-        let tls = match origin.scheme_str() {
-            Some("https") => Some(
-                tls.context("an address with https needs the certificate of TLS_DIR")?
-                    .clone(),
-            ),
-            _ => None,
-        };
+        let tls = tls.cloned();
         let (found, known) = watch::channel(Arc::default());
         let server = Server {
             service,

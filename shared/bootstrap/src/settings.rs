@@ -158,8 +158,8 @@ pub struct DatabaseSettings {
     /// its task `migrate`
     #[arg(long, env = "MIGRATIONS", value_enum, default_value_t = Migrations::Apply)]
     pub migrations: Migrations,
-    /// Role of the service, when the owner of its tables is another one: who migrates grants it what the
-    /// service needs. Without it the service runs as the owner
+    /// Role of the service, when the owner of its tables is another one: the task `migrate` grants it
+    /// its rights. Without it the service runs as the owner
     #[arg(
         id = "database-role",
         long,

@@ -22,8 +22,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_util::sync::CancellationToken;
 
-/// How long a peer may take to show its certificate.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a peer may take to show its certificate. Callers do not wait longer.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the files are read. Certificates are renewed hours before they expire.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 /// HTTP/2, as gRPC needs it.
@@ -75,22 +75,26 @@ impl Tls {
 
     /// Reads the files again when they change, until `stopping`.
     pub(crate) async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
+        let mut failed = false;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(REFRESH_INTERVAL) => {}
                 () = stopping.cancelled() => return Ok(()),
             }
-            match self.refresh() {
-                Ok(false) => {}
+            let refreshed = self.refresh();
+            match &refreshed {
                 Ok(true) => {
                     tracing::info!("the TLS certificate has changed; new connections use it")
                 }
-                Err(error) => tracing::warn!(
+                // Once: this is looked at all the time.
+                Err(error) if !failed => tracing::warn!(
                     error = format!("{error:#}"),
-                    "the TLS certificate has changed and cannot be used; the last one stays in use, \
-                     and the next attempt is in {REFRESH_INTERVAL:?}"
+                    "the files of the TLS certificate cannot be used; the last one stays in use \
+                     until they can"
                 ),
+                _ => {}
             }
+            failed = refreshed.is_err();
         }
     }
 

@@ -1,5 +1,5 @@
-//! The erasure of a customer's personal data, on the admin listener of a service that has some: what
-//! `sagacity erase` calls.
+//! The erasure of a customer's personal data, on the admin listener of a service that has some: one
+//! step of `sagacity erase`, which also looks after dead letters and redriven events.
 //!
 //! `POST /customers/{id}/erase` with [`Body`]. 409 while something could bring the data back; then
 //! `obstacles` says what. It may be repeated, and goes on where it was cut short.
@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::post,
 };
-use contracts::CustomerId;
+use contracts::{CustomerId, IdempotencyKey};
 use messaging::{Participant, in_time, topology::STREAM_MAX_AGE};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -26,6 +26,8 @@ use crate::{
     dead_letters::{refuse, unavailable},
     operators::Operator,
 };
+
+const _: () = assert!(IdempotencyKey::RETENTION.as_secs() > STREAM_MAX_AGE.as_secs());
 
 /// A service's part in an erasure.
 pub trait Erase: Send + Sync + 'static {
@@ -54,12 +56,12 @@ pub struct Step {
 impl Step {
     /// Rows in one transaction.
     pub const ROWS: i64 = 500;
-    /// Seconds for which a row cannot be erased after its last change: streams keep the events that
-    /// have changed it.
-    pub const AGE: f64 = STREAM_MAX_AGE.as_secs() as f64;
+    /// Seconds for which a row cannot be erased after its last change. Streams keep the events that
+    /// have changed it, and an idempotency key is promised for longer than that.
+    pub const AGE: f64 = IdempotencyKey::RETENTION.as_secs() as f64;
 }
 
-/// Who is to be erased, by whose wish.
+/// How to erase, and who asks.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
@@ -245,7 +247,7 @@ impl Erasure {
 }
 
 fn describe(waiting: usize) -> impl Iterator<Item = String> {
-    let hours = STREAM_MAX_AGE.as_secs() / 3600;
+    let hours = IdempotencyKey::RETENTION.as_secs() / 3600;
     let waiting = Some(waiting).filter(|waiting| *waiting > 0);
     waiting.into_iter().map(move |waiting| {
         format!("{waiting} rows are of orders that have not ended, or changed within {hours} hours")

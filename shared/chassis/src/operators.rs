@@ -1,4 +1,4 @@
-//! Who may use the routes of operators on an admin listener: whoever has an API key with the scope
+//! Who may use the routes of operators on an admin listener: holders of an API key with the scope
 //! `operations`. All such routes are behind this one layer.
 
 use api_keys::{ApiKeys, KeyId, Scope};

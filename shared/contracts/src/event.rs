@@ -86,13 +86,34 @@ impl Event {
     /// about a person. False when it has neither.
     pub fn erase_customer(&mut self, order: OrderId) -> bool {
         let customer = match self {
-            Self::OrderCreated(event) => {
-                PaymentMethod::FORGOTTEN.clone_into(&mut event.payment_method);
-                &mut event.customer_id
+            // Every field is named, so that a new one is thought about.
+            Self::OrderCreated(order::OrderCreated {
+                order_id: _,
+                customer_id,
+                lines: _,
+                total: _,
+                payment_method,
+                deadline: _,
+            }) => {
+                PaymentMethod::FORGOTTEN.clone_into(payment_method);
+                customer_id
             }
-            Self::OrderConfirmed(event) => &mut event.customer_id,
-            Self::OrderCancelled(event) => &mut event.customer_id,
-            Self::PaymentRefunded(event) => &mut event.customer_id,
+            Self::OrderConfirmed(order::OrderConfirmed {
+                order_id: _,
+                customer_id,
+                total: _,
+            }) => customer_id,
+            Self::OrderCancelled(order::OrderCancelled {
+                order_id: _,
+                customer_id,
+                reason: _,
+            }) => customer_id,
+            Self::PaymentRefunded(payment::PaymentRefunded {
+                order_id: _,
+                payment_id: _,
+                amount: _,
+                customer_id,
+            }) => customer_id,
             Self::OrderPaid(_)
             | Self::OrderRefunded(_)
             | Self::PaymentCompleted(_)

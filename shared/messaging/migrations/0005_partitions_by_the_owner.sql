@@ -2,7 +2,7 @@
 -- with the rights of the owner of the tables (docs/decisions/0013-database-roles.md). They only add: the version before
 -- this one runs as the owner, and makes and drops partitions by itself.
 --
--- A caller chooses a table and a day, and no name of a table. The fixed search_path keeps out objects of the caller, and
+-- A caller chooses outbox or inbox, and a day. The fixed search_path keeps out objects of the caller, and
 -- the bounds are literals that no setting of the caller's session changes.
 
 -- Makes the partition of today or of one of the next days.
@@ -47,7 +47,8 @@ DECLARE
     newest    bigint;
     settled   bigint;
 BEGIN
-    IF day > today - 8 THEN
+    -- A day before Christ has the digits of one after.
+    IF day < DATE '2000-01-01' OR day > today - 8 THEN
         RAISE EXCEPTION 'the partition of % cannot be dropped: expected a day that ended 7 days ago', day
             USING ERRCODE = 'invalid_parameter_value';
     END IF;

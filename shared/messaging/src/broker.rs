@@ -208,6 +208,7 @@ fn options(login: Login<'_>, connected: watch::Sender<u64>) -> ConnectOptions {
     // The client reads the files at each connection.
     if let Some(directory) = tls_dir {
         options = options
+            .require_tls(true)
             .add_root_certificates(directory.join("ca.crt"))
             .add_client_certificate(directory.join("tls.crt"), directory.join("tls.key"));
     }

@@ -71,7 +71,7 @@ fn erase(order: OrderId, subject: &str, payload: &[u8]) -> anyhow::Result<Option
     let mut event = Event::decode(subject, payload)?;
     ensure!(
         event.encode() == payload,
-        "a newer version has written it: let that one erase the customer"
+        "another version has written it: let that one erase the customer"
     );
     Ok(event.erase_customer(order).then(|| event.encode()))
 }
@@ -101,6 +101,6 @@ mod tests {
         // Field 15, a number.
         payload.extend([0x78, 1]);
         let error = erase(order, subject.as_str(), &payload).unwrap_err();
-        assert!(error.to_string().contains("a newer version"), "{error}");
+        assert!(error.to_string().contains("another version"), "{error}");
     }
 }

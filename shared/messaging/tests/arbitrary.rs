@@ -1,5 +1,4 @@
-//! Messages that no service publishes.
-//! `PROPTEST_CASES=20000000 cargo test -p messaging --test arbitrary` tries them for ten minutes.
+//! Messages that no service publishes. `e2e/fuzz/run` tries them for ten minutes.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use async_nats::{
     ConnectOptions,
     jetstream::{self, Message},
@@ -59,7 +59,14 @@ impl Erase {
         endpoints: impl FnOnce() -> anyhow::Result<Endpoints>,
     ) -> anyhow::Result<bool> {
         let (mut admin, mut nats) = (BTreeMap::new(), self.nats_url.clone());
-        if nats.is_none() || self.admin.len() < SERVICES.len() {
+        // All or none: the parts of two systems must not be mixed.
+        let given = self.admin.len() + usize::from(nats.is_some());
+        ensure!(
+            given == 0 || given == SERVICES.len() + 1,
+            "give --admin for {} and --nats-url, or none of them",
+            SERVICES.join(", ")
+        );
+        if given == 0 {
             let endpoints = endpoints()?;
             admin = endpoints.admin;
             nats = nats.or(Some(endpoints.nats));

@@ -2,8 +2,9 @@
 //! directories have the layout of a secret of cert-manager: `tls.crt`, `tls.key` and `ca.crt`.
 
 use std::{
+    fs::Permissions,
     io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -18,6 +19,8 @@ use crate::MEMBERS;
 
 /// Longer ones are refused by some clients.
 const VALIDITY: Duration = Duration::days(397);
+/// Longer than anybody keeps a directory.
+const VALIDITY_OF_AUTHORITY: Duration = Duration::days(3650);
 /// Clocks of other machines may be late.
 const BACKDATED: Duration = Duration::hours(1);
 /// The directory of the authority itself.
@@ -108,6 +111,7 @@ impl Certificates {
         }
         let signing_key = KeyPair::generate()?;
         let mut params = params("Sagacity development authority", Vec::new())?;
+        params.not_after = params.not_before + VALIDITY_OF_AUTHORITY;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let pem = params.self_signed(&signing_key)?.pem();
@@ -138,8 +142,10 @@ fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
         let mut file = options
             .write(true)
             .create_new(true)
-            .mode(mode)
+            .mode(0o600)
             .open(&incomplete)?;
+        // Whatever the umask is.
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         std::fs::rename(&incomplete, path)
     };

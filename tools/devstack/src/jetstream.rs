@@ -64,6 +64,7 @@ fn with_certificate(url: &str, options: ConnectOptions) -> (&str, ConnectOptions
     };
     let directory = Path::new(directory);
     let options = options
+        .require_tls(true)
         .add_root_certificates(directory.join("ca.crt"))
         .add_client_certificate(directory.join("tls.crt"), directory.join("tls.key"));
     (url, options)

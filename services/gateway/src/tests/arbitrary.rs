@@ -1,5 +1,4 @@
-//! Bytes that no client sends on purpose. `PROPTEST_CASES=100000 cargo test -p gateway arbitrary`
-//! tries them for ten minutes.
+//! Bytes that no client sends on purpose. `e2e/fuzz/run` tries them for ten minutes.
 
 use axum::{
     body::Body,

@@ -86,6 +86,9 @@ async fn only_callers_in_the_table_are_served() {
 #[tokio::test]
 async fn a_peer_that_cannot_be_known_gets_no_connection() {
     let (authority, other) = (Authority::new(), Authority::new());
+    // It trusts the server, so that only the server can refuse it.
+    let known = authority.certificates.of("gateway").join("ca.crt");
+    std::fs::copy(known, other.certificates.of("gateway").join("ca.crt")).unwrap();
     let (order, _stop) = serve(authority.of("order")).await;
     let (payment, _stop) = serve(authority.of("payment")).await;
     let gateway = authority.of("gateway");
@@ -109,9 +112,14 @@ async fn a_peer_that_cannot_be_known_gets_no_connection() {
         let is_cut_off = matches!(answer.code(), Code::Unavailable | Code::Internal);
         assert!(is_cut_off, "{what}: {answer}");
     }
-    let error = Replicas::new(&format!("https://{order}"), Service::Order, None);
-    let error = format!("{:#}", error.unwrap_err());
-    assert!(error.contains("TLS_DIR"), "{error}");
+    for (urls, tls) in [
+        (format!("https://{order}"), None),
+        (plain.clone(), Some(&gateway)),
+        (format!("https://{order},{plain}"), Some(&gateway)),
+    ] {
+        let error = Replicas::new(&urls, Service::Order, tls).unwrap_err();
+        assert!(error.to_string().contains("TLS_DIR"), "{error}");
+    }
 }
 
 #[tokio::test]
