@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     error::Error as _,
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -241,26 +242,39 @@ impl Server {
             .build();
         let endpoint = Endpoint::from(uri.unwrap_or_else(|_| self.origin.clone()))
             .origin(self.origin.clone())
-            .connect_timeout(CONNECT_TIMEOUT)
             .timeout(LONGEST_CALL)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true);
-        let Some(tls) = self.tls.clone() else {
-            return endpoint.connect_lazy();
-        };
-        let name = self.service.name();
-        // Not the TLS of the client library, which reads a certificate once.
-        endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
-            let tls = tls.clone();
-            async move {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                tls.connect(name, stream).await.map(TokioIo::new)
+            .keep_alive_while_idle(true);
+        // Not the time limit and the TLS of the client library: the former does not tell that nothing
+        // was sent, and the latter reads a certificate once.
+        match self.tls.clone() {
+            None => endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
+                in_time(async move { connect(address).await.map(TokioIo::new) })
+            })),
+            Some(tls) => {
+                let name = self.service.name();
+                endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
+                    let tls = tls.clone();
+                    in_time(async move {
+                        let stream = connect(address).await?;
+                        tls.connect(name, stream).await.map(TokioIo::new)
+                    })
+                }))
             }
-        }))
+        }
     }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn in_time<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
+    connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 #[cfg(test)]

@@ -115,10 +115,11 @@ impl Tls {
         stream: TcpStream,
     ) -> std::io::Result<server::TlsStream<TcpStream>> {
         let acceptor = TlsAcceptor::from(Arc::clone(&self.current.read().server));
-        in_time(acceptor.accept(stream)).await
+        let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
+        accepted.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
     }
 
-    /// Connects to a process that has the certificate of `name`.
+    /// Connects to a process that has the certificate of `name`. Has no time limit.
     pub(crate) async fn connect(
         &self,
         name: &'static str,
@@ -126,13 +127,8 @@ impl Tls {
     ) -> std::io::Result<client::TlsStream<TcpStream>> {
         let name = ServerName::try_from(name).map_err(std::io::Error::other)?;
         let connector = TlsConnector::from(Arc::clone(&self.current.read().client));
-        in_time(connector.connect(name, stream)).await
+        connector.connect(name, stream).await
     }
-}
-
-async fn in_time<T>(handshake: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
-    let done = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
-    done.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 /// Whether a certificate is that of the process `name`.
