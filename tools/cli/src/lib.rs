@@ -2,6 +2,7 @@
 //! that of everything it awaits, is generated once and not again for each target.
 
 mod api_key;
+mod bench;
 mod certificates;
 mod dlq;
 mod erase;
@@ -53,6 +54,8 @@ enum Command {
     Order(order::Order),
     /// Place many orders, measure latency and throughput, then check the invariants
     Load(load::Load),
+    /// Measure what one order costs: transactions, rows, log, events, CPU; with --check, compare with expected counts
+    Bench(bench::Bench),
     /// Check every invariant over databases, streams and provider; exit code 1 on any breach
     Verify(Verify),
     /// Print an access token of the development issuer, for the header Authorization: Bearer
@@ -119,6 +122,7 @@ async fn run(sagacity: Sagacity, names_system: bool) -> anyhow::Result<bool> {
         Command::Up(up) => up.run(&state).await?,
         Command::Order(order) => order.run(&endpoints()?).await?,
         Command::Load(load) => return load.run(&endpoints()?).await,
+        Command::Bench(bench) => return bench.run(&endpoints()?).await,
         Command::Verify(verify) => return verify.run(&endpoints()?).await,
         Command::Token(token) => println!("{}", token.issue()),
         Command::Certificates(certificates) => certificates.issue()?,
