@@ -71,6 +71,7 @@ const WRONG: &[Wrong] = &[
     wrong("gateway", &[("OIDC_ISSUER", "login.example.com")], "OIDC_ISSUER", "expected https://"),
     wrong("gateway", &[("API_KEYS_FILE", "/nowhere")], "API_KEYS_FILE", "read /nowhere"),
     wrong("order", &[DATABASE, ("API_KEYS_FILE", "/dev/null")], "API_KEYS_FILE", "is not valid"),
+    wrong("order", &[DATABASE, ("TLS_DIR", "/nowhere")], "TLS_DIR", "read /nowhere/tls.crt"),
     wrong("gateway", &[("TRUSTED_PROXIES", "11")], "--trusted-proxies", "0..=10"),
     wrong("gateway", &[("RUST_LOG", "order=loud")], "RUST_LOG", "expected a filter like"),
     wrong("gateway", &[("LOG_FORMAT", "xml")], "LOG_FORMAT", "expected auto, pretty or json"),

@@ -41,8 +41,9 @@ where
         Err(error) => return fail_without_log(service, &error, ExitCode::FAILURE),
     };
     let _guard = runtime.enter();
-    match telemetry::init(service) {
-        Ok(telemetry) => runtime.block_on(serve(service, settings, telemetry, run)),
+    let tls = settings.common().tls_dir.map(Tls::load).transpose();
+    match tls.and_then(|tls| Ok((tls, telemetry::init(service)?))) {
+        Ok((tls, telemetry)) => runtime.block_on(serve(service, settings, tls, telemetry, run)),
         Err(error) => fail_without_log(service, &error, ExitCode::from(2)),
     }
 }
@@ -64,6 +65,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 async fn serve<S, F>(
     service: &'static str,
     settings: S,
+    tls: Option<Tls>,
     // Owned: it exports what is left when it is dropped, and needs the runtime for that.
     telemetry: Telemetry,
     run: impl FnOnce(S, Process) -> F,
@@ -77,10 +79,8 @@ where
             listen,
             admin_listen,
             shutdown_lag,
-            tls_dir,
             ..
         } = settings.common();
-        let tls = tls_dir.map(Tls::load).transpose()?;
         let shutdown = Shutdown::on_signal(shutdown_lag)?;
         let listeners = Listeners::bind(listen, admin_listen).await?;
         let readiness = Readiness::default();
