@@ -23,15 +23,12 @@ impl Erase for Orders {
         let found = lock(tx, customer, after).await.context("lock orders")?;
         let last = found.last().map(|order| order.order_id);
         let all = found.len();
-        let mut ended: Vec<OrderId> = found
+        let ended: Vec<OrderId> = found
             .iter()
             .filter(|order| order.has_ended)
             .map(|order| OrderId(order.order_id))
             .collect();
-        let unsettled = erasure::unsettled(tx, &ended).await;
-        let unsettled = unsettled.context("compare with the outbox")?;
-        ended.retain(|order| !unsettled.contains(order));
-        let events = erasure::erase_customers(tx, &ended).await?;
+        let (ended, events) = erasure::erase_settled(tx, ended).await?;
         let orders = erase_orders(tx, &ended).await.context("erase orders")?;
         let keys = forget_keys(tx, &ended).await;
         let keys = keys.context("delete idempotency keys")?;

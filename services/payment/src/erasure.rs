@@ -24,15 +24,12 @@ impl Erase for Payments {
         let found = lock(tx, customer, after).await.context("lock payments")?;
         let last = found.last().map(|payment| payment.order_id);
         let all = found.len();
-        let mut ended: Vec<OrderId> = found
+        let ended: Vec<OrderId> = found
             .iter()
             .filter(|payment| payment.has_ended)
             .map(|payment| OrderId(payment.order_id))
             .collect();
-        let unsettled = erasure::unsettled(tx, &ended).await;
-        let unsettled = unsettled.context("compare with the outbox")?;
-        ended.retain(|order| !unsettled.contains(order));
-        let events = erasure::erase_customers(tx, &ended).await?;
+        let (ended, events) = erasure::erase_settled(tx, ended).await?;
         let payments = erase_payments(tx, &ended).await;
         let payments = payments.context("erase payments")?;
         Ok(Step {

@@ -38,8 +38,9 @@ pub(crate) async fn grant(
 
 /// The statements that grant `$1` its rights, but no writing to the tables `$2`.
 ///
-/// Old rows are deleted from the default partitions; those of later days get the default privileges. Tables of other roles, such as what the role of the service has made before there was an
-/// owner, are left as they are.
+/// Old rows are deleted from the default partitions; those of later days get the default
+/// privileges. Tables of other roles, such as what the role of the service has made before there was
+/// an owner, are left as they are.
 const RIGHTS: &str = "-- rights
     SELECT format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), $1)
     UNION ALL

@@ -1,7 +1,7 @@
 //! What an outbox says about a customer, and its erasure: the only change of rows that are written.
 //!
 //! Rows keep their places and ids, so that relay and reconciler do not notice. Only rows that are
-//! never published again are changed: see [`unsettled`].
+//! never published again are changed: see [`erase_settled`].
 
 use std::collections::HashSet;
 
@@ -10,12 +10,26 @@ use contracts::{Event, OrderId, Subject};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+/// Erases the customers of those orders whose events every subscriber has handled, from all events
+/// about them. Returns these orders, and how many events had a customer.
+///
+/// # Errors
+/// Those of the database, and an event that another version has written: this one would lose what it
+/// does not know of it.
+pub async fn erase_settled(
+    tx: &mut PgConnection,
+    mut orders: Vec<OrderId>,
+) -> anyhow::Result<(Vec<OrderId>, u64)> {
+    let unsettled = unsettled(tx, &orders).await;
+    let unsettled = unsettled.context("compare with the outbox")?;
+    orders.retain(|order| !unsettled.contains(order));
+    let events = erase_customers(tx, &orders).await?;
+    Ok((orders, events))
+}
+
 /// Those of these orders with an event that some subscriber may not have handled. The relay may
 /// publish it, or publish it again.
-pub async fn unsettled(
-    tx: &mut PgConnection,
-    orders: &[OrderId],
-) -> sqlx::Result<HashSet<OrderId>> {
+async fn unsettled(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<HashSet<OrderId>> {
     let found = sqlx::query_scalar!(
         r#"-- outbox_unsettled
         SELECT DISTINCT order_id FROM outbox
@@ -27,13 +41,7 @@ pub async fn unsettled(
     Ok(found.into_iter().map(OrderId).collect())
 }
 
-/// Erases the customers of these orders from all events about them, and returns how many events had
-/// one.
-///
-/// # Errors
-/// Those of the database, and an event that a newer version has written: this one would lose what it
-/// does not know of it.
-pub async fn erase_customers(tx: &mut PgConnection, orders: &[OrderId]) -> anyhow::Result<u64> {
+async fn erase_customers(tx: &mut PgConnection, orders: &[OrderId]) -> anyhow::Result<u64> {
     let rows = sqlx::query!(
         r#"-- outbox_of_orders
         SELECT position, order_id, subject, payload FROM outbox WHERE order_id = ANY($1)"#,

@@ -77,15 +77,6 @@ impl Certificates {
         self.0.join(name)
     }
 
-    /// `url` of a database for the process `name`: each side shows a certificate of the authority.
-    pub(crate) fn for_postgres(&self, name: &str, url: &str) -> String {
-        let of = self.of(name);
-        let of = of.display();
-        format!(
-            "{url}?sslmode=verify-full&sslrootcert={of}/ca.crt&sslcert={of}/tls.crt&sslkey={of}/tls.key"
-        )
-    }
-
     /// The configuration of nats-server that asks its clients for a certificate of the authority.
     pub(crate) fn for_nats_server(&self) -> String {
         let of = self.of("nats");
@@ -119,6 +110,19 @@ impl Certificates {
         write(&certificate, &pem, 0o644)?;
         Ok((pem, Issuer::new(params, signing_key)))
     }
+}
+
+/// `url` of a database for the process `name`; with certificates each side shows one.
+pub(crate) fn postgres_url(certificates: Option<&Certificates>, name: &str, url: String) -> String {
+    let Some(certificates) = certificates else {
+        return url;
+    };
+    let of = certificates.of(name);
+    let of = of.display();
+    format!(
+        "{url}?sslmode=verify-full&sslrootcert={of}/ca.crt\
+         &sslcert={of}/tls.crt&sslkey={of}/tls.key"
+    )
 }
 
 fn params(name: &str, hosts: Vec<String>) -> anyhow::Result<CertificateParams> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::{Certificates, Ports, databases, members, nats, postgres};
+use crate::{Certificates, Ports, certificates::postgres_url, databases, members, nats, postgres};
 
 /// Addresses of a running system. `up` writes them to a file that the other commands read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,10 +41,7 @@ impl Endpoints {
             let password = password.unwrap_or_else(|_| postgres::PASSWORD.to_owned());
             let server = format!("127.0.0.1:{}", ports.postgres);
             let url = format!("postgres://{role}:{password}@{server}/{service}");
-            let url = match certificates {
-                Some(certificates) => certificates.for_postgres(service, &url),
-                None => url,
-            };
+            let url = postgres_url(certificates, service, url);
             (service.to_owned(), url)
         };
         let services = || members::with_database().map(|member| member.name);

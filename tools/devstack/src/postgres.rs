@@ -302,10 +302,7 @@ pub(crate) fn url_at(
     name: &str,
 ) -> String {
     let url = format!("postgres://{role}:{PASSWORD}@127.0.0.1:{port}/{database}");
-    match certificates {
-        Some(certificates) => certificates.for_postgres(name, &url),
-        None => url,
-    }
+    certificates::postgres_url(certificates, name, url)
 }
 
 /// Where the private cluster of a state directory is. Started by root, PostgreSQL runs as another

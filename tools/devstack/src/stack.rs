@@ -12,7 +12,9 @@ use rustix::process::Signal;
 
 use crate::{
     Certificates, Cluster, Durability, Endpoints, Logs, MEMBERS, Member, MemberPorts, NatsServer,
-    Ports, Postgres, Process, Reaper, databases,
+    Ports, Postgres, Process, Reaper,
+    certificates::postgres_url,
+    databases,
     databases::Administrator,
     endpoints::{local_url, service_url},
     free_port, members, nats, ports, postgres,
@@ -544,10 +546,7 @@ async fn create_databases(
         created.with_context(|| format!("create the database {name}"))?;
         for (urls, role) in [(&mut services, *service), (&mut owners, &owner)] {
             let url = databases::url_for(admin_url, role, &name)?;
-            let url = match &options.certificates {
-                Some(certificates) => certificates.for_postgres(service, &url),
-                None => url,
-            };
+            let url = postgres_url(options.certificates.as_ref(), service, url);
             urls.insert(service.to_string(), url);
         }
     }
