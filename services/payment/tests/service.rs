@@ -167,10 +167,23 @@ impl Fixture {
         eventually(status, async || self.status(order).await.0 == status).await;
     }
 
-    /// The provider has been called, and has not responded.
+    /// The worker has begun its first call, which may not have reached the provider yet.
     async fn until_called(&self, order: OrderId) {
         eventually("the call", async || {
             self.status(order).await == ("pending".to_owned(), 1)
+        })
+        .await;
+    }
+
+    /// The provider executes the first call: from here on a worker that dies stops nothing there.
+    async fn until_executing(&self, order: OrderId) {
+        let url = format!("{}/sandbox/keys-in-use", self.provider.url);
+        eventually("the execution", async || {
+            let id = sqlx::query_scalar("SELECT payment_id FROM payments WHERE order_id = $1");
+            let id = id.bind(order.0).fetch_optional(&self.database).await;
+            let in_use = self.http.get(&url).send().await.unwrap();
+            let in_use: Vec<Uuid> = in_use.json().await.unwrap();
+            id.unwrap().is_some_and(|id: Uuid| in_use.contains(&id))
         })
         .await;
     }
@@ -480,7 +493,7 @@ async fn a_charge_that_is_still_being_executed_is_waited_for() {
         let first = fixture.start().await;
         fixture.inject(json!({ "execution_ms": 3000 })).await;
         let order = fixture.publish_order().await;
-        fixture.until_called(order).await;
+        fixture.until_executing(order).await;
         first.kill().await.unwrap();
         if is_late {
             fixture.move_deadline(order, 0.0).await;

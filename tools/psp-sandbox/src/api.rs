@@ -38,6 +38,7 @@ pub(crate) fn routes(sandbox: Sandbox) -> Router {
         .route("/sandbox/ledger", get(queries::list_balances))
         .route("/sandbox/faults", get(list_faults).delete(clear_faults))
         .route("/sandbox/faults/{name}", put(set_fault))
+        .route("/sandbox/keys-in-use", get(list_keys_in_use))
         .with_state(sandbox)
 }
 
@@ -121,6 +122,11 @@ fn refund(
     intent.refunds.push(refund);
     tables.put_intent(&intent)?;
     Ok(response)
+}
+
+/// The idempotency keys of requests that are being executed.
+async fn list_keys_in_use(State(sandbox): State<Sandbox>) -> impl IntoResponse {
+    Json(sandbox.keys_in_use.all())
 }
 
 async fn list_faults(State(sandbox): State<Sandbox>) -> impl IntoResponse {

@@ -32,6 +32,10 @@ impl KeysInUse {
         let is_free = self.0.lock().insert(key.to_owned());
         is_free.then(|| InUse(self.clone(), key.to_owned()))
     }
+
+    pub(crate) fn all(&self) -> HashSet<String> {
+        self.0.lock().clone()
+    }
 }
 
 impl Drop for InUse {
