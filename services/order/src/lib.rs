@@ -2,7 +2,7 @@
 //!
 //! Reading order: `domain` (what an order is), `saga` (what it does on which event), `intake` (how
 //! orders are accepted), `admission` (when they are refused), `sweep` (how overdue orders end),
-//! `event_log` and `rebuild`.
+//! `event_log`, `rebuild` and `forget` (what the log keeps no longer).
 
 mod admission;
 mod aggregate;
@@ -10,6 +10,7 @@ mod config;
 mod domain;
 mod erasure;
 mod event_log;
+mod forget;
 mod grpc;
 mod idempotency;
 mod intake;
@@ -84,8 +85,9 @@ async fn run(config: Config, mut service: ServiceContext) -> anyhow::Result<()> 
     );
     service.spawn(
         "idempotency keys",
-        idempotency::prune(pool, service.stopping()),
+        idempotency::prune(pool.clone(), service.stopping()),
     );
+    service.spawn("payment methods", forget::run(pool, service.stopping()));
     service.handle_events(participant, Saga);
     service.until_shutdown().await
 }

@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use contracts::{CustomerId, Event, EventId, OrderId};
-use devstack::test::{ServiceFixture, read_stream};
+use devstack::test::{ServiceFixture, eventually, read_stream};
 use proto::{
     common::v1::Money,
     order::v1::{OrderCancelled, OrderConfirmed, OrderCreated, OrderPaid},
@@ -87,6 +87,13 @@ impl System {
             .env("MIGRATIONS", "check");
         let ended = rebuild.kill_on_drop(true).output().await.unwrap();
         ended.status.success()
+    }
+
+    async fn until_one_is_left(&self) {
+        eventually("all payment methods but one are forgotten", async || {
+            self.mentions("tok_visa").await == 1
+        })
+        .await;
     }
 
     /// How many rows of all tables have a text, also within a payload.
@@ -193,6 +200,30 @@ async fn a_customer_is_erased_from_orders_log_and_keys() {
         assert!(!line.to_string().contains(&id), "{line}");
     }
     assert_eq!(lines[1]["erased"], counts);
+}
+
+#[tokio::test]
+async fn payment_methods_in_the_log_are_forgotten_when_no_event_comes_again() {
+    let mut system = System::start().await;
+    let customer = CustomerId::new();
+    let all = &["paid", "confirmed"];
+    for hours in [75.0, 74.0, 73.0] {
+        system.order(customer, all, hours).await;
+    }
+    system.settle().await;
+    system.order(customer, all, 73.0).await;
+    // A replica looks as soon as it starts.
+    system.fixture.add_replicas(1).await.unwrap();
+    system.until_one_is_left().await;
+    system.order(customer, all, 71.0).await;
+    system.settle().await;
+    // The one before is settled now; this one is too young.
+    system.fixture.add_replicas(1).await.unwrap();
+    system.until_one_is_left().await;
+    let young = "SELECT count(*) FROM outbox WHERE recorded_at > now() - interval '72 hours'
+                 AND position(convert_to('tok_visa', 'UTF8') IN payload) > 0";
+    assert_eq!(system.fixture.count(young).await.unwrap(), 1);
+    assert!(system.rebuild(&[]).await, "rows and log agree");
 }
 
 #[tokio::test]

@@ -125,6 +125,17 @@ impl Event {
         *customer = CustomerId::erased(order).to_string();
         true
     }
+
+    /// Forgets the payment method. False when the event has none, or it was forgotten before.
+    pub fn forget_payment_method(&mut self) -> bool {
+        match self {
+            Self::OrderCreated(created) if created.payment_method != PaymentMethod::FORGOTTEN => {
+                PaymentMethod::FORGOTTEN.clone_into(&mut created.payment_method);
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for Subject {

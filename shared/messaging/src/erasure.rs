@@ -1,7 +1,8 @@
-//! What an outbox says about a customer, and its erasure: the only change of rows that are written.
+//! What an outbox says about a customer, and its erasure: [`write`] is the only change of rows that
+//! are written.
 //!
 //! Rows keep their places and ids, so that relay and reconciler do not notice. Only rows that are
-//! never published again are changed: see [`erase_settled`].
+//! never published again may be changed: see [`erase_settled`].
 
 use std::collections::HashSet;
 
@@ -60,28 +61,55 @@ async fn erase_customers(tx: &mut PgConnection, orders: &[OrderId]) -> anyhow::R
             payloads.push(payload);
         }
     }
-    let written = sqlx::query!(
-        r#"-- outbox_erase
-        UPDATE outbox SET payload = e.payload FROM unnest($1::bigint[], $2::bytea[]) AS e (position, payload)
-        WHERE outbox.position = e.position"#,
-        &positions,
-        &payloads
-    )
-    .execute(tx)
-    .await
-    .context("write the outbox")?;
-    Ok(written.rows_affected())
+    let written = write(tx, &positions, &payloads).await;
+    written.context("write the outbox")
 }
 
 /// The payload without the customer; `None` when it has none.
 fn erase(order: OrderId, subject: &str, payload: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
-    let subject: Subject = subject.parse()?;
+    change(subject.parse()?, payload, |event| {
+        event.erase_customer(order)
+    })
+}
+
+/// The payload after a change of its event; `None` when `change` returns false.
+///
+/// # Errors
+/// An event that cannot be read, and one that another version has written: this one would lose what
+/// it does not know of it.
+pub fn change(
+    subject: Subject,
+    payload: &[u8],
+    change: impl FnOnce(&mut Event) -> bool,
+) -> anyhow::Result<Option<Vec<u8>>> {
     let mut event = Event::decode(subject, payload)?;
     ensure!(
         event.encode() == payload,
-        "another version has written it: let that one erase the customer"
+        "another version has written it: let that one change it"
     );
-    Ok(event.erase_customer(order).then(|| event.encode()))
+    Ok(change(&mut event).then(|| event.encode()))
+}
+
+/// Replaces the payloads of the events at these positions; returns how many there are.
+///
+/// # Errors
+/// Those of the database.
+pub async fn write(
+    tx: &mut PgConnection,
+    positions: &[i64],
+    payloads: &[Vec<u8>],
+) -> sqlx::Result<u64> {
+    if positions.is_empty() {
+        return Ok(0);
+    }
+    let written = sqlx::query!(
+        r#"-- outbox_erase
+        UPDATE outbox SET payload = e.payload FROM unnest($1::bigint[], $2::bytea[]) AS e (position, payload)
+        WHERE outbox.position = e.position"#,
+        positions,
+        payloads
+    );
+    Ok(written.execute(tx).await?.rows_affected())
 }
 
 fn uuids(orders: &[OrderId]) -> Vec<Uuid> {

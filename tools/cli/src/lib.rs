@@ -68,7 +68,7 @@ enum Command {
     Timeline(timeline::Timeline),
     /// Look at dead letters, send them back to the service that gave up, or discard them
     Dlq(dlq::Dlq),
-    /// Erase the personal data of a customer whose orders ended at least 24 hours ago
+    /// Erase the personal data of a customer whose orders ended at least 72 hours ago
     Erase(erase::Erase),
     /// For developers: regenerate (or --check) sqlx's offline query metadata
     Sqlx(sqlx::Sqlx),
