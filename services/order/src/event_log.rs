@@ -65,6 +65,9 @@ pub async fn as_accepted(
 }
 
 async fn read(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<Vec<Row>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
     let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
     sqlx::query_as!(
         Row,

@@ -181,17 +181,37 @@ async fn a_service_that_is_ready_has_opened_all_its_connections() {
 /// server compiled the relay's statement each time, for a hundred milliseconds.
 #[tokio::test]
 async fn statements_over_a_large_table_are_not_compiled() {
+    let pool = connect().await;
+    let jit = sqlx::query_scalar::<_, String>("SHOW jit").fetch_one(&pool);
+    assert_eq!(jit.await.unwrap(), "off");
+}
+
+/// To plan over the partitions of the outbox takes longer than to read.
+#[tokio::test]
+async fn a_statement_is_planned_once() {
+    let pool = connect().await;
+    for limit in 0..10_i64 {
+        let numbers = "-- numbers\nSELECT n FROM generate_series(1, 100) AS n LIMIT $1";
+        let numbers = sqlx::query(numbers).bind(limit);
+        numbers.execute(&pool).await.unwrap();
+    }
+    let plans = "SELECT generic_plans, custom_plans FROM pg_prepared_statements
+                 WHERE statement LIKE '-- numbers%'";
+    let plans = sqlx::query_as::<_, (i64, i64)>(plans).fetch_one(&pool);
+    assert_eq!(plans.await.unwrap(), (10, 0));
+}
+
+/// As a service connects, with one connection.
+async fn connect() -> sqlx::PgPool {
     let (_, url) = test::database(&[]).await.unwrap();
     let settings = DatabaseSettings {
         url: url.into(),
-        pool_size: 2,
+        pool_size: 1,
         migrations: Migrations::Apply,
         role: None,
     };
     let pool = bootstrap::database::connect(&settings, "order", Vec::new());
-    let pool = pool.await.unwrap();
-    let jit = sqlx::query_scalar::<_, String>("SHOW jit").fetch_one(&pool);
-    assert_eq!(jit.await.unwrap(), "off");
+    pool.await.unwrap()
 }
 
 #[tokio::test]

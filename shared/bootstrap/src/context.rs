@@ -73,19 +73,21 @@ impl RequestContext {
         context
     }
 
-    /// Makes `span` a child of the caller's span, if there is one, and the parent of all spans that follow.
-    /// Fills in its field `trace.id`. Without OpenTelemetry the trace context stays unchanged: still the
-    /// same trace id.
+    /// Makes `span` a child of the caller's span, if there is one, and the parent of all spans that
+    /// follow. When nobody exports spans the trace context stays unchanged: still the same trace id.
     pub fn continue_in(&mut self, span: &Span) {
         if !self.begins_trace {
             set_parent(span, &self.traceparent);
         }
-        self.propagate(&span.context());
-        span.record("trace.id", self.trace_id());
+        if self.propagate(&span.context()) {
+            span.record("trace.id", self.trace_id());
+        }
     }
 
-    fn propagate(&mut self, context: &opentelemetry::Context) {
-        if context.span().span_context().is_valid() {
+    /// Whether there is a span to continue in.
+    fn propagate(&mut self, context: &opentelemetry::Context) -> bool {
+        let is_exported = context.span().span_context().is_valid();
+        if is_exported {
             let mut carrier = HashMap::new();
             global::get_text_map_propagator(|propagator| {
                 propagator.inject_context(context, &mut carrier)
@@ -94,6 +96,7 @@ impl RequestContext {
                 .remove(TRACEPARENT)
                 .unwrap_or_else(|| std::mem::take(&mut self.traceparent));
         }
+        is_exported
     }
 
     /// Passes correlation, trace and the remaining time, at most `most`, to a call.

@@ -6,6 +6,7 @@
 #![warn(missing_docs, unreachable_pub)]
 
 pub mod admin;
+mod allocator;
 pub mod bearer;
 pub mod context;
 pub mod database;

@@ -8,10 +8,14 @@ use opentelemetry::{global, trace::TraceContextExt};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// A span for handling one event, child of the span that recorded it, and the trace context for events
-/// that follow. Without OpenTelemetry that is the publisher's context: still the same trace id.
+/// A span for handling one event, child of the span that recorded it, and the trace context for
+/// events that follow. When nobody exports spans there is none, and the context is the publisher's:
+/// still the same trace id.
 pub(crate) fn handling(envelope: &Envelope) -> (Span, Option<String>) {
     let traceparent = envelope.cause.traceparent.clone();
+    if !is_exported() {
+        return (Span::none(), traceparent);
+    }
     let span = tracing::info_span!(
         "handle",
         otel.name = %envelope.subject,
@@ -38,4 +42,9 @@ pub(crate) fn handling(envelope: &Envelope) -> (Span, Option<String>) {
         });
     }
     (span, propagated.remove(header::TRACEPARENT).or(traceparent))
+}
+
+/// Whether spans are exported: only then is a propagator set.
+fn is_exported() -> bool {
+    global::get_text_map_propagator(|propagator| propagator.fields().next().is_some())
 }

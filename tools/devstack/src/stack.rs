@@ -422,6 +422,9 @@ impl Stack {
                 environment.insert("MIGRATIONS".to_owned(), "check".to_owned());
             }
         }
+        if std::env::var_os(WORKER_THREADS).is_none() {
+            environment.insert(WORKER_THREADS.to_owned(), worker_threads().to_string());
+        }
         for (owner, name, value) in &self.options.settings {
             if owner == service {
                 environment.insert(name.clone(), value.clone());
@@ -435,6 +438,16 @@ impl Stack {
             ..Spec::default()
         })
     }
+}
+
+/// Read by Tokio.
+const WORKER_THREADS: &str = "TOKIO_WORKER_THREADS";
+
+/// How many threads each process gets: together about as many as this machine has cores. More would
+/// only take turns.
+fn worker_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.div_ceil(MEMBERS.len())
 }
 
 async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {

@@ -46,10 +46,17 @@ fn happens(rate: f64) -> bool {
     rate > 0.0 && rand::random_bool(rate.clamp(0.0, 1.0))
 }
 
+/// Also a sleep of 0 ms would wait for the next tick of the timer.
+async fn wait(milliseconds: u64) {
+    if milliseconds > 0 {
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+    }
+}
+
 impl Fault {
     /// Delays the request. Returns whether it must fail before it is executed.
     pub(crate) async fn inject(&self) -> bool {
-        tokio::time::sleep(Duration::from_millis(self.latency_ms)).await;
+        wait(self.latency_ms).await;
         happens(self.unavailable_rate)
     }
 
@@ -66,7 +73,7 @@ impl Fault {
     }
 
     pub(crate) async fn stall(&self) {
-        tokio::time::sleep(Duration::from_millis(self.stall_after_charge_ms)).await;
+        wait(self.stall_after_charge_ms).await;
     }
 
     pub(crate) fn refund_pending(&self) -> Duration {
