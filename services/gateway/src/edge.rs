@@ -147,7 +147,7 @@ pub async fn propagate_context(State(edge): State<Edge>, request: Request, next:
         otel.name = format!("{method} {route}"),
         otel.kind = "server",
         correlation.id = %context.correlation_id,
-        trace.id = context.trace_id(),
+        trace.id = context.final_trace_id(),
     );
     context.continue_in(&span);
     let correlation = context.correlation_id.to_string();

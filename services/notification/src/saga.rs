@@ -76,8 +76,8 @@ impl Handler for Saga {
         let inserted = store::insert(tx, &notifications, self.mail).await;
         inserted.context("insert notifications")?;
         for delivery in batch {
-            let kind = delivery.event.kind;
-            tracing::debug!(parent: &delivery.span, ?kind, "notified the customer");
+            let (order, kind) = (delivery.order_id(), delivery.event.kind);
+            tracing::debug!(parent: &delivery.span, order.id = %order, ?kind, "notified the customer");
         }
         Ok(batch.iter().map(|_| Outcome::Done).collect())
     }

@@ -1,19 +1,22 @@
-//! Forgets the payment methods in the event log, when no event that has one can be published again:
-//! every subscriber has handled it, and the stream does not have it any more. Its SQL is here.
+//! Forgets the payment methods in the event log, when no event that has one is published again: every
+//! subscriber has handled it, at least 72 hours ago. Its SQL is here.
 //!
 //! Reads each row of the log once, in the order of their positions. Rows keep their places and ids.
+//! A row that an erasure changes meanwhile is left to it, and has no method then.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use contracts::{Event, IdempotencyKey, Subject};
-use messaging::{erasure, in_time};
+use messaging::{
+    erasure::{self, Change},
+    in_time,
+};
 use sqlx::{PgConnection, PgPool};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Between two steps, so that orders go first.
-const PAUSE: Duration = Duration::from_millis(200);
 /// Rows that a step reads.
 const STEP: i64 = 1000;
 /// Methods older than this are forgotten: as old as a customer must be to be erased.
@@ -22,12 +25,13 @@ const AGE: Duration = IdempotencyKey::RETENTION;
 /// Forgets until `stopping`.
 pub async fn run(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             () = stopping.cancelled() => return Ok(()),
         }
-        if let Err(error) = forget_all(&pool).await {
+        if let Err(error) = forget_all(&pool, &stopping).await {
             tracing::warn!(
                 error = format!("{error:#}"),
                 "could not forget payment methods in the log; the next attempt is in {INTERVAL:?}"
@@ -36,17 +40,24 @@ pub async fn run(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<()
     }
 }
 
-async fn forget_all(pool: &PgPool) -> anyhow::Result<()> {
+/// Forgets in steps, and rests after each for as long as it took: orders go first.
+async fn forget_all(pool: &PgPool, stopping: &CancellationToken) -> anyhow::Result<()> {
     let step = async || {
         let mut tx = pool.begin().await.context("begin")?;
         let is_last = forget_next(&mut tx).await?;
         tx.commit().await.context("commit")?;
         anyhow::Ok(is_last)
     };
-    while !in_time(step()).await? {
-        tokio::time::sleep(PAUSE).await;
+    loop {
+        let began = Instant::now();
+        if in_time(step()).await? {
+            return Ok(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(began.elapsed()) => {}
+            () = stopping.cancelled() => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 /// Forgets the methods of the next rows. Returns whether there is nothing left to do for now.
@@ -64,26 +75,28 @@ async fn forget_next(tx: &mut PgConnection) -> anyhow::Result<bool> {
     let Some(last) = rows.last().map(|row| row.position) else {
         return Ok(true);
     };
-    let (mut positions, mut payloads) = (Vec::new(), Vec::new());
-    for row in &rows {
-        let Some(payload) = &row.created else {
+    let mut changes = Vec::new();
+    for row in rows {
+        let (position, Some(before)) = (row.position, row.created) else {
             continue;
         };
-        match erasure::change(Subject::OrderCreated, payload, Event::forget_payment_method) {
+        let forget = Event::forget_payment_method;
+        match erasure::change(Subject::OrderCreated, &before, forget) {
             Ok(None) => {}
-            Ok(Some(payload)) => {
-                positions.push(row.position);
-                payloads.push(payload);
-            }
-            // The version that has written it would have to forget it. It holds up no other row.
+            Ok(Some(after)) => changes.push(Change {
+                position,
+                before,
+                after,
+            }),
+            // Only the version that wrote it can change it. It holds up no other row.
             Err(error) => tracing::warn!(
-                position = row.position,
+                position,
                 error = format!("{error:#}"),
-                "a payment method stays in the log"
+                "a payment method stays in the log until that version erases the customer"
             ),
         }
     }
-    let forgotten = erasure::write(tx, &positions, &payloads).await;
+    let forgotten = erasure::write(tx, &changes).await;
     let forgotten = forgotten.context("write the log")?;
     advance(tx, last).await.context("write the position")?;
     if forgotten > 0 {
@@ -113,7 +126,9 @@ async fn read(tx: &mut PgConnection, position: i64) -> sqlx::Result<Vec<Row>> {
     sqlx::query_as!(
         Row,
         r#"-- methods_read
-        SELECT position, recorded_at < now() - make_interval(secs => $2) AS "is_old!",
+        SELECT position,
+               -- An hour ahead of the database is a wrong clock, and holds up no other row.
+               (recorded_at < now() - make_interval(secs => $2) OR recorded_at > now() + interval '1 hour') AS "is_old!",
                CASE WHEN subject = $3 THEN payload END AS created
         FROM outbox
         WHERE position > $1 AND position <= (SELECT position FROM outbox_checkpoint ORDER BY id LIMIT 1)

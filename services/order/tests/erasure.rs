@@ -227,6 +227,41 @@ async fn payment_methods_in_the_log_are_forgotten_when_no_event_comes_again() {
 }
 
 #[tokio::test]
+async fn an_erasure_is_not_undone_by_a_payment_method_that_is_forgotten_meanwhile() {
+    let mut system = System::start().await;
+    let customer = CustomerId::new();
+    let order = system.order(customer, &["cancelled"], 73.0).await;
+    system.settle().await;
+    let mut erased = created(order, customer);
+    erased.erase_customer(order);
+    let mut erasure = system.fixture.database.begin().await.unwrap();
+    let erase = "UPDATE outbox SET payload = $2
+                 WHERE order_id = $1 AND subject = 'order.created.v1'";
+    let erase = sqlx::query(erase).bind(order.0).bind(erased.encode());
+    erase.execute(&mut *erasure).await.unwrap();
+    // It has read the payload as it was before.
+    system.fixture.add_replicas(1).await.unwrap();
+    let waits = "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND wait_event_type = 'Lock'
+                   AND query LIKE '%outbox_erase%'";
+    eventually("it waits for the erasure", async || {
+        system.fixture.count(waits).await.unwrap() == 1
+    })
+    .await;
+    erasure.commit().await.unwrap();
+    let position = "SELECT position FROM methods_forgotten";
+    eventually("the position moves on", async || {
+        system.fixture.count(position).await.unwrap() > 0
+    })
+    .await;
+    let payload = "SELECT payload FROM outbox
+                   WHERE order_id = $1 AND subject = 'order.created.v1'";
+    let payload = sqlx::query_scalar::<_, Vec<u8>>(payload).bind(order.0);
+    let payload = payload.fetch_one(&system.fixture.database).await.unwrap();
+    assert_eq!(payload, erased.encode());
+}
+
+#[tokio::test]
 async fn an_order_that_something_could_bring_back_is_not_erased() {
     let system = System::start().await;
     let customer = CustomerId::new();

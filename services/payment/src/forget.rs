@@ -22,7 +22,7 @@ pub async fn run(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<()
             _ = ticks.tick() => {}
             () = stopping.cancelled() => return Ok(()),
         }
-        match forget_all(&pool).await {
+        match forget_all(&pool, &stopping).await {
             Ok(0) => {}
             Ok(payments) => tracing::info!(payments, "old payment methods are forgotten"),
             Err(error) => tracing::warn!(
@@ -35,7 +35,7 @@ pub async fn run(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<()
 
 /// Forgets in steps. Each begins behind the last one: a snapshot that is held for long keeps the
 /// entries of the index, and a step would read all of them again.
-async fn forget_all(pool: &PgPool) -> anyhow::Result<usize> {
+async fn forget_all(pool: &PgPool, stopping: &CancellationToken) -> anyhow::Result<usize> {
     let (mut after, mut payments) = (Uuid::nil(), 0);
     loop {
         let step = in_time(async { Ok(store::forget_methods(pool, after).await?) }).await?;
@@ -44,6 +44,9 @@ async fn forget_all(pool: &PgPool) -> anyhow::Result<usize> {
         };
         after = *last;
         payments += step.len();
-        tokio::time::sleep(PAUSE).await;
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = stopping.cancelled() => return Ok(payments),
+        }
     }
 }

@@ -74,7 +74,8 @@ impl RequestContext {
     }
 
     /// Makes `span` a child of the caller's span, if there is one, and the parent of all spans that
-    /// follow. When nobody exports spans the trace context stays unchanged: still the same trace id.
+    /// follow, and fills in its field `trace.id`. When nobody exports spans the trace context stays
+    /// unchanged: still the same trace id.
     pub fn continue_in(&mut self, span: &Span) {
         if !self.begins_trace {
             set_parent(span, &self.traceparent);
@@ -126,6 +127,13 @@ impl RequestContext {
             causation_id: self.command_id,
             traceparent: Some(self.traceparent.clone()),
         }
+    }
+
+    /// The trace's id, unless a span is still to decide it: see [`continue_in`](Self::continue_in).
+    pub fn final_trace_id(&self) -> Option<&str> {
+        let is_exported =
+            global::get_text_map_propagator(|propagator| propagator.fields().next().is_some());
+        (!is_exported).then(|| self.trace_id())
     }
 
     /// The trace's id, 32 hexadecimal digits.

@@ -45,23 +45,27 @@ async fn unsettled(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<Ha
 async fn erase_customers(tx: &mut PgConnection, orders: &[OrderId]) -> anyhow::Result<u64> {
     let rows = sqlx::query!(
         r#"-- outbox_of_orders
-        SELECT position, order_id, subject, payload FROM outbox WHERE order_id = ANY($1)"#,
+        SELECT position, order_id, subject, payload FROM outbox WHERE order_id = ANY($1)
+        ORDER BY position FOR UPDATE"#,
         &uuids(orders)
     )
     .fetch_all(&mut *tx)
     .await
     .context("read the outbox")?;
-    let (mut positions, mut payloads) = (Vec::new(), Vec::new());
+    let mut changes = Vec::new();
     for row in rows {
         let erased = erase(OrderId(row.order_id), &row.subject, &row.payload);
         let erased =
             erased.with_context(|| format!("{} of order {}", row.subject, row.order_id))?;
-        if let Some(payload) = erased {
-            positions.push(row.position);
-            payloads.push(payload);
+        if let Some(after) = erased {
+            changes.push(Change {
+                position: row.position,
+                before: row.payload,
+                after,
+            });
         }
     }
-    let written = write(tx, &positions, &payloads).await;
+    let written = write(tx, &changes).await;
     written.context("write the outbox")
 }
 
@@ -90,24 +94,36 @@ pub fn change(
     Ok(change(&mut event).then(|| event.encode()))
 }
 
-/// Replaces the payloads of the events at these positions; returns how many there are.
+/// A new payload for the event at a position.
+#[derive(Debug)]
+pub struct Change {
+    /// Its place in the outbox.
+    pub position: i64,
+    /// The payload that was read.
+    pub before: Vec<u8>,
+    /// The payload to write.
+    pub after: Vec<u8>,
+}
+
+/// Replaces the payloads of events that nobody has changed since they were read; returns how many.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn write(
-    tx: &mut PgConnection,
-    positions: &[i64],
-    payloads: &[Vec<u8>],
-) -> sqlx::Result<u64> {
-    if positions.is_empty() {
+pub async fn write(tx: &mut PgConnection, changes: &[Change]) -> sqlx::Result<u64> {
+    if changes.is_empty() {
         return Ok(0);
     }
+    let positions: Vec<_> = changes.iter().map(|change| change.position).collect();
+    let before: Vec<_> = changes.iter().map(|c| c.before.as_slice()).collect();
+    let after: Vec<_> = changes.iter().map(|c| c.after.as_slice()).collect();
     let written = sqlx::query!(
         r#"-- outbox_erase
-        UPDATE outbox SET payload = e.payload FROM unnest($1::bigint[], $2::bytea[]) AS e (position, payload)
-        WHERE outbox.position = e.position"#,
-        positions,
-        payloads
+        UPDATE outbox SET payload = e.after
+        FROM unnest($1::bigint[], $2::bytea[], $3::bytea[]) AS e (position, before, after)
+        WHERE outbox.position = e.position AND outbox.payload = e.before"#,
+        &positions,
+        &before as &[&[u8]],
+        &after as &[&[u8]]
     );
     Ok(written.execute(tx).await?.rows_affected())
 }

@@ -443,8 +443,8 @@ impl Stack {
 /// Read by Tokio.
 const WORKER_THREADS: &str = "TOKIO_WORKER_THREADS";
 
-/// How many threads each process gets: together about as many as this machine has cores. More would
-/// only take turns.
+/// How many threads each process gets: one, and on larger machines so many that all together have a
+/// thread for each core. More would only take turns.
 fn worker_threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     cores.div_ceil(MEMBERS.len())
