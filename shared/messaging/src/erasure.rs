@@ -1,4 +1,4 @@
-//! What an outbox says about a customer, and its erasure: [`write`] is the only change of rows that
+//! What an outbox says about a customer, and its erasure: [`write()`] is the only change of rows that
 //! are written.
 //!
 //! Rows keep their places and ids, so that relay and reconciler do not notice. Only rows that are
