@@ -77,7 +77,8 @@ impl Handler for Saga {
         inserted.context("insert notifications")?;
         for delivery in batch {
             let (order, kind) = (delivery.order_id(), delivery.event.kind);
-            tracing::debug!(parent: &delivery.span, order.id = %order, ?kind, "notified the customer");
+            let span = &delivery.span;
+            tracing::debug!(parent: span, order.id = %order, ?kind, "notified the customer");
         }
         Ok(batch.iter().map(|_| Outcome::Done).collect())
     }

@@ -1,5 +1,5 @@
-//! Forgets the payment methods in the event log, when no event that has one is published again: every
-//! subscriber has handled it, at least 72 hours ago. Its SQL is here.
+//! Forgets the payment methods in the event log, when no event that has one is published again:
+//! every subscriber has handled it, and it is at least 72 hours old. Its SQL is here.
 //!
 //! Reads each row of the log once, in the order of their positions. Rows keep their places and ids.
 //! A row that an erasure changes meanwhile is left to it, and has no method then.
@@ -128,10 +128,12 @@ async fn read(tx: &mut PgConnection, position: i64) -> sqlx::Result<Vec<Row>> {
         r#"-- methods_read
         SELECT position,
                -- An hour ahead of the database is a wrong clock, and holds up no other row.
-               (recorded_at < now() - make_interval(secs => $2) OR recorded_at > now() + interval '1 hour') AS "is_old!",
+               (recorded_at < now() - make_interval(secs => $2)
+                OR recorded_at > now() + interval '1 hour') AS "is_old!",
                CASE WHEN subject = $3 THEN payload END AS created
         FROM outbox
-        WHERE position > $1 AND position <= (SELECT position FROM outbox_checkpoint ORDER BY id LIMIT 1)
+        WHERE position > $1
+          AND position <= (SELECT position FROM outbox_checkpoint ORDER BY id LIMIT 1)
         ORDER BY position LIMIT $4"#,
         position,
         AGE.as_secs_f64(),

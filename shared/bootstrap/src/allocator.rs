@@ -1,4 +1,5 @@
-//! The allocator of the services and of psp-sandbox. Its settings are compiled in: see `.cargo/config.toml`.
+//! The allocator of the services and of psp-sandbox. Its settings are compiled in: see
+//! `.cargo/config.toml`.
 
 use tikv_jemallocator::Jemalloc;
 

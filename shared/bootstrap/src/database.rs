@@ -184,8 +184,8 @@ fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {
         ("enable_seqscan", "off".to_owned()),
         ("enable_hashjoin", "off".to_owned()),
         ("enable_mergejoin", "off".to_owned()),
-        // One plan for all arguments. The server would make one for the arguments of each execution,
-        // and to plan over partitions takes longer than to read.
+        // One plan for all arguments. The server would plan for those of each execution, and
+        // that takes longer over partitions than to read.
         ("plan_cache_mode", "force_generic_plan".to_owned()),
         // The estimates of such plans grow with the table. Above a limit the server would compile each of
         // them, at each execution, for a hundred times as long as it then runs.

@@ -1,5 +1,5 @@
-//! What an outbox says about a customer, and its erasure: [`write()`] is the only change of rows that
-//! are written.
+//! What an outbox says about a customer, and its erasure: [`write()`] is the only change of rows
+//! that are written.
 //!
 //! Rows keep their places and ids, so that relay and reconciler do not notice. Only rows that are
 //! never published again may be changed: see [`erase_settled`].
@@ -15,8 +15,8 @@ use uuid::Uuid;
 /// about them. Returns these orders, and how many events had a customer.
 ///
 /// # Errors
-/// Those of the database, and an event that another version has written: this one would lose what it
-/// does not know of it.
+/// Those of the database, and an event that another version has written: this one would lose what
+/// it does not know of it.
 pub async fn erase_settled(
     tx: &mut PgConnection,
     mut orders: Vec<OrderId>,
