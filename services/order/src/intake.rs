@@ -15,8 +15,9 @@ use anyhow::Context as _;
 use bootstrap::shutdown;
 use contracts::{Cause, OrderId};
 use futures::FutureExt as _;
-use messaging::{Participant, UnitOfWork};
+use messaging::{DedicatedConnection, Participant, UnitOfWork};
 use parking_lot::Mutex;
+use sqlx::Connection as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -98,6 +99,7 @@ impl Intake {
             admission,
         };
         let acceptor = Acceptor {
+            connection: DedicatedConnection::new(participant.pool.clone()),
             participant,
             deadline,
         };
@@ -144,6 +146,7 @@ impl Drop for InProgress {
 /// The back of the intake: one task per process.
 struct Acceptor {
     participant: Participant,
+    connection: DedicatedConnection,
     /// How long an order may be in flight.
     deadline: Duration,
 }
@@ -231,7 +234,8 @@ impl Acceptor {
     /// the others. Returns one receipt per submission, in order.
     async fn transaction(&self, submissions: &[Submission]) -> anyhow::Result<Vec<Receipt>> {
         let claims: Vec<(&Key, Claim)> = submissions.iter().map(claim).collect();
-        let mut tx = self.participant.pool.begin().await.context("begin")?;
+        let mut connection = self.connection.take().await.context("connect")?;
+        let mut tx = connection.begin().await.context("begin")?;
         let claimed = idempotency::claim(&mut tx, &claims).await;
         let claimed = claimed.context("claim idempotency keys")?;
 
@@ -251,6 +255,7 @@ impl Acceptor {
         // Before the commit: a failure after it would look like a failure to accept.
         let mut earlier = event_log::as_accepted(&mut tx, &earlier).await?;
         tx.commit().await.context("commit")?;
+        self.connection.put_back(connection);
         self.participant.wake.wake();
 
         let receipts = claims.into_iter().map(|(key, claim)| {

@@ -103,7 +103,7 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
 ///
 /// Reads payments that became due at most `reach` ago: see [`Lookback`](messaging::Lookback).
 pub async fn lease(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     limit: i64,
     lease: Duration,
     reach: Duration,
@@ -131,7 +131,7 @@ pub async fn lease(
         lease.as_secs_f64(),
         reach.as_secs_f64()
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     let leased = rows.into_iter().map(|row| {
         Ok(Leased {
@@ -159,7 +159,10 @@ pub async fn renew(pool: &PgPool, orders: &[OrderId], lease: Duration) -> sqlx::
 }
 
 /// Stores the bodies of charges that have none, unless another replica has done so.
-pub async fn store_bodies(pool: &PgPool, bodies: &[(OrderId, String)]) -> sqlx::Result<()> {
+pub async fn store_bodies(
+    connection: &mut PgConnection,
+    bodies: &[(OrderId, String)],
+) -> sqlx::Result<()> {
     let (orders, bodies): (Vec<Uuid>, Vec<&str>) = bodies
         .iter()
         .map(|(order, body)| (order.0, body.as_str()))
@@ -172,7 +175,7 @@ pub async fn store_bodies(pool: &PgPool, bodies: &[(OrderId, String)]) -> sqlx::
         &orders,
         &bodies as &[&str]
     )
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(())
 }

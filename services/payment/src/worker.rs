@@ -13,7 +13,8 @@ use std::{
 
 use anyhow::Context as _;
 use contracts::{Cause, OrderId};
-use messaging::{Lookback, Participant, UnitOfWork, backoff};
+use messaging::{DedicatedConnection, Lookback, Participant, UnitOfWork, backoff};
+use sqlx::Connection as _;
 use tokio::{
     sync::Notify,
     task::{Id, JoinError, JoinSet},
@@ -47,6 +48,7 @@ const FAILED_REFUNDS: i32 = 5;
 /// The worker of one process; any number of replicas may run.
 pub struct Worker {
     participant: Participant,
+    connection: DedicatedConnection,
     provider: Provider,
     /// Notified when a payment may be due: after a handler's commit, and after an outcome that
     /// requests a refund.
@@ -109,6 +111,7 @@ impl Calls {
 impl Worker {
     pub fn new(participant: Participant, provider: Provider) -> Self {
         Self {
+            connection: DedicatedConnection::new(participant.pool.clone()),
             participant,
             provider,
             work: Arc::default(),
@@ -124,21 +127,18 @@ impl Worker {
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
         let mut calls = Calls::default();
         let mut renewals = tokio::time::interval(RENEW_INTERVAL);
+        let mut polls = tokio::time::interval(POLL_INTERVAL);
         let mut lookback = Lookback::default();
         let mut may_be_due = true;
         while !stopping.is_cancelled() {
-            if may_be_due {
+            if may_be_due && calls.tasks.len() < MAX_CALLS {
                 may_be_due = self.lease(&mut calls, &mut lookback).await;
             }
             tokio::select! {
-                Some(first) = calls.next() => {
-                    self.record(&mut calls, first).await;
-                    // A call has ended, so there is room for another.
-                    may_be_due = true;
-                }
+                Some(first) = calls.next() => self.record(&mut calls, first).await,
                 _ = renewals.tick() => self.renew(&calls).await,
                 () = self.work.notified() => may_be_due = true,
-                () = tokio::time::sleep(POLL_INTERVAL) => may_be_due = true,
+                _ = polls.tick() => may_be_due = true,
                 () = stopping.cancelled() => {}
             }
         }
@@ -195,14 +195,15 @@ impl Worker {
     /// Committed before the calls: `attempts` counts calls that may have reached the provider, and
     /// a body that is sent is stored.
     async fn lease_up_to(&self, room: usize, reach: Duration) -> sqlx::Result<Vec<Leased>> {
-        let pool = &self.participant.pool;
-        let leased = store::lease(pool, room as i64, LEASE, reach).await?;
+        let mut connection = self.connection.take().await?;
+        let leased = store::lease(&mut connection, room as i64, LEASE, reach).await?;
         // Only payments that a replica of the version before this one has written lack a body.
         let without = leased.iter().map(|leased| &leased.payment);
         let bodies: Vec<_> = without.filter_map(charge::missing_body).collect();
         if !bodies.is_empty() {
-            store::store_bodies(pool, &bodies).await?;
+            store::store_bodies(&mut connection, &bodies).await?;
         }
+        self.connection.put_back(connection);
         Ok(leased)
     }
 
@@ -226,7 +227,8 @@ impl Worker {
             .iter()
             .map(|(called, _)| called.identity.order_id)
             .collect();
-        let mut tx = self.participant.pool.begin().await.context("begin")?;
+        let mut connection = self.connection.take().await.context("connect")?;
+        let mut tx = connection.begin().await.context("begin")?;
         let locked = store::lock(&mut tx, &ids).await;
         let mut work = UnitOfWork::new(locked.context("lock payments")?);
         let mut later = Vec::new();
@@ -247,6 +249,7 @@ impl Worker {
             .await
             .context("postpone retries")?;
         tx.commit().await.context("commit")?;
+        self.connection.put_back(connection);
         self.participant.wake.wake();
         let refund_due = |id: &OrderId| {
             work.get(*id)

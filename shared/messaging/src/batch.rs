@@ -13,10 +13,11 @@ use std::{
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{AckKind, Message};
 use contracts::{Cause, DecodeError, Event, EventId, Inbound};
+use sqlx::Connection as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Delivery, Handler, Outcome, Participant, backoff, database,
+    DedicatedConnection, Delivery, Handler, Outcome, Participant, backoff, database,
     headers::{self, EnvelopeError},
     inbox,
     topology::{self, ACK_WAIT},
@@ -33,6 +34,7 @@ const REPORT_PROGRESS: Duration = Duration::from_millis(ACK_WAIT.as_millis() as 
 pub(crate) struct Batches<H> {
     pub(crate) participant: Participant,
     pub(crate) handler: Arc<H>,
+    pub(crate) connection: DedicatedConnection,
     /// The consumer's name in readiness and metrics.
     pub(crate) part: String,
 }
@@ -108,7 +110,8 @@ impl<H: Handler> Batches<H> {
     async fn transaction(&self, messages: &[Message]) -> anyhow::Result<Vec<Outcome>> {
         let decoded: Vec<_> = messages.iter().map(decode::<H::Inbound>).collect();
         let ids: Vec<EventId> = decoded.iter().flatten().map(Delivery::event_id).collect();
-        let mut tx = self.participant.pool.begin().await.context("begin")?;
+        let mut connection = self.connection.take().await.context("connect")?;
+        let mut tx = connection.begin().await.context("begin")?;
         let claimed = inbox::claim(&mut tx, &ids).await;
         let mut unseen = claimed.context("claim events in the inbox")?;
 
@@ -135,6 +138,7 @@ impl<H: Handler> Batches<H> {
         };
         // Nothing is acknowledged before this commit: a process that dies here gets the events again.
         tx.commit().await.context("commit")?;
+        self.connection.put_back(connection);
         self.participant.wake.wake();
         self.handler.committed();
         let mut handled = handled.into_iter();

@@ -22,7 +22,7 @@ use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Handler, Outcome, Participant, backoff,
+    DedicatedConnection, Handler, Outcome, Participant, backoff,
     backoff::Outage,
     batch::Batches,
     dead_letter, headers,
@@ -62,6 +62,7 @@ impl<H: Handler> Consumer<H> {
     pub(crate) fn new(participant: Participant, handler: Arc<H>, source: Source) -> Self {
         Self {
             batches: Batches {
+                connection: DedicatedConnection::new(participant.pool.clone()),
                 participant: participant.clone(),
                 handler,
                 part: format!("consumer of {}", source.stream()),

@@ -16,6 +16,7 @@ pub mod backoff;
 mod batch;
 mod broker;
 mod checkpoint;
+mod connection;
 mod consumer;
 mod database;
 mod dead_letter;
@@ -42,6 +43,7 @@ mod trace;
 pub mod unit_of_work;
 
 pub use broker::{Broker, BrokerError, Login, STREAM_MAX_BYTES, StreamSettings};
+pub use connection::DedicatedConnection;
 pub use database::{TRANSACTION_TIMEOUT, in_time, is_unavailable};
 pub use handler::{Delivery, Handler, Outcome};
 pub use lookback::Lookback;

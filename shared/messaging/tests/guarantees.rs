@@ -177,6 +177,36 @@ async fn a_failing_event_is_retried_and_does_not_fail_its_batch() {
 }
 
 #[tokio::test]
+async fn a_consumer_keeps_its_connection_until_a_transaction_fails() {
+    let fixture = Fixture::new().await;
+    let pool = &fixture.consumer.pool;
+    // The pool hands out the one that was idle for the longest time.
+    let open = [pool.acquire().await, pool.acquire().await];
+    drop(open);
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    let apply = async |events| {
+        fixture.publish(OrderId::new()).await;
+        eventually("the event is applied", async || {
+            fixture.applied().await.len() == events
+        })
+        .await;
+    };
+    for events in 1..=4 {
+        apply(events).await;
+    }
+    let backends = fixture.backends().await;
+    assert_eq!(backends, [backends[0]; 4]);
+
+    let kill = sqlx::query("SELECT pg_terminate_backend($1)").bind(backends[0]);
+    kill.execute(pool).await.unwrap();
+    apply(5).await;
+    assert_ne!(fixture.backends().await[4], backends[0]);
+    assert!(fixture.dead_letters().await.is_empty());
+    publisher.stop().await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
 async fn an_event_that_never_succeeds_becomes_a_dead_letter_after_its_attempts() {
     let mut fixture = Fixture::new().await;
     fixture.consumer.max_attempts = 3;
