@@ -28,9 +28,17 @@ const LINES: &[(&str, u32)] = &[("SKU-0001", 1)];
 
 /// The provider takes so long that 26 orders a second can be charged. The load is several times
 /// that: new orders are refused while accepted ones wait for too long, and admitted again when
-/// these have ended, all without a change of the load.
+/// these have ended, all without a change of the load. Outside of Compose the services have the
+/// smallest pools that they accept: their loops leave a connection for everything else.
 pub async fn an_overload_is_refused_and_every_accepted_order_ends(harness: &Harness) -> Outcome {
-    let settings = [("order", "ORDER_DEADLINE_SECONDS", "9")];
+    let smallest_pool = |service| (service, "DATABASE_POOL_SIZE", "4");
+    let settings = [
+        ("order", "ORDER_DEADLINE_SECONDS", "9"),
+        smallest_pool("order"),
+        smallest_pool("payment"),
+        smallest_pool("inventory"),
+        smallest_pool("notification"),
+    ];
     let shop = harness.open("overload", &settings).await?;
     shop.fault("*", json!({ "latency_ms": 2500 })).await?;
     let mut load = Load::start_many(&shop.customer, 16, Duration::from_millis(60));

@@ -47,6 +47,8 @@ const WRONG: &[Wrong] = &[
         "DATABASE_URL", "expected postgres://user:password@host:port/database"),
     wrong("order", &[("DATABASE_URL", "postgres://order:sagacity@db:5432/order"), PRODUCTION],
         "DATABASE_URL", "production needs one of its own"),
+    wrong("order", &[DATABASE, ("DATABASE_POOL_SIZE", "3")],
+        "--database-pool-size", "4..=100"),
     wrong("order", &[DATABASE, ("NATS_URL", "localhost")],
         "--nats-url", "expected nats://host:port"),
     wrong("order", &[DATABASE, ("INVENTORY_URL", "inventory")],

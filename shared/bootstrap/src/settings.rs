@@ -138,6 +138,10 @@ impl Environment {
     }
 }
 
+/// The order service keeps one for each of its two consumers and one for the intake of orders. With fewer than
+/// four no request could read.
+const SMALLEST_POOL: i64 = 4;
+
 /// The service's own database.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseSettings {
@@ -150,9 +154,10 @@ pub struct DatabaseSettings {
         hide_env_values = true
     )]
     pub url: SecretString,
-    /// Connections in the pool; few are faster than many: twice the cores is plenty
+    /// Connections in the pool; few are faster than many: twice the cores is plenty. Up to three are kept by the
+    /// loops of a service, which share no connection with requests
     #[arg(id = "database-pool-size", long, env = "DATABASE_POOL_SIZE", default_value_t = 8,
-          value_parser = clap::value_parser!(u32).range(2..=100))]
+          value_parser = clap::value_parser!(u32).range(SMALLEST_POOL..=100))]
     pub pool_size: u32,
     /// Whether the service applies the migrations of its database when it starts, or waits until they are applied by
     /// its task `migrate`
