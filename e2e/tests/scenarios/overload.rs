@@ -31,7 +31,7 @@ const LINES: &[(&str, u32)] = &[("SKU-0001", 1)];
 /// these have ended, all without a change of the load. Outside of Compose the services have the
 /// smallest pools that they accept: their loops leave a connection for everything else.
 pub async fn an_overload_is_refused_and_every_accepted_order_ends(harness: &Harness) -> Outcome {
-    let smallest_pool = |service| (service, "DATABASE_POOL_SIZE", "4");
+    let smallest_pool = |service| (service, "DATABASE_POOL_SIZE", "5");
     let settings = [
         ("order", "ORDER_DEADLINE_SECONDS", "9"),
         smallest_pool("order"),

@@ -138,9 +138,9 @@ impl Environment {
     }
 }
 
-/// The order service keeps one for each of its two consumers and one for the intake of orders. With fewer than
-/// four no request could read.
-const SMALLEST_POOL: i64 = 4;
+/// The order service keeps four: for the consumers of two streams and of redriven events, and for the intake of
+/// orders. The fifth is for everything else.
+const SMALLEST_POOL: i64 = 5;
 
 /// The service's own database.
 #[derive(Args, Clone, Debug)]
@@ -154,7 +154,7 @@ pub struct DatabaseSettings {
         hide_env_values = true
     )]
     pub url: SecretString,
-    /// Connections in the pool; few are faster than many: twice the cores is plenty. Up to three are kept by the
+    /// Connections in the pool; few are faster than many: twice the cores is plenty. Up to four are kept by the
     /// loops of a service, which share no connection with requests
     #[arg(id = "database-pool-size", long, env = "DATABASE_POOL_SIZE", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(SMALLEST_POOL..=100))]
