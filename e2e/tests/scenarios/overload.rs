@@ -29,9 +29,9 @@ const LINES: &[(&str, u32)] = &[("SKU-0001", 1)];
 /// The provider takes so long that 26 orders a second can be charged. The load is several times
 /// that: new orders are refused while accepted ones wait for too long, and admitted again when
 /// these have ended, all without a change of the load. Outside of Compose the services have the
-/// smallest pools that they accept: their loops leave a connection for everything else.
+/// smallest pools that they accept.
 pub async fn an_overload_is_refused_and_every_accepted_order_ends(harness: &Harness) -> Outcome {
-    let smallest_pool = |service| (service, "DATABASE_POOL_SIZE", "5");
+    let smallest_pool = |service| (service, "DATABASE_POOL_SIZE", "6");
     let settings = [
         ("order", "ORDER_DEADLINE_SECONDS", "9"),
         smallest_pool("order"),

@@ -144,7 +144,11 @@ pub async fn lease(
 }
 
 /// Extends the leases of these payments.
-pub async fn renew(pool: &PgPool, orders: &[OrderId], lease: Duration) -> sqlx::Result<()> {
+pub async fn renew(
+    connection: &mut PgConnection,
+    orders: &[OrderId],
+    lease: Duration,
+) -> sqlx::Result<()> {
     let orders: Vec<Uuid> = orders.iter().map(|order| order.0).collect();
     sqlx::query!(
         r#"-- payments_renew
@@ -153,7 +157,7 @@ pub async fn renew(pool: &PgPool, orders: &[OrderId], lease: Duration) -> sqlx::
         &orders,
         lease.as_secs_f64()
     )
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(())
 }

@@ -18,6 +18,7 @@ use sqlx::Connection as _;
 use tokio::{
     sync::Notify,
     task::{Id, JoinError, JoinSet},
+    time::{Interval, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -126,11 +127,12 @@ impl Worker {
     /// Works until `stopping`, then waits for the calls in flight and records their outcomes.
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
         let mut calls = Calls::default();
-        let mut renewals = tokio::time::interval(RENEW_INTERVAL);
-        let mut polls = tokio::time::interval(POLL_INTERVAL);
+        let mut renewals = ticks(RENEW_INTERVAL);
+        let mut polls = ticks(POLL_INTERVAL);
         let mut lookback = Lookback::default();
         let mut may_be_due = true;
         while !stopping.is_cancelled() {
+            // What is due while every place is taken waits for one.
             if may_be_due && calls.tasks.len() < MAX_CALLS {
                 may_be_due = self.lease(&mut calls, &mut lookback).await;
             }
@@ -160,13 +162,23 @@ impl Worker {
         if orders.is_empty() {
             return;
         }
-        if let Err(error) = store::renew(&self.participant.pool, &orders, LEASE).await {
-            tracing::warn!(%error, leases = orders.len(),
-                "leases could not be renewed; the next attempt is in {RENEW_INTERVAL:?}");
+        if let Err(error) = messaging::in_time(self.renew_all(&orders)).await {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                leases = orders.len(),
+                "leases could not be renewed; the next attempt is in {RENEW_INTERVAL:?}"
+            );
         }
     }
 
-    /// Leases due payments and starts their calls; returns whether more may be due.
+    async fn renew_all(&self, orders: &[OrderId]) -> anyhow::Result<()> {
+        let mut connection = self.connection.take().await.context("connect")?;
+        store::renew(&mut connection, orders, LEASE).await?;
+        self.connection.put_back(connection);
+        Ok(())
+    }
+
+    /// Leases due payments and starts their calls; returns whether to look again at once.
     async fn lease(&self, calls: &mut Calls, lookback: &mut Lookback) -> bool {
         let free = MAX_CALLS.saturating_sub(calls.tasks.len());
         let room = self.provider.breaker.admits(free);
@@ -175,10 +187,13 @@ impl Worker {
         }
         let since = Instant::now();
         let reach = lookback.reach();
-        let leased = match self.lease_up_to(room, reach).await {
+        let leased = match messaging::in_time(self.lease_up_to(room, reach)).await {
             Ok(leased) => leased,
             Err(error) => {
-                tracing::warn!(%error, "payments cannot be leased; the worker retries in {POLL_INTERVAL:?}");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "payments cannot be leased; the worker retries in {POLL_INTERVAL:?}"
+                );
                 return false;
             }
         };
@@ -194,8 +209,8 @@ impl Worker {
 
     /// Committed before the calls: `attempts` counts calls that may have reached the provider, and
     /// a body that is sent is stored.
-    async fn lease_up_to(&self, room: usize, reach: Duration) -> sqlx::Result<Vec<Leased>> {
-        let mut connection = self.connection.take().await?;
+    async fn lease_up_to(&self, room: usize, reach: Duration) -> anyhow::Result<Vec<Leased>> {
+        let mut connection = self.connection.take().await.context("connect")?;
         let leased = store::lease(&mut connection, room as i64, LEASE, reach).await?;
         // Only payments that a replica of the version before this one has written lack a body.
         let without = leased.iter().map(|leased| &leased.payment);
@@ -213,7 +228,7 @@ impl Worker {
         while let Some(next) = calls.try_next() {
             outcomes.push(next);
         }
-        if let Err(error) = self.transaction(&outcomes).await {
+        if let Err(error) = messaging::in_time(self.transaction(&outcomes)).await {
             tracing::warn!(
                 error = format!("{error:#}"),
                 outcomes = outcomes.len(),
@@ -260,6 +275,13 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// After an outage the ticks that were missed do not follow one another.
+fn ticks(interval: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// What an outcome means for the payment, and what it follows from: a refund from the cancellation,

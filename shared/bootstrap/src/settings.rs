@@ -139,8 +139,8 @@ impl Environment {
 }
 
 /// The order service keeps four: for the consumers of two streams and of redriven events, and for the intake of
-/// orders. The fifth is for everything else.
-const SMALLEST_POOL: i64 = 5;
+/// orders. A request that reads and a periodic task then share no connection.
+const SMALLEST_POOL: i64 = 6;
 
 /// The service's own database.
 #[derive(Args, Clone, Debug)]
@@ -154,8 +154,7 @@ pub struct DatabaseSettings {
         hide_env_values = true
     )]
     pub url: SecretString,
-    /// Connections in the pool; few are faster than many: twice the cores is plenty. Up to four are kept by the
-    /// loops of a service, which share no connection with requests
+    /// Connections in the pool. Up to four are kept by the tasks of a service; few more are faster than many
     #[arg(id = "database-pool-size", long, env = "DATABASE_POOL_SIZE", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(SMALLEST_POOL..=100))]
     pub pool_size: u32,

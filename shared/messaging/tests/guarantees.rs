@@ -8,7 +8,9 @@ use std::time::Duration;
 use contracts::{OrderId, Service};
 use devstack::{Durability, Logs, Postgres, Reaper, TemporaryDirectory, free_port, test};
 use fixture::{Fixture, eventually};
-use messaging::{Broker, Login, outbox};
+use futures::future::try_join_all;
+use messaging::{Broker, DedicatedConnection, Login, outbox};
+use sqlx::PgConnection;
 
 #[tokio::test]
 async fn an_event_is_published_if_and_only_if_its_state_is_committed() {
@@ -180,9 +182,11 @@ async fn a_failing_event_is_retried_and_does_not_fail_its_batch() {
 async fn a_consumer_keeps_its_connection_until_a_transaction_fails() {
     let fixture = Fixture::new().await;
     let pool = &fixture.consumer.pool;
-    // The pool hands out the one that was idle for the longest time.
-    let open = [pool.acquire().await, pool.acquire().await];
-    drop(open);
+    // The pool hands out the one that was idle for the longest time: all are open, so that the
+    // same one twice in a row is no coincidence.
+    let size = pool.options().get_max_connections();
+    let open = try_join_all((0..size).map(|_| pool.acquire())).await;
+    drop(open.unwrap());
     let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
     let apply = async |events| {
         fixture.publish(OrderId::new()).await;
@@ -197,13 +201,38 @@ async fn a_consumer_keeps_its_connection_until_a_transaction_fails() {
     let backends = fixture.backends().await;
     assert_eq!(backends, [backends[0]; 4]);
 
-    let kill = sqlx::query("SELECT pg_terminate_backend($1)").bind(backends[0]);
-    kill.execute(pool).await.unwrap();
-    apply(5).await;
+    let failing = OrderId::new();
+    fixture.handler.fail(failing, 1);
+    fixture.publish(failing).await;
+    eventually("the event is applied in the second attempt", async || {
+        fixture.applied().await.len() == 5
+    })
+    .await;
     assert_ne!(fixture.backends().await[4], backends[0]);
     assert!(fixture.dead_letters().await.is_empty());
     publisher.stop().await;
     consumer.stop().await;
+}
+
+/// A service that has had nothing to do since the database was restarted refuses nobody.
+#[tokio::test]
+async fn a_connection_that_has_ended_while_it_was_idle_is_replaced() {
+    async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
+        let backend = sqlx::query_scalar("SELECT pg_backend_pid()");
+        backend.fetch_one(connection).await
+    }
+
+    let (pool, _) = test::database(&[]).await.unwrap();
+    let dedicated = DedicatedConnection::new(pool.clone());
+    let mut connection = dedicated.take().await.unwrap();
+    let ended = backend(&mut connection).await.unwrap();
+    dedicated.put_back(connection);
+    let kill = sqlx::query("SELECT pg_terminate_backend($1)").bind(ended);
+    kill.execute(&pool).await.unwrap();
+    // From then on it is tested.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let mut connection = dedicated.take().await.unwrap();
+    assert_ne!(backend(&mut connection).await.unwrap(), ended);
 }
 
 #[tokio::test]
