@@ -38,7 +38,7 @@ pub async fn run(participant: Participant, stopping: CancellationToken) -> anyho
 async fn sweep_all(participant: &Participant, lookback: &mut Lookback) -> anyhow::Result<usize> {
     let mut cancelled = 0;
     loop {
-        let swept = sweep(participant, lookback).await?;
+        let swept = messaging::in_time(sweep(participant, lookback)).await?;
         cancelled += swept;
         if swept < BATCH as usize {
             return Ok(cancelled);
