@@ -154,7 +154,7 @@ pub struct DatabaseSettings {
         hide_env_values = true
     )]
     pub url: SecretString,
-    /// Connections in the pool. Up to four are kept by the tasks of a service; few more are faster than many
+    /// Connections in the pool. The tasks of a service keep up to four of them; requests share the others
     #[arg(id = "database-pool-size", long, env = "DATABASE_POOL_SIZE", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(SMALLEST_POOL..=100))]
     pub pool_size: u32,

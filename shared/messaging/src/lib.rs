@@ -8,7 +8,7 @@
 //! - An event that fails is retried with back-off and then kept as a dead letter; none is dropped.
 //!
 //! Reading order: [`outbox`], `tail`, `relay`, `checkpoint`, `reconcile`, [`inbox`], [`handler`],
-//! [`unit_of_work`], `batch`, `consumer`, `dead_letter`, `partitions`, [`topology`],
+//! [`unit_of_work`], `connection`, `batch`, `consumer`, `dead_letter`, `partitions`, [`topology`],
 //! [`run`](mod@run).
 #![warn(missing_docs, unreachable_pub)]
 
