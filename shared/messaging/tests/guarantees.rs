@@ -109,6 +109,32 @@ async fn copies_within_one_batch_are_applied_once() {
 }
 
 #[tokio::test]
+async fn a_stream_that_cannot_be_consumed_holds_up_no_other() {
+    let fixture = Fixture::new().await;
+    fixture.declare().await;
+    let consumer = fixture.run_consumer();
+    eventually("it consumes", async || fixture.is_idle("PAYMENT").await).await;
+    fixture.break_consumer("PAYMENT").await;
+    eventually("readiness names the stream", async || {
+        let check = fixture.consumer.progress.check();
+        check.is_err_and(|reason| reason.starts_with("consumer of PAYMENT"))
+    })
+    .await;
+    let order = OrderId::new();
+    fixture.publish_copy_of(order).await;
+    eventually("another stream is consumed", async || {
+        fixture.applied().await == [order]
+    })
+    .await;
+    fixture.delete_consumer("PAYMENT").await;
+    eventually("readiness is back", async || {
+        fixture.consumer.progress.check().is_ok()
+    })
+    .await;
+    consumer.stop().await;
+}
+
+#[tokio::test]
 async fn a_poison_event_becomes_a_dead_letter_and_its_neighbours_are_applied() {
     let fixture = Fixture::new().await;
     let orders = [OrderId::new(), OrderId::new(), OrderId::new()];
