@@ -14,7 +14,7 @@ use lettre::{
     message::{Mailbox, header::ContentType},
     transport::smtp::{self, response::Category},
 };
-use messaging::{Lookback, backoff};
+use messaging::{Lookback, backoff, in_time};
 use opentelemetry::{KeyValue, global, metrics::Counter};
 use secrecy::ExposeSecret as _;
 use sqlx::PgPool;
@@ -95,8 +95,10 @@ impl Mailer {
                         sending.spawn(async move { mailer.deliver(&mail).await });
                     }
                 }
-                Err(error) => tracing::warn!(%error,
-                    "mails cannot be leased; the mailer retries in {POLL_INTERVAL:?}"),
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "mails cannot be leased; the mailer retries in {POLL_INTERVAL:?}"
+                ),
             }
             // While every place is taken, more mails may be due: the next look waits for a place.
             tokio::select! {
@@ -109,9 +111,10 @@ impl Mailer {
         Ok(())
     }
 
-    async fn lease(&self, limit: usize, lookback: &mut Lookback) -> sqlx::Result<Vec<Mail>> {
+    async fn lease(&self, limit: usize, lookback: &mut Lookback) -> anyhow::Result<Vec<Mail>> {
         let reach = lookback.reach();
-        let mails = store::lease(&self.pool, limit, LEASE, reach).await?;
+        let lease = async { Ok(store::lease(&self.pool, limit, LEASE, reach).await?) };
+        let mails = in_time(lease).await?;
         if mails.len() < limit {
             lookback.found_all(reach);
         }
@@ -133,8 +136,9 @@ impl Mailer {
             Outcome::GivenUp(_) => "given_up",
         };
         self.mails.add(1, &[KeyValue::new("outcome", label)]);
-        if let Err(error) = store::record_outcome(&self.pool, mail, outcome).await {
-            tracing::warn!(order.id = %mail.order_id, %error,
+        let record = async { Ok(store::record_outcome(&self.pool, mail, outcome).await?) };
+        if let Err(error) = in_time(record).await {
+            tracing::warn!(order.id = %mail.order_id, error = format!("{error:#}"),
                 "the outcome of a mail cannot be recorded; it is sent again when its lease has \
                  expired");
         }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use messaging::Participant;
+use messaging::{Participant, in_time};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
@@ -36,8 +36,9 @@ impl Admission {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// Observes the orders in flight, and the room that the broker has left, until `stopping`. An order waits for too long when a third of
-    /// `deadline` has passed: the rest must suffice for its payment and its reservation.
+    /// Observes the orders in flight, and the room that the broker has left, until `stopping`. An
+    /// order waits for too long when a third of `deadline` has passed: the rest must suffice for
+    /// its payment and its reservation.
     pub async fn run(
         self,
         participant: Participant,
@@ -52,12 +53,13 @@ impl Admission {
                 _ = ticks.tick() => {}
                 () = stopping.cancelled() => return Ok(()),
             }
-            match late(&participant.pool, left).await {
+            let late = async { Ok(late(&participant.pool, left).await?) };
+            match in_time(late).await {
                 Ok(late) => self.observe(late, participant.storage.is_nearly_full()),
-                Err(error) => {
-                    tracing::warn!(%error,
-                        "orders in flight cannot be counted; admission stays as it is");
-                }
+                Err(error) => tracing::warn!(
+                    error = format!("{error:#}"),
+                    "orders in flight cannot be counted; admission stays as it is"
+                ),
             }
         }
     }
