@@ -278,7 +278,7 @@ impl From<tonic::Status> for Problem {
                 "A service behind the API did not respond in time. Send the same request again.",
             ),
             code => {
-                tracing::error!(?code, text, "unexpected gRPC status from a service");
+                tracing::error!(?code, text, "a service responded with an unexpected gRPC status; the client gets 500");
                 Self::internal()
             }
         }

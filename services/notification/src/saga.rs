@@ -75,11 +75,6 @@ impl Handler for Saga {
         withdrawn.context("withdraw mails about confirmations")?;
         let inserted = store::insert(tx, &notifications, self.mail).await;
         inserted.context("insert notifications")?;
-        for delivery in batch {
-            let (order, kind) = (delivery.order_id(), delivery.event.kind);
-            let span = &delivery.span;
-            tracing::debug!(parent: span, order.id = %order, ?kind, "notified the customer");
-        }
         Ok(batch.iter().map(|_| Outcome::Done).collect())
     }
 }

@@ -76,7 +76,7 @@ impl Admission {
                 "new orders are refused until accepted ones move and the broker has room"
             );
         } else {
-            tracing::info!("accepted orders move again; new ones are admitted");
+            tracing::info!("accepted orders move and the broker has room; new orders are admitted");
         }
     }
 }

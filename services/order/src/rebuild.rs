@@ -49,7 +49,11 @@ async fn compare(
     let mut different: Vec<&Order> = folded.iter().collect();
     different.retain(|order| rows.get(&order.id) != Some(*order));
     for order in &different {
-        tracing::warn!(order.id = %order.id, repaired = write, "an order differs from its log");
+        let next = match write {
+            true => "its row is repaired",
+            false => "`rebuild --write` repairs its row",
+        };
+        tracing::warn!(order.id = %order.id, "an order differs from its log; {next}");
     }
     if write {
         let mut lost = different.clone();

@@ -116,7 +116,7 @@ async fn authorize(request: Request, next: Next) -> Response {
     tracing::warn!(
         rpc = path,
         ?peer,
-        "a process that may not call this is refused"
+        "a call was refused: the certificate of its caller does not allow this RPC"
     );
     Status::permission_denied("the certificate of the caller does not allow this call").into_http()
 }

@@ -102,7 +102,7 @@ impl Broker {
             .retry(backoff::exponential(Duration::from_millis(50), Duration::from_secs(2)))
             .when(may_come_up)
             .notify(|error, delay| {
-                tracing::info!(broker.url = url, %error, "NATS is unavailable; retrying in {delay:?}");
+                tracing::warn!(broker.url = url, %error, "NATS is unavailable; the next attempt is in {delay:?}");
             })
             .await
             .map_err(|source| BrokerError::Connect { url: url.to_owned(), source })?;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use devstack::{
     Certificates, Durability, Endpoints, Logs, Options, Ports, Reaper, Stack, programs, services,
@@ -35,8 +35,8 @@ pub(crate) struct Up {
     /// Listen on free ports instead of the documented ones
     #[arg(long)]
     free_ports: bool,
-    /// Three NATS servers, three PostgreSQL servers and two processes of each service, empty: kill any of them, and it is
-    /// replaced
+    /// Three NATS servers, three PostgreSQL servers and two processes of each service, on empty
+    /// databases: kill any of them, and it is replaced
     #[arg(long, conflicts_with_all = ["database", "nats"])]
     ha: bool,
     /// Mutual TLS between all processes, with a development authority in the state directory
@@ -78,9 +78,14 @@ impl Up {
             built = programs::build(programs, &[]) => built?,
             () = stop_requested() => return Ok(()),
         }
-        if self.fresh || self.ha {
+        if self.fresh {
             wipe(state)?;
         }
+        ensure!(
+            !self.ha || !state.exists(),
+            "--ha starts empty, and {} has data of an earlier run: add --fresh to remove it",
+            state.display()
+        );
         std::fs::create_dir_all(state).with_context(|| format!("create {}", state.display()))?;
         let (lines, mut received) = mpsc::unbounded_channel::<(String, String)>();
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
