@@ -39,6 +39,8 @@ const PULL_EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long without an event before the loop asks the broker whether there is really none.
 const WATCHDOG: Duration = Duration::from_secs(5);
+/// An event that has failed comes again sooner, if it comes to this replica.
+const FORGET_FAILED: Duration = backoff::MAX.saturating_mul(4);
 /// How often an event of an unknown version is delivered again while it waits for a newer replica.
 const UNKNOWN_DELAY: Duration = Duration::from_secs(5);
 
@@ -47,15 +49,17 @@ pub(crate) struct Consumer<H> {
     participant: Participant,
     batches: Batches<H>,
     source: Source,
-    /// Events that have failed, by stream sequence. Kept in memory on purpose: the broker counts
-    /// *deliveries*, and a delivery that a restart or a database outage cut short says nothing
-    /// about the event. Losing the map costs a few extra attempts.
-    failed: HashMap<u64, Failed>,
+    /// Events that have failed, by id. Kept in memory on purpose: the broker counts *deliveries*,
+    /// and a delivery that a restart or a database outage cut short says nothing about the event.
+    /// Losing the map costs a few extra attempts.
+    failed: HashMap<String, Failed>,
 }
 
 struct Failed {
     attempts: u32,
     since: Instant,
+    /// The last delivery.
+    seen: Instant,
 }
 
 impl<H: Handler> Consumer<H> {
@@ -104,9 +108,7 @@ impl<H: Handler> Consumer<H> {
         shutdown: &CancellationToken,
         delays: &mut Outage,
     ) -> anyhow::Result<()> {
-        // Again at each restart: somebody may have deleted a stream or a consumer meanwhile, and
-        // the sequences of a new stream begin at 1.
-        self.failed.clear();
+        // Again at each restart: somebody may have deleted a stream or a consumer meanwhile.
         let (broker, service) = (&self.participant.broker, self.participant.service);
         topology::reconcile_stream(broker, self.source.stream()).await?;
         let consumer = topology::reconcile_consumer(broker, service, self.source).await?;
@@ -156,8 +158,6 @@ impl<H: Handler> Consumer<H> {
     }
 
     async fn acknowledge(&mut self, message: &Message, outcome: Outcome) -> anyhow::Result<()> {
-        let sequence = message.info().map(|info| info.stream_sequence);
-        let sequence = sequence.unwrap_or_default();
         let metrics = &self.participant.metrics;
         match outcome {
             Outcome::Done => metrics.handled(1, "done"),
@@ -171,27 +171,22 @@ impl<H: Handler> Consumer<H> {
                     "an event changes nothing; it is acknowledged"
                 );
             }
-            Outcome::Retry(error) => return self.retry(message, sequence, error).await,
-            Outcome::Unknown(error) => return self.postpone(message, sequence, error).await,
-            Outcome::Poison(error) => return self.give_up(message, sequence, error).await,
+            Outcome::Retry(error) => return self.retry(message, error).await,
+            Outcome::Unknown(error) => return self.postpone(message, error).await,
+            Outcome::Poison(error) => return self.give_up(message, error).await,
         }
-        self.failed.remove(&sequence);
+        self.failed.remove(event_id(message));
         message.ack().await.map_err(anyhow::Error::from_boxed)
     }
 
     /// Counts an attempt and asks for redelivery after a back-off, or gives up.
-    async fn retry(
-        &mut self,
-        message: &Message,
-        sequence: u64,
-        error: anyhow::Error,
-    ) -> anyhow::Result<()> {
-        let failed = self.failed(sequence);
+    async fn retry(&mut self, message: &Message, error: anyhow::Error) -> anyhow::Result<()> {
+        let failed = self.failed(message);
         failed.attempts += 1;
         let attempt = failed.attempts;
         if attempt >= self.participant.max_attempts {
             let error = error.context(format!("gave up after {attempt} attempts"));
-            return self.give_up(message, sequence, error).await;
+            return self.give_up(message, error).await;
         }
         self.participant.metrics.handled(1, "retry");
         let delay = backoff::delay_after(attempt, backoff::MIN, backoff::MAX);
@@ -203,16 +198,11 @@ impl<H: Handler> Consumer<H> {
     }
 
     /// Leaves an event that this version cannot read to a newer replica, or gives up.
-    async fn postpone(
-        &mut self,
-        message: &Message,
-        sequence: u64,
-        error: anyhow::Error,
-    ) -> anyhow::Result<()> {
-        let waits = self.failed(sequence).since.elapsed();
+    async fn postpone(&mut self, message: &Message, error: anyhow::Error) -> anyhow::Result<()> {
+        let waits = self.failed(message).since.elapsed();
         if waits >= self.participant.unknown_patience {
             let error = error.context("no newer replica has handled the event");
-            return self.give_up(message, sequence, error).await;
+            return self.give_up(message, error).await;
         }
         self.participant.metrics.handled(1, "unknown");
         tracing::warn!(service = %self.participant.service, event.id = event_id(message),
@@ -223,27 +213,27 @@ impl<H: Handler> Consumer<H> {
         negative.map_err(anyhow::Error::from_boxed)
     }
 
-    fn failed(&mut self, sequence: u64) -> &mut Failed {
-        // Events that another replica has handled meanwhile stay in the map; more than can be in
-        // flight are mostly such.
+    fn failed(&mut self, message: &Message) -> &mut Failed {
+        let now = Instant::now();
+        // Events that another replica has handled meanwhile do not come again.
         if self.failed.len() >= topology::MAX_ACK_PENDING {
-            self.failed.clear();
+            self.failed
+                .retain(|_, failed| now.duration_since(failed.seen) < FORGET_FAILED);
         }
-        self.failed.entry(sequence).or_insert_with(|| Failed {
+        let failed = self.failed.entry(event_id(message).to_owned());
+        let failed = failed.or_insert_with(|| Failed {
             attempts: 0,
-            since: Instant::now(),
-        })
+            since: now,
+            seen: now,
+        });
+        failed.seen = now;
+        failed
     }
 
     /// Publishes the event as a dead letter. An error leaves the event with the broker, which
     /// redelivers it.
-    async fn give_up(
-        &mut self,
-        message: &Message,
-        sequence: u64,
-        error: anyhow::Error,
-    ) -> anyhow::Result<()> {
-        let attempts = self.failed(sequence).attempts.max(1);
+    async fn give_up(&mut self, message: &Message, error: anyhow::Error) -> anyhow::Result<()> {
+        let attempts = self.failed(message).attempts.max(1);
         let (broker, service) = (&self.participant.broker, self.participant.service);
         dead_letter::publish(broker, service, message, attempts, &error).await?;
         self.participant.metrics.handled(1, "dead_letter");
@@ -252,7 +242,7 @@ impl<H: Handler> Consumer<H> {
             error = dead_letter::one_line(&error),
             "an event became a dead letter; it waits for an operator in stream {}",
             contracts::dead_letter::STREAM);
-        self.failed.remove(&sequence);
+        self.failed.remove(event_id(message));
         Ok(())
     }
 }
@@ -296,11 +286,12 @@ async fn return_unstarted(stream: &mut pull::Stream) {
 /// Fails when the broker has events for this consumer that do not arrive.
 async fn check_quiet(consumer: &PullConsumer) -> anyhow::Result<()> {
     let info = consumer.get_info().await;
-    let pending = info
-        .context("ask for the state of the consumer")?
-        .num_pending;
+    let info = info.context("ask for the state of the consumer")?;
+    // As many events wait for their next attempt as the broker delivers at a time.
+    let is_full = info.num_ack_pending >= topology::MAX_ACK_PENDING;
+    let pending = info.num_pending;
     anyhow::ensure!(
-        pending == 0,
+        pending == 0 || is_full,
         "{pending} events are pending but none arrives"
     );
     Ok(())

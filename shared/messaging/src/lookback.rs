@@ -18,7 +18,8 @@ const LONG_EVERY: Duration = Duration::from_secs(5);
 const FULL: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 const FULL_EVERY: Duration = Duration::from_secs(600);
 
-/// What the looks at one work list have found so far.
+/// What the looks at one work list have found so far. After an error begin with a new one: the
+/// database may be another server now, with another clock.
 #[derive(Debug, Default)]
 pub struct Lookback {
     /// When the last look began that found everything.

@@ -32,6 +32,8 @@ const STEP: i64 = 10_000;
 const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
 /// PostgreSQL looks through the default partition for rows that belong to a new one.
 const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long one part of the upkeep may take. What is left is done at the next attempt.
+const LIMIT: Duration = SCAN_TIMEOUT.saturating_mul(2);
 /// One replica at a time: any number, the same for all versions.
 const LOCK: i64 = 0x5a6a_0b0d;
 
@@ -62,35 +64,53 @@ pub(crate) async fn run(
             _ = ticks.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        if let Err(error) = maintain(&pool, outbox_retention, &mut deleted).await {
-            tracing::warn!(%error,
-                "could not make or drop partitions of outbox and inbox; \
-                 the next attempt is in {EVERY:?}");
+        tokio::select! {
+            () = maintain(&pool, outbox_retention, &mut deleted) => {}
+            () = shutdown.cancelled() => return,
         }
     }
 }
 
-async fn maintain(
-    pool: &PgPool,
-    outbox_retention: Option<Duration>,
-    deleted: &mut Deleted,
-) -> sqlx::Result<()> {
-    let today = today(pool).await?;
+async fn maintain(pool: &PgPool, outbox_retention: Option<Duration>, deleted: &mut Deleted) {
+    attempt("delete old rows", deleted.step_all(pool, outbox_retention)).await;
     let mut tables = vec![(Table::Inbox, INBOX_RETENTION)];
     tables.extend(outbox_retention.map(|keep| (Table::Outbox, keep)));
     for (table, keep) in tables {
-        for days in 1..=AHEAD {
-            create(pool, table, today + DAY * days).await?;
-        }
-        for (partition, day) in partitions(pool, table).await? {
-            if day + DAY + keep < today {
-                drop_partition(pool, table, day, &partition).await?;
-            }
+        attempt("drop old partitions", drop_old(pool, table, keep)).await;
+        attempt("make partitions", create_ahead(pool, table)).await;
+    }
+}
+
+/// Attempts one part of the upkeep. The others do not depend on its success.
+async fn attempt(what: &str, part: impl Future<Output = sqlx::Result<()>>) {
+    let error = match tokio::time::timeout(LIMIT, part).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => format!("{:#}", anyhow::Error::from(error)),
+        Err(_elapsed) => format!("not done after {LIMIT:?}"),
+    };
+    tracing::warn!(
+        error,
+        "could not {what} of outbox or inbox; the next attempt is in {EVERY:?}"
+    );
+}
+
+async fn drop_old(pool: &PgPool, table: Table, keep: Duration) -> sqlx::Result<()> {
+    let today = today(pool).await?;
+    for (partition, day) in partitions(pool, table).await? {
+        if day + DAY + keep < today {
+            drop_partition(pool, table, day, &partition).await?;
         }
     }
-    while deleted.step_inbox(pool).await? == STEP as u64 {}
-    if let Some(keep) = outbox_retention {
-        while deleted.step_outbox(pool, keep).await? == STEP as u64 {}
+    Ok(())
+}
+
+async fn create_ahead(pool: &PgPool, table: Table) -> sqlx::Result<()> {
+    let today = today(pool).await?;
+    // At the first start the default partition is empty. Later it may have rows of today, and
+    // PostgreSQL would look for them in vain.
+    let first = u32::from(!default_is_empty(pool, table).await?);
+    for days in first..=AHEAD {
+        create(pool, table, today + DAY * days).await?;
     }
     Ok(())
 }
@@ -230,6 +250,22 @@ async fn exists(pool: &PgPool, table: &str) -> sqlx::Result<bool> {
     .await
 }
 
+async fn default_is_empty(pool: &PgPool, table: Table) -> sqlx::Result<bool> {
+    let is_empty = match table {
+        Table::Outbox => sqlx::query_scalar!(
+            r#"-- outbox_default_empty
+            SELECT NOT EXISTS (SELECT FROM outbox_default) AS "empty!""#
+        )
+        .fetch_one(pool),
+        Table::Inbox => sqlx::query_scalar!(
+            r#"-- inbox_default_empty
+            SELECT NOT EXISTS (SELECT FROM inbox_default) AS "empty!""#
+        )
+        .fetch_one(pool),
+    };
+    is_empty.await
+}
+
 /// All partitions but the default one, with their days.
 async fn partitions(pool: &PgPool, table: Table) -> sqlx::Result<Vec<(String, Date)>> {
     let names = sqlx::query_scalar!(
@@ -254,6 +290,18 @@ struct Deleted {
 }
 
 impl Deleted {
+    async fn step_all(
+        &mut self,
+        pool: &PgPool,
+        outbox_retention: Option<Duration>,
+    ) -> sqlx::Result<()> {
+        while self.step_inbox(pool).await? == STEP as u64 {}
+        if let Some(keep) = outbox_retention {
+            while self.step_outbox(pool, keep).await? == STEP as u64 {}
+        }
+        Ok(())
+    }
+
     async fn step_inbox(&mut self, pool: &PgPool) -> sqlx::Result<u64> {
         let done = sqlx::query_scalar!(
             r#"-- inbox_prune

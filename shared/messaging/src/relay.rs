@@ -228,15 +228,20 @@ impl<'a> Relay<'a> {
 
     /// Begins at the newest checkpoint: what was published since then may be lost.
     async fn go_back(&mut self) -> anyhow::Result<()> {
-        let checkpoint = checkpoint::newest(&mut self.session).await;
-        let checkpoint = checkpoint.context("read the relay's checkpoint")?;
+        let session = &mut self.session;
+        let read = async {
+            let newest = checkpoint::newest(session).await?;
+            Ok((newest, checkpoint::replayed_until(session).await?))
+        };
+        let read = database::in_time(read).await;
+        let (checkpoint, replayed_until) = read.context("read the relay's checkpoint")?;
         self.tail = Tail::after(checkpoint.position);
         self.noted = Noted::at(checkpoint.position);
         self.last = Place {
             event_id: checkpoint.event_id,
             sequence: checkpoint.stream_sequence,
         };
-        self.replayed_until = checkpoint::replayed_until(&mut self.session).await?;
+        self.replayed_until = replayed_until;
         // The place in the stream of what it published last may be lost.
         self.replay = None;
         Ok(())
@@ -409,7 +414,7 @@ impl<'a> Relay<'a> {
             tracing::error!(service = %self.participant.service, outbox.position = row.position,
                 event.id = %row.event_id, reason,
                 "an event cannot be published; it is set aside for an operator");
-            sqlx::query!(
+            let insert = sqlx::query!(
                 r#"-- outbox_set_aside
                 INSERT INTO outbox_set_aside (position, event_id, subject, reason) VALUES ($1, $2, $3, $4)
                 ON CONFLICT DO NOTHING"#,
@@ -417,10 +422,10 @@ impl<'a> Relay<'a> {
                 row.event_id.0,
                 row.subject,
                 reason
-            )
-            .execute(&mut self.session)
-            .await
-            .context("set an event aside")?;
+            );
+            database::in_time(async { Ok(insert.execute(&mut self.session).await?) })
+                .await
+                .context("set an event aside")?;
         }
         Ok(())
     }

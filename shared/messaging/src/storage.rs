@@ -1,7 +1,7 @@
 //! How much room the broker's streams have left, and how many dead letters the service has.
 //!
-//! The streams of publishers never fill: they drop their oldest events. Those of dead letters refuse
-//! what does not fit, because they may hold the only copy. When they are nearly full, the events that
+//! The streams of publishers never fill: they drop their oldest events. That of dead letters refuses
+//! what does not fit, because it may hold the only copy. When it is nearly full, the events that
 //! fail next would be stuck, and new orders should wait until an operator has made room.
 
 use std::{
@@ -12,14 +12,13 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::stream::DiscardPolicy;
-use contracts::dead_letter::AUDIT;
+use contracts::dead_letter::{AUDIT, STREAM as DEAD_LETTERS};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Participant, topology};
 
 const EVERY: Duration = Duration::from_secs(10);
-/// The share of a stream that refuses, above which it counts as full.
+/// The share of its bytes above which the stream counts as nearly full.
 const FULL: f64 = 0.9;
 
 /// What is known of the broker's room; cheap to clone.
@@ -63,8 +62,8 @@ fn note(participant: &Participant, is_nearly_full: bool) {
     let before = flag.swap(is_nearly_full, Ordering::Relaxed);
     if is_nearly_full && !before {
         tracing::error!(
-            "the streams of dead letters are nearly full; redrive or discard some: \
-             an event that fails next could not be kept"
+            "the stream of dead letters is nearly full, and an event that fails next could not be \
+             kept; new orders are refused until an operator redrives or discards some"
         );
     }
 }
@@ -77,7 +76,7 @@ async fn count(participant: &Participant) {
     }
 }
 
-/// Returns whether a stream that refuses is nearly full. Declares the streams again: an operator may have
+/// Returns whether the stream of dead letters is nearly full. Declares the streams again: an operator may have
 /// deleted one that has no publisher, such as that of the dead letters.
 async fn observe(participant: &Participant) -> anyhow::Result<bool> {
     let mut is_nearly_full = false;
@@ -89,7 +88,7 @@ async fn observe(participant: &Participant) -> anyhow::Result<bool> {
         };
         let share = info.state.bytes as f64 / limit as f64;
         participant.metrics.stream_use(&info.config.name, share);
-        is_nearly_full |= info.config.discard == DiscardPolicy::New && share >= FULL;
+        is_nearly_full |= info.config.name == DEAD_LETTERS && share >= FULL;
     }
     Ok(is_nearly_full)
 }

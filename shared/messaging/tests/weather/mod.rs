@@ -120,6 +120,26 @@ async fn an_unknown_version_waits_for_a_newer_replica_and_then_becomes_a_dead_le
     consumer.stop().await;
 }
 
+/// They take every place that the broker grants a consumer.
+#[tokio::test]
+async fn any_number_of_unknown_versions_end_as_dead_letters_and_other_events_are_applied() {
+    let mut fixture = Fixture::new().await;
+    fixture.consumer.unknown_patience = Duration::from_secs(4);
+    fixture.declare().await;
+    let more_than_are_in_flight = 4096 + 50;
+    for _ in 0..more_than_are_in_flight {
+        fixture.publish_unknown_version().await;
+    }
+    let order = OrderId::new();
+    fixture.publish_copy_of(order).await;
+    let consumer = fixture.run_consumer();
+    eventually("an event that is known is applied", async || {
+        fixture.applied().await == [order]
+    })
+    .await;
+    consumer.stop().await;
+}
+
 #[tokio::test]
 async fn a_consumer_never_narrows_what_a_newer_replica_subscribes_to() {
     let fixture = Fixture::new().await;
