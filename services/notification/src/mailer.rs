@@ -95,10 +95,13 @@ impl Mailer {
                         sending.spawn(async move { mailer.deliver(&mail).await });
                     }
                 }
-                Err(error) => tracing::warn!(
-                    error = format!("{error:#}"),
-                    "mails cannot be leased; the mailer retries in {POLL_INTERVAL:?}"
-                ),
+                Err(error) => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "mails cannot be leased; the mailer retries in {POLL_INTERVAL:?}"
+                    );
+                    lookback = Lookback::default();
+                }
             }
             // While every place is taken, more mails may be due: the next look waits for a place.
             tokio::select! {

@@ -4,6 +4,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use contracts::{CustomerId, IdempotencyKey, OrderId};
+use messaging::in_time;
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -126,9 +127,15 @@ pub async fn prune(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<
             _ = ticks.tick() => {}
             () = stopping.cancelled() => return Ok(()),
         }
-        if let Err(error) = prune_all(&pool, &mut pruned).await {
-            tracing::warn!(%error,
-                "could not prune idempotency keys; the next attempt is in {PRUNE_INTERVAL:?}");
+        let pruned = tokio::select! {
+            pruned = prune_all(&pool, &mut pruned) => pruned,
+            () = stopping.cancelled() => return Ok(()),
+        };
+        if let Err(error) = pruned {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "could not prune idempotency keys; the next attempt is in {PRUNE_INTERVAL:?}"
+            );
         }
     }
 }
@@ -138,9 +145,9 @@ pub async fn prune(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<
 ///
 /// The table is not partitioned by time, as outbox and inbox are: a partition key would have to be part
 /// of the constraint that makes a key unique, and a key could then be used once a day.
-async fn prune_all(pool: &PgPool, pruned: &mut Uuid) -> sqlx::Result<()> {
+async fn prune_all(pool: &PgPool, pruned: &mut Uuid) -> anyhow::Result<()> {
     loop {
-        let deleted = sqlx::query_scalar!(
+        let delete = sqlx::query_scalar!(
             r#"-- idempotency_prune
             DELETE FROM idempotency_keys WHERE (customer_id, key) IN (
                 SELECT customer_id, key FROM idempotency_keys
@@ -149,9 +156,8 @@ async fn prune_all(pool: &PgPool, pruned: &mut Uuid) -> sqlx::Result<()> {
             *pruned,
             messaging::oldest_id(IdempotencyKey::RETENTION),
             PRUNE_STEP
-        )
-        .fetch_all(pool)
-        .await?;
+        );
+        let deleted = in_time(async { Ok(delete.fetch_all(pool).await?) }).await?;
         *pruned = deleted.iter().copied().max().unwrap_or(*pruned);
         if deleted.len() < PRUNE_STEP as usize {
             return Ok(());

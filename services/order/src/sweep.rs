@@ -26,10 +26,13 @@ pub async fn run(participant: Participant, stopping: CancellationToken) -> anyho
         match sweep_all(&participant, &mut lookback).await {
             Ok(0) => {}
             Ok(orders) => tracing::info!(orders, "deadlines have passed; the orders are cancelled"),
-            Err(error) => tracing::warn!(
-                error = format!("{error:#}"),
-                "the sweep failed; the next one is in {INTERVAL:?}"
-            ),
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the sweep failed; the next one is in {INTERVAL:?}"
+                );
+                lookback = Lookback::default();
+            }
         }
     }
 }
@@ -54,12 +57,7 @@ async fn sweep(participant: &Participant, lookback: &mut Lookback) -> anyhow::Re
     let reach = lookback.reach();
     let overdue = store::lock_overdue(&mut tx, now - reach, now, BATCH).await;
     let overdue = overdue.context("lock overdue orders")?;
-    if overdue.len() < BATCH as usize {
-        lookback.found_all(reach);
-    }
-    if overdue.is_empty() {
-        return Ok(0);
-    }
+    let are_all = overdue.len() < BATCH as usize;
     let ids: Vec<_> = overdue.keys().copied().collect();
     let mut work = UnitOfWork::new(overdue);
     let mut cancelled = 0;
@@ -75,6 +73,12 @@ async fn sweep(participant: &Participant, lookback: &mut Lookback) -> anyhow::Re
     }
     work.flush(&mut tx).await.context("save orders")?;
     tx.commit().await.context("commit")?;
-    participant.wake.wake();
+    // Not before: the next look would begin behind orders that are not cancelled yet.
+    if are_all {
+        lookback.found_all(reach);
+    }
+    if cancelled > 0 {
+        participant.wake.wake();
+    }
     Ok(cancelled)
 }

@@ -8,7 +8,11 @@ use devstack::{
     test::{self, Program, eventually},
 };
 use proto::order::v1::{GetOrderRequest, order_service_client::OrderServiceClient};
-use tokio::{io::AsyncBufReadExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncBufReadExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 use tonic::Code;
 use uuid::Uuid;
 
@@ -159,6 +163,81 @@ async fn a_service_that_does_not_migrate_waits_for_the_task_that_does() {
     assert_eq!(migrate(&url).await, Some(0));
     program.wait_until_ready().await.unwrap();
     assert_eq!(migrate(&url).await, Some(0), "once more changes nothing");
+    program.terminate().unwrap();
+    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}
+
+/// A way to a server that can lose the connections it has: they stay open, and nothing arrives.
+async fn forward(server: String) -> (u16, watch::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (lose, lost) = watch::channel(());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let (server, mut lost) = (server.clone(), lost.clone());
+            lost.mark_unchanged();
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(server).await.unwrap();
+                tokio::select! {
+                    _ = copy_bidirectional(&mut client, &mut server) => {}
+                    _ = lost.changed() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    (port, lose)
+}
+
+/// As when the machine of the server is lost, and another one takes over its name: nothing tells a
+/// client that its connections are gone.
+#[tokio::test]
+async fn a_service_replaces_connections_that_are_lost_without_a_sign() {
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    let server = database.connect_options();
+    let server = format!("{}:{}", server.get_host(), server.get_port());
+    let (port, lose) = forward(server.clone()).await;
+    let url = url.replace(&server, &format!("127.0.0.1:{port}"));
+    let mut program = spawn(&url, &broker.url(), "0");
+    program.wait_until_ready().await.unwrap();
+    lose.send(()).unwrap();
+    until_readiness_is(&program, 503).await;
+    until_readiness_is(&program, 200).await;
+    program.terminate().unwrap();
+    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}
+
+/// The orders that a sweep has locked are not behind the next one.
+#[tokio::test]
+async fn a_sweep_that_failed_is_repeated_from_its_beginning() {
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    assert_eq!(migrate(&url).await, Some(0));
+    let prepare = "
+        INSERT INTO orders (order_id, customer_id, status, paid, refunded, lines, total_amount,
+                            total_currency, deadline, created_at, updated_at, version)
+        VALUES (gen_random_uuid(), gen_random_uuid(), 'pending', false, false, '[]', 100, 'EUR',
+                now() - interval '5 minutes', now(), now(), 1);
+        CREATE SEQUENCE failures;
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN PERFORM nextval('failures'); RAISE EXCEPTION 'not yet'; END $$;
+        CREATE TRIGGER fail BEFORE UPDATE ON orders EXECUTE FUNCTION fail();";
+    sqlx::raw_sql(prepare).execute(&database).await.unwrap();
+    let mut program = spawn(&url, &broker.url(), "0");
+    let count = async |query: &'static str| {
+        let count = sqlx::query_scalar::<_, i64>(query).fetch_one(&database);
+        count.await.unwrap()
+    };
+    eventually("a sweep has failed", async || {
+        count("SELECT count(*) FROM failures WHERE is_called").await > 0
+    })
+    .await;
+    let repair = sqlx::query("DROP TRIGGER fail ON orders");
+    repair.execute(&database).await.unwrap();
+    eventually("the order is cancelled", async || {
+        count("SELECT count(*) FROM orders WHERE status = 'cancelled'").await == 1
+    })
+    .await;
     program.terminate().unwrap();
     assert_eq!(program.wait().await.unwrap().code(), Some(0));
 }

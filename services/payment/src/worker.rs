@@ -194,6 +194,7 @@ impl Worker {
                     error = format!("{error:#}"),
                     "payments cannot be leased; the worker retries in {POLL_INTERVAL:?}"
                 );
+                *lookback = Lookback::default();
                 return false;
             }
         };

@@ -19,6 +19,8 @@ use crate::{
 
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection that is returned to the pool may take to respond.
+const TEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// An index on a large table takes minutes.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -197,6 +199,16 @@ fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        // The pool tests what is returned, without a limit: a connection to a server that is gone
+        // without a sign would keep its place until TCP gives up, a quarter of an hour later.
+        .after_release(|connection, _| {
+            Box::pin(async {
+                match tokio::time::timeout(TEST_TIMEOUT, connection.ping()).await {
+                    Ok(tested) => tested.map(|()| true),
+                    Err(_elapsed) => Err(sqlx::Error::PoolTimedOut),
+                }
+            })
+        })
         // A round trip per acquire; a broken connection shows at the next statement anyway.
         .test_before_acquire(false)
         .connect_lazy_with(options);
@@ -230,6 +242,9 @@ fn may_come_up(error: &sqlx::Error) -> bool {
 /// # Errors
 /// Describes what is wrong.
 pub async fn ping(pool: PgPool) -> Result<(), String> {
-    let ping = sqlx::query("-- ping\nSELECT 1").execute(&pool).await;
-    ping.map(drop).map_err(|error| error.to_string())
+    let ping = sqlx::query("-- ping\nSELECT 1").execute(&pool);
+    match tokio::time::timeout(ACQUIRE_TIMEOUT, ping).await {
+        Ok(pinged) => pinged.map(drop).map_err(|error| error.to_string()),
+        Err(_elapsed) => Err("the database does not respond".to_owned()),
+    }
 }
