@@ -271,6 +271,24 @@ impl DeadLetters {
         Ok(consumer.num_pending + consumer.num_ack_pending as u64)
     }
 
+    /// Deletes redriven events that their services have handled, so that others find room. It
+    /// needs the rights of an operator.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn make_room(&self) -> anyhow::Result<()> {
+        let stream = self.jetstream.get_stream(REDRIVE).await;
+        let stream = stream.with_context(|| format!("open the stream {REDRIVE}"))?;
+        let consumers = stream.consumers().try_collect::<Vec<_>>().await;
+        for consumer in consumers.with_context(|| format!("list the consumers of {REDRIVE}"))? {
+            let handled = consumer.ack_floor.stream_sequence;
+            let subjects = format!("redrive.{}.>", consumer.name);
+            let purged = stream.purge().filter(subjects).sequence(handled + 1).await;
+            purged.with_context(|| format!("delete what {} has handled", consumer.name))?;
+        }
+        Ok(())
+    }
+
     /// How many there are, and when the oldest was written. The cost does not depend on their
     /// number: the broker counts by subject.
     ///

@@ -211,6 +211,12 @@ async fn perform(
         Err(error) => eprintln!("cannot {act} dead letter {}: {error:#}", letter.sequence),
     };
     let dead_letters = DeadLetters::new(jetstream, service);
+    if act == Act::Redrive && !selection.dry_run {
+        // Only a full stream needs it, and that fails each redrive with the reason.
+        if let Err(error) = dead_letters.make_room().await {
+            eprintln!("cannot delete redriven events that were handled: {error:#}");
+        }
+    }
     let summary = dead_letters.perform(&task, usize::MAX, &mut tell).await;
     let summary = summary.with_context(|| format!("cannot {act}; nothing is done"))?;
     for id in &summary.not_found {

@@ -231,6 +231,11 @@ async fn a_dead_letter_comes_back_to_the_service_that_gave_up_and_is_applied_onc
     system.handler.is_repaired.store(true, Ordering::SeqCst);
     assert!(system.dlq(&by_id).await.status.success());
     eventually("the event is applied", async || system.applied().await == 1).await;
+    let redriven = async || {
+        let redriven = read_stream(&system.jetstream, "REDRIVE").await;
+        redriven.unwrap().len()
+    };
+    assert_eq!(redriven().await, 1);
 
     let by_reason = ["discard", "--service", "notification", "--reason", "a bug"];
     assert!(system.dlq(&by_reason).await.status.success());
@@ -247,6 +252,12 @@ async fn a_dead_letter_comes_back_to_the_service_that_gave_up_and_is_applied_onc
     // Other consumers of the event do not get it again.
     let events = read_stream(&system.jetstream, "ORDER").await.unwrap();
     assert_eq!(events.len(), 2);
+    // The next redrive deletes what was handled.
+    eventually("it is deleted", async || {
+        assert!(system.dlq(&["redrive", "--all"]).await.status.success());
+        redriven().await == 0
+    })
+    .await;
     let pool = system.pool.clone();
     system.stop().await;
     let applied = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM applied");
