@@ -88,7 +88,10 @@ pub fn next_cursor<C: Cursor + FromStr>(last: &str) -> Result<Option<String>, Pr
         return Ok(None);
     }
     let last: C = last.parse().map_err(|_| {
-        tracing::error!(last, "a service sent a page that no cursor can continue; the client gets 500");
+        tracing::error!(
+            last,
+            "a service sent a page that no cursor can continue; the client gets 500"
+        );
         Problem::internal()
     })?;
     Ok(Some(last.encode()))

@@ -278,7 +278,11 @@ impl From<tonic::Status> for Problem {
                 "A service behind the API did not respond in time. Send the same request again.",
             ),
             code => {
-                tracing::error!(?code, text, "a service responded with an unexpected gRPC status; the client gets 500");
+                tracing::error!(
+                    ?code,
+                    text,
+                    "a service responded with an unexpected gRPC status; the client gets 500"
+                );
                 Self::internal()
             }
         }
