@@ -5,7 +5,7 @@
 //! cannot be sent is given up: at once when it is refused for good, otherwise after
 //! [`LAST_ATTEMPT`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use bootstrap::shutdown;
@@ -34,7 +34,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long sending one mail may take.
 const TIMEOUT: Duration = shutdown::STEP;
 /// Longer than a mail takes, so that no other replica sends it, too.
-const LEASE: Duration = Duration::from_secs(30);
+pub const LEASE: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const SLOWEST_RETRY: Duration = Duration::from_secs(3600);
 /// A mail that could not be sent by then is given up. With the delays above that is after about
@@ -88,11 +88,12 @@ impl Mailer {
             // A task that panicked is a bug that the panic hook has reported; its lease expires.
             while sending.try_join_next().is_some() {}
             let free = CONCURRENCY - sending.len();
+            let since = Instant::now();
             match self.lease(free, &mut lookback).await {
                 Ok(mails) => {
                     for mail in mails {
                         let mailer = self.clone();
-                        sending.spawn(async move { mailer.deliver(&mail).await });
+                        sending.spawn(async move { mailer.deliver(&mail, since).await });
                     }
                 }
                 Err(error) => {
@@ -124,8 +125,13 @@ impl Mailer {
         Ok(mails)
     }
 
-    /// Sends a mail and records what came of it.
-    async fn deliver(&self, mail: &Mail) {
+    /// Sends a mail and records what came of it. `since`: when the lease was asked for.
+    async fn deliver(&self, mail: &Mail, since: Instant) {
+        if since.elapsed() > LEASE - TIMEOUT {
+            tracing::warn!(order.id = %mail.order_id,
+                "the process was paused, and a mail was not sent in time; it is leased again");
+            return;
+        }
         let sent = tokio::time::timeout(TIMEOUT, self.send(mail)).await;
         let silence = |_| {
             Err(Failure::Temporary(anyhow!(

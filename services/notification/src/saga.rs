@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 
 use crate::{
     kind::Kind,
+    mailer::LEASE,
     store::{self, NewNotification},
 };
 
@@ -37,6 +38,7 @@ fn notification(delivery: &Delivery<InboundEvent>) -> NewNotification {
         order_id: delivery.order_id(),
         customer_id: delivery.event.customer_id,
         kind: delivery.event.kind,
+        not_before: None,
     }
 }
 
@@ -71,8 +73,12 @@ impl Handler for Saga {
         let mut notifications: Vec<_> = batch.iter().map(notification).collect();
         notifications
             .retain(|new| new.kind != Kind::OrderConfirmed || !cancelled.contains(&new.order_id));
-        let withdrawn = store::withdraw_confirmations(tx, &cancelled).await;
-        withdrawn.context("withdraw mails about confirmations")?;
+        let leased = store::withdraw_confirmations(tx, &cancelled, LEASE).await;
+        let leased = leased.context("withdraw mails about confirmations")?;
+        // The mail about a cancellation does not overtake one about the confirmation.
+        for new in &mut notifications {
+            new.not_before = leased.get(&new.order_id).copied();
+        }
         let inserted = store::insert(tx, &notifications, self.mail).await;
         inserted.context("insert notifications")?;
         Ok(batch.iter().map(|_| Outcome::Done).collect())

@@ -1,6 +1,6 @@
 //! The SQL of the notification service.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use contracts::{CustomerId, NotificationId, OrderId};
 use messaging::outbox;
@@ -16,6 +16,8 @@ pub struct NewNotification {
     pub order_id: OrderId,
     pub customer_id: CustomerId,
     pub kind: Kind,
+    /// Its mail is not sent before.
+    pub not_before: Option<OffsetDateTime>,
 }
 
 /// Locks orders for the caller's transaction, in key order, so that batches cannot deadlock: what
@@ -47,12 +49,14 @@ pub async fn insert(
     let orders: Vec<_> = new.iter().map(|new| new.order_id.0).collect();
     let customers: Vec<_> = new.iter().map(|new| new.customer_id.0).collect();
     let kinds: Vec<_> = new.iter().map(|new| new.kind.as_str()).collect();
+    let not_before: Vec<_> = new.iter().map(|new| new.not_before).collect();
     sqlx::query!(
         r#"-- notifications_insert
         INSERT INTO notifications (notification_id, order_id, customer_id, kind, created_at, mail_due_at)
-        SELECT n.*, $5::timestamptz, CASE WHEN $6 THEN now() END
-        FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[])
-            AS n (id, order_id, customer_id, kind)
+        SELECT n.id, n.order_id, n.customer_id, n.kind, $5::timestamptz,
+               CASE WHEN $6 THEN greatest(now(), n.not_before) END
+        FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $7::timestamptz[])
+            AS n (id, order_id, customer_id, kind, not_before)
         WHERE NOT (n.kind = 'order_confirmed' AND EXISTS (
             SELECT FROM notifications AS told
             WHERE told.order_id = n.order_id AND told.kind = 'order_cancelled'))
@@ -62,31 +66,46 @@ pub async fn insert(
         &customers,
         &kinds as &[&str],
         outbox::now(),
-        mail
+        mail,
+        &not_before as &[Option<OffsetDateTime>]
     )
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Withdraws the mails about confirmations of orders that were cancelled meanwhile.
+/// Withdraws the mails about confirmations of orders that were cancelled meanwhile. Returns those
+/// that may be on their way, and until when: a lease ends after at most `lease`.
 pub async fn withdraw_confirmations(
     tx: &mut PgConnection,
     cancelled: &[OrderId],
-) -> sqlx::Result<()> {
+    lease: Duration,
+) -> sqlx::Result<HashMap<OrderId, OffsetDateTime>> {
     if cancelled.is_empty() {
-        return Ok(());
+        return Ok(HashMap::new());
     }
     let cancelled: Vec<Uuid> = cancelled.iter().map(|order| order.0).collect();
-    sqlx::query!(
+    let leased = sqlx::query!(
         r#"-- mails_withdraw
-        UPDATE notifications SET mail_due_at = NULL
-        WHERE order_id = ANY($1) AND kind = 'order_confirmed' AND mail_due_at IS NOT NULL"#,
-        &cancelled
+        WITH waiting AS MATERIALIZED (
+            SELECT notification_id, mail_due_at, mail_attempts FROM notifications
+            WHERE order_id = ANY($1) AND kind = 'order_confirmed' AND mail_due_at IS NOT NULL
+            ORDER BY notification_id FOR UPDATE),
+        withdrawn AS (
+            UPDATE notifications SET mail_due_at = NULL FROM waiting
+            WHERE notifications.notification_id = waiting.notification_id
+            RETURNING order_id, waiting.mail_due_at AS due_at, waiting.mail_attempts AS attempts)
+        SELECT order_id, least(due_at, now() + make_interval(secs => $2)) AS "until!"
+        FROM withdrawn WHERE attempts > 0"#,
+        &cancelled,
+        lease.as_secs_f64()
     )
-    .execute(tx)
+    .fetch_all(tx)
     .await?;
-    Ok(())
+    let leased = leased.into_iter();
+    Ok(leased
+        .map(|row| (OrderId(row.order_id), row.until))
+        .collect())
 }
 
 /// A notification as the table keeps it.

@@ -433,6 +433,50 @@ async fn a_mail_that_was_given_up_is_sent_when_it_is_made_due_again() {
 }
 
 #[tokio::test]
+async fn a_mail_about_a_cancellation_waits_for_one_about_the_confirmation_that_is_on_its_way() {
+    let (sender, mut kept) = mpsc::unbounded_channel();
+    let mail_server = MailServer::start(sender).await;
+    mail_server.busy.store(false, Ordering::Relaxed);
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    let broker_url = broker.url();
+    let settings = [
+        ("DATABASE_URL", url.as_str()),
+        ("NATS_URL", &broker_url),
+        ("SMTP_URL", &mail_server.url),
+    ];
+    let service = Program::start(env!("CARGO_BIN_EXE_notification"), &settings);
+    let _service = service.await.unwrap();
+    let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+    let (order, customer) = (OrderId::new(), CustomerId::new());
+    mail_server.treat(customer, Treatment::Hold);
+    publish_event(&jetstream, order, confirmed(order, customer)).await;
+    test::eventually("the confirmation is on its way", async || {
+        mail_server.attempts(customer) == 1
+    })
+    .await;
+    publish_event(&jetstream, order, cancelled(order)).await;
+    test::eventually("the cancellation is recorded", async || {
+        let recorded = "SELECT count(*) FROM notifications WHERE kind = 'order_cancelled'";
+        let recorded = sqlx::query_scalar::<_, i64>(recorded).fetch_one(&database);
+        recorded.await.unwrap() == 1
+    })
+    .await;
+    let waits = "SELECT coalesce(mail_due_at > created_at + interval '2 seconds', false)
+        FROM notifications WHERE kind = 'order_cancelled'";
+    let waits = sqlx::query_scalar::<_, bool>(waits).fetch_one(&database);
+    assert!(waits.await.unwrap(), "the cancellation does not wait");
+
+    mail_server.released.send_replace(true);
+    let mail = kept.recv().await.unwrap();
+    assert!(mail.contains("confirmed"), "{mail}");
+    let due = "UPDATE notifications SET mail_due_at = now() WHERE kind = 'order_cancelled'";
+    sqlx::query(due).execute(&database).await.unwrap();
+    let mail = kept.recv().await.unwrap();
+    assert!(mail.contains("cancelled"), "{mail}");
+}
+
+#[tokio::test]
 async fn a_customer_is_notified_once_however_often_the_event_is_published() {
     let broker = test::broker().await.unwrap();
     let (database, url) = test::database(&[]).await.unwrap();
