@@ -203,6 +203,8 @@ async fn a_service_replaces_connections_that_are_lost_without_a_sign() {
     lose.send(()).unwrap();
     until_readiness_is(&program, 503).await;
     until_readiness_is(&program, 200).await;
+    // It also ends well without them.
+    lose.send(()).unwrap();
     program.terminate().unwrap();
     assert_eq!(program.wait().await.unwrap().code(), Some(0));
 }
