@@ -1,5 +1,5 @@
 //! Erases a customer: the notification keeps what was said about which order, and the id of the
-//! order stands in place of the customer's. Mails that wait are given up. Its SQL is here.
+//! order replaces the customer's. Mails that wait are given up. Its SQL is here.
 //!
 //! A notification is erased when the streams do not have its event any more. Order and payment are
 //! erased first: they know what this service has yet to hear of.

@@ -2,7 +2,7 @@
 //! could not keep what fails.
 //!
 //! An order that is accepted although nothing moves is charged just before its deadline, cancelled,
-//! and refunded: work for everybody and a sale for nobody. Refusing at the edge keeps the orders
+//! and refunded: wasted work, and no sale. Refusing at the edge keeps the orders
 //! that are accepted within their deadlines.
 
 use std::{

@@ -1,4 +1,4 @@
-//! Erases a customer: the order keeps what was sold, and its own id stands in place of the
+//! Erases a customer: the order keeps what was sold, and its own id replaces the
 //! customer's, in its row and in its event log. Its SQL is here.
 //!
 //! An order is erased when nothing can bring the customer back: it has ended, every subscriber has

@@ -2,7 +2,7 @@
 //!
 //! Reading order: `domain` (what an order is), `saga` (what it does on which event), `intake` (how
 //! orders are accepted), `admission` (when they are refused), `sweep` (how overdue orders end),
-//! `event_log`, `rebuild` and `forget` (what the log keeps no longer).
+//! `event_log`, `rebuild` and `forget` (what is removed from the log).
 
 mod admission;
 mod aggregate;

@@ -1,4 +1,4 @@
-//! Erases a customer: the payment keeps what was paid, and the id of its order stands in place of
+//! Erases a customer: the payment keeps what was paid, and the id of its order replaces
 //! the customer's, in its row and in what it has published. Its SQL is here.
 //!
 //! A payment is erased when nothing can bring the customer back: nothing is asked of the provider

@@ -77,7 +77,7 @@ typed_id!(
 );
 
 impl CustomerId {
-    /// What stands in place of a customer who was erased: the id of the order, which names nobody,
+    /// What replaces a customer who was erased: the id of the order, which names nobody,
     /// and does not tell which orders were of the same customer.
     pub const fn erased(order: OrderId) -> Self {
         Self(order.0)

@@ -126,6 +126,11 @@ fn render() -> String {
         );
     }
     line!(text, "| DEAD_LETTER | `dlq.>` | operators |");
+    line!(
+        text,
+        "| REDRIVE | `redrive.>` | each service: `redrive.<service>.>` |"
+    );
+    line!(text, "| AUDIT | `audit.>` | operators |");
     text
 }
 

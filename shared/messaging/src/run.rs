@@ -28,45 +28,42 @@ pub async fn run<H: Handler>(
         () = declare(&participant) => {}
         () = shutdown.cancelled() => return Ok(()),
     }
-    let mut consumers = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for source in Source::all(H::Inbound::SERVICE) {
         let consumer = Consumer::new(participant.clone(), Arc::clone(&handler), source);
-        consumers.spawn(consumer.run(shutdown.clone()));
+        tasks.spawn(consumer.run(shutdown.clone()));
     }
     let upkeep = partitions::run(
         participant.pool.clone(),
         participant.outbox_retention,
         shutdown.clone(),
     );
-    consumers.spawn(upkeep);
-    consumers.spawn(storage::run(participant.clone(), shutdown.clone()));
+    tasks.spawn(upkeep);
+    tasks.spawn(storage::run(participant.clone(), shutdown.clone()));
 
     // The relay outlives the consumers: the last batch may still append to the outbox, and those
     // events should leave before the process does.
-    let consumers_done = CancellationToken::new();
+    let tasks_done = CancellationToken::new();
     let mut relay = JoinSet::new();
     if let Some(stream) = participant.service.stream() {
-        relay.spawn(relay::run(
-            participant.clone(),
-            stream,
-            consumers_done.clone(),
-        ));
+        relay.spawn(relay::run(participant.clone(), stream, tasks_done.clone()));
     }
-    let all_consumers = async {
-        while let Some(part) = consumers.join_next().await {
-            part.context("a consumer panicked")?;
-            anyhow::ensure!(shutdown.is_cancelled(), "a consumer ended by itself");
+    let all_tasks = async {
+        while let Some(task) = tasks.join_next().await {
+            task.context("a consumer or a periodic task panicked")?;
+            let ended = "a consumer or a periodic task ended by itself";
+            anyhow::ensure!(shutdown.is_cancelled(), ended);
         }
         anyhow::Ok(())
     };
     tokio::select! {
-        result = all_consumers => result?,
+        result = all_tasks => result?,
         Some(result) = relay.join_next() => {
             result.context("the relay panicked")?;
             anyhow::bail!("the relay ended by itself");
         }
     }
-    consumers_done.cancel();
+    tasks_done.cancel();
     while let Some(part) = relay.join_next().await {
         part.context("the relay panicked")?;
     }
