@@ -108,8 +108,8 @@ impl Compose {
         docker(&["kill", &first]).await.map(drop)
     }
 
-    /// Starts one more container of a service, with the environment of the first and these arguments of
-    /// `docker run`. Returns its id. It is not part of the Compose project.
+    /// Starts one more container of a service, with the environment of the first and these
+    /// arguments of `docker run`. Returns its id. It is not part of the Compose project.
     pub async fn run_like(&self, service: &str, arguments: &[&str]) -> anyhow::Result<String> {
         let first = self.first(service).await?;
         let inspect = async |format: &str| docker(&["inspect", "--format", format, &first]).await;

@@ -24,8 +24,8 @@ pub fn expected_pairs() -> BTreeSet<Pair> {
     from_edges.chain(from_commands).collect()
 }
 
-/// The pairs in all streams; `recorded` are the events of all outboxes, since a stream may have lost
-/// a cause. Fails on a pair that the choreography does not declare.
+/// The pairs in all streams; `recorded` are the events of all outboxes, since a stream may have
+/// lost a cause. Fails on a pair that the choreography does not declare.
 pub async fn observe(
     jetstream: &jetstream::Context,
     recorded: &HashMap<EventId, Subject>,

@@ -6,8 +6,8 @@ use devstack::test::{self, System};
 
 use crate::{Compose, Deployment, Kubernetes, Shop, compose, kubernetes};
 
-/// The environment variable with the gateway of a system to use instead of processes: in containers,
-/// or in the cluster of `KUBECONFIG` if that is set.
+/// The environment variable with the gateway of a system to use instead of processes: in
+/// containers, or in the cluster of `KUBECONFIG` if that is set.
 const TARGET: &str = "SAGACITY_TARGET";
 
 /// Scenarios have one customer, who sends more than a real one.

@@ -99,8 +99,8 @@ impl Kubernetes {
         until_ready(service).await
     }
 
-    /// Kills a service, which does not come back by itself. The kubelet grants its pods two seconds,
-    /// in which they still serve; there is no way to send SIGKILL first.
+    /// Kills a service, which does not come back by itself. The kubelet grants its pods two
+    /// seconds, in which they still serve; there is no way to send SIGKILL first.
     pub async fn kill(&self, service: &str) -> anyhow::Result<()> {
         scale(service, 0).await?;
         delete_pods(service).await

@@ -26,8 +26,8 @@ pub async fn containers_can_be_stopped_and_started(harness: &Harness) -> Outcome
     close(shop).await
 }
 
-/// As Kubernetes may run it: any user, a file system that cannot be written, 64 MiB of memory, a tenth of a
-/// core. It starts, takes its share of the work, and ends well at SIGTERM.
+/// As Kubernetes may run it: any user, a file system that cannot be written, 64 MiB of memory, a
+/// tenth of a core. It starts, takes its share of the work, and ends well at SIGTERM.
 pub async fn a_process_lives_with_little(harness: &Harness) -> Outcome {
     const LITTLE: [&str; 6] = [
         "--user=12345:12345",

@@ -1,5 +1,5 @@
-//! Several servers and replicas: one of them fails under load, its part is taken over, and no order is
-//! lost.
+//! Several servers and replicas: one of them fails under load, its part is taken over, and no order
+//! is lost.
 
 use std::time::{Duration, SystemTime};
 
@@ -50,7 +50,8 @@ const FAULTS: &[Fault] = &[
     Fault::Process("gateway-replica"),
 ];
 
-/// For people and for the night: prints how long the orders took that were placed around each fault.
+/// For people and for the night: prints how long the orders took that were placed around each
+/// fault.
 pub async fn each_server_and_each_replica_may_fail(_harness: &Harness) -> Outcome {
     let mut shop = open("ha", &[]).await?;
     for fault in FAULTS {
@@ -59,8 +60,8 @@ pub async fn each_server_and_each_replica_may_fail(_harness: &Harness) -> Outcom
     close(shop).await
 }
 
-/// The same with the faults that take most with them. After the second crash of PostgreSQL one of the
-/// two servers that are left has failed before.
+/// The same with the faults that take most with them. After the second crash of PostgreSQL one of
+/// the two servers that are left has failed before.
 pub async fn a_leader_a_primary_and_a_replica_may_fail(_harness: &Harness) -> Outcome {
     let mut shop = open("ha_short", &[]).await?;
     for fault in [
@@ -77,7 +78,8 @@ pub async fn a_leader_a_primary_and_a_replica_may_fail(_harness: &Harness) -> Ou
 /// The order of a rollout: callers last.
 const ROLLOUT: [&str; 5] = ["notification", "inventory", "payment", "order", "gateway"];
 
-/// A process that stops still serves for a second; its callers know its address for longer than that.
+/// A process that stops still serves for a second; its callers know its address for longer than
+/// that.
 async fn open_for_rollout(name: &str) -> anyhow::Result<Shop> {
     let lag = ROLLOUT.map(|service| (service, "SHUTDOWN_LAG_SECONDS", "1"));
     open(name, &lag).await
@@ -210,8 +212,8 @@ async fn until_streams_are_complete(nats: &str) -> anyhow::Result<String> {
     .await
 }
 
-/// How long the orders took, from their creation to their end, that were placed in the second before
-/// the fault or after it.
+/// How long the orders took, from their creation to their end, that were placed in the second
+/// before the fault or after it.
 async fn took(
     shop: &Shop,
     customer: CustomerId,

@@ -1,6 +1,6 @@
-//! How long recovery takes: from the end of a fault to the end of the last order that it affected. For
-//! people and for the night: the figures depend on the machine. What must hold on any is that no order
-//! is lost.
+//! How long recovery takes: from the end of a fault to the end of the last order that it affected.
+//! For people and for the night: the figures depend on the machine. What must hold on any is that
+//! no order is lost.
 
 use std::time::{Duration, SystemTime};
 

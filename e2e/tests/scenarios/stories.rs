@@ -58,7 +58,8 @@ pub async fn an_order_is_confirmed_and_streamed_live(harness: &Harness) -> Outco
 /// Each event has its cause, and all belong to one request and one trace.
 async fn check_timeline(shop: &Shop, id: &str) -> anyhow::Result<()> {
     let path = format!("/api/v1/orders/{id}/timeline");
-    // A reservation may overtake the payment that it follows from: then the order is never paid only.
+    // A reservation may overtake the payment that it follows from: then the order is never paid
+    // only.
     const EVENTS: [&str; 4] = [
         "order.created.v1",
         "payment.completed.v1",

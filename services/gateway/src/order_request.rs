@@ -1,8 +1,8 @@
-//! The JSON body that creates an order, parsed into types that cannot hold what `/openapi.json` does
-//! not allow. The order service checks the rest: which products exist, one line for each.
+//! The JSON body that creates an order, parsed into types that cannot hold what `/openapi.json`
+//! does not allow. The order service checks the rest: which products exist, one line for each.
 //!
-//! The limits of the document are literals, because the macros take nothing else; a test in `document`
-//! compares them with those of the contracts.
+//! The limits of the document are literals, because the macros take nothing else; a test in
+//! `document` compares them with those of the contracts.
 
 use contracts::{OrderLine, PaymentMethod, Quantity, Sku};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -19,8 +19,8 @@ pub struct NewOrder {
     #[serde(deserialize_with = "lines")]
     #[schema(min_items = 1, max_items = 100)]
     pub items: Vec<NewItem>,
-    /// A payment method of the provider. For tests: `tok_visa`, `tok_mastercard`, `tok_chargeDeclined`,
-    /// `tok_chargeDeclinedInsufficientFunds`.
+    /// A payment method of the provider. For tests: `tok_visa`, `tok_mastercard`,
+    /// `tok_chargeDeclined`, `tok_chargeDeclinedInsufficientFunds`.
     #[schema(value_type = String, min_length = 1, max_length = 255, pattern = "^[ -~]*$",
              example = "tok_visa")]
     pub payment_method: PaymentMethod,

@@ -1,7 +1,8 @@
-//! What a reservation is and what may happen to it: pure functions, no clock, no database, no network.
+//! What a reservation is and what may happen to it: pure functions, no clock, no database, no
+//! network.
 //!
-//! All lines of an order are reserved or none. A cancellation may arrive before, between and after the
-//! other events; a cancelled order never holds stock.
+//! All lines of an order are reserved or none. A cancellation may arrive before, between and after
+//! the other events; a cancelled order never holds stock.
 
 mod stock;
 #[cfg(test)]
@@ -116,8 +117,8 @@ pub fn decide(
     })
 }
 
-/// The reservation after `event`, which happened at `at`. `None` when the event does not fit: a release
-/// needs a reservation.
+/// The reservation after `event`, which happened at `at`. `None` when the event does not fit: a
+/// release needs a reservation.
 pub fn evolve(
     reservation: Option<Reservation>,
     event: &Event,

@@ -5,8 +5,8 @@ use proto::inventory::v1 as wire;
 
 use crate::domain::{Event, Reservation};
 
-/// The contract event of a domain event that has led to `reservation`; `None` when other services need
-/// not know.
+/// The contract event of a domain event that has led to `reservation`; `None` when other services
+/// need not know.
 pub fn to_contract(reservation: &Reservation, event: &Event) -> Option<Contract> {
     let order_id = reservation.order_id.to_string();
     match event {

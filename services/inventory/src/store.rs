@@ -55,8 +55,8 @@ pub async fn seed(pool: &PgPool, stock_each: i64) -> sqlx::Result<()> {
     tx.commit().await
 }
 
-/// Locks reservations by order, in key order, so that batches cannot deadlock. Reservations that do not
-/// exist are left out.
+/// Locks reservations by order, in key order, so that batches cannot deadlock. Reservations that do
+/// not exist are left out.
 pub async fn lock(
     tx: &mut PgConnection,
     orders: &[OrderId],
@@ -122,8 +122,8 @@ pub async fn move_stock(tx: &mut PgConnection, changes: &BTreeMap<Sku, i64>) -> 
     Ok(())
 }
 
-/// Inserts new reservations. One that another replica has inserted meanwhile is an error: the batch is
-/// then tried again and finds it.
+/// Inserts new reservations. One that another replica has inserted meanwhile is an error: the batch
+/// is then tried again and finds it.
 pub async fn insert(tx: &mut PgConnection, new: &[&Reservation]) -> sqlx::Result<()> {
     let orders: Vec<_> = new
         .iter()

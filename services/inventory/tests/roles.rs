@@ -1,5 +1,5 @@
-//! The role of a service does not own the tables of its database. The inventory service stands for all
-//! services: they share chassis and messaging.
+//! The role of a service does not own the tables of its database. The inventory service stands for
+//! all services: they share chassis and messaging.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use devstack::{

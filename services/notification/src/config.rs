@@ -12,8 +12,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 pub struct Config {
     #[command(flatten)]
     pub service: ServiceSettings<50054, 9084>,
-    /// Mail server, for example smtp://mail:1025 or smtps://user:password@mail.example.com; without it no mail is
-    /// sent
+    /// Mail server, for example smtp://mail:1025 or smtps://user:password@mail.example.com; without
+    /// it no mail is sent
     #[arg(
         long,
         env = "SMTP_URL",
@@ -28,8 +28,8 @@ pub struct Config {
         default_value = "Sagacity <shop@sagacity.example>"
     )]
     pub mail_from: Mailbox,
-    /// Domain of the customers' addresses, as long as there are no accounts: a mail goes to the customer's id at this
-    /// domain
+    /// Domain of the customers' addresses, as long as there are no accounts: a mail goes to the
+    /// customer's id at this domain
     #[arg(
         long,
         env = "MAIL_CUSTOMER_DOMAIN",

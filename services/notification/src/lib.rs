@@ -1,7 +1,8 @@
 //! The notification service: notifies customers of the outcomes of their orders, once.
 //!
-//! It has no rules, therefore no `domain` and no unit of work: a row per notification, and a constraint
-//! that keeps it unique. Reading order: `saga` (what it does on which event), `mailer`, `store`.
+//! It has no rules, therefore no `domain` and no unit of work: a row per notification, and a
+//! constraint that keeps it unique. Reading order: `saga` (what it does on which event), `mailer`,
+//! `store`.
 
 mod config;
 mod erasure;

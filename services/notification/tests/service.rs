@@ -1,5 +1,5 @@
-//! The notification service as processes, with a real database and broker. The test publishes as the
-//! order service.
+//! The notification service as processes, with a real database and broker. The test publishes as
+//! the order service.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::{
@@ -51,8 +51,8 @@ fn confirmed(order: OrderId, customer: CustomerId) -> Event {
     })
 }
 
-/// Publishes that an order was confirmed, with a new event id each time: neither broker nor inbox can
-/// recognize a repetition.
+/// Publishes that an order was confirmed, with a new event id each time: neither broker nor inbox
+/// can recognize a repetition.
 async fn publish(jetstream: &jetstream::Context, order: OrderId) {
     publish_event(jetstream, order, confirmed(order, CustomerId::new())).await;
 }

@@ -1,5 +1,5 @@
-//! Admission control: new orders are refused while accepted ones wait for too long, or while the broker
-//! could not keep what fails.
+//! Admission control: new orders are refused while accepted ones wait for too long, or while the
+//! broker could not keep what fails.
 //!
 //! An order that is accepted although nothing moves is charged just before its deadline, cancelled,
 //! and refunded: wasted work, and no sale. Refusing at the edge keeps the orders
@@ -92,7 +92,8 @@ async fn late(pool: &PgPool, left: Duration) -> sqlx::Result<i64> {
             ORDER BY deadline LIMIT $2) AS late"#,
         left.as_secs_f64(),
         MANY,
-        // Not from the beginning: see `Lookback`. Orders that are overdue for longer wait for the sweep.
+        // Not from the beginning: see `Lookback`. Orders that are overdue for longer wait for the
+        // sweep.
         OVERDUE.as_secs_f64()
     )
     .fetch_one(pool)

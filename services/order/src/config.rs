@@ -28,7 +28,8 @@ pub struct Config {
 pub enum Task {
     #[command(flatten)]
     Common(chassis::Task),
-    /// Folds the event log of every order and compares it with the orders table; fails when they differ
+    /// Folds the event log of every order and compares it with the orders table; fails when they
+    /// differ
     Rebuild {
         /// Repair the rows that differ
         #[arg(long)]

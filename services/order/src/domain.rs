@@ -1,8 +1,8 @@
 //! What an order is and what may happen to it: pure functions, no clock, no database, no network.
 //!
-//! [`decide`] returns what happens, [`evolve`] the order after it. Events of other services arrive in
-//! any order and any number of times; the same facts always lead to the same end (see the property
-//! test in `domain/tests.rs`).
+//! [`decide`] returns what happens, [`evolve`] the order after it. Events of other services arrive
+//! in any order and any number of times; the same facts always lead to the same end (see the
+//! property test in `domain/tests.rs`).
 
 mod request;
 #[cfg(test)]
@@ -58,7 +58,8 @@ pub struct Order {
     /// Cancelled unless confirmed before.
     pub deadline: OffsetDateTime,
     pub status: Status,
-    /// The payment was captured. Apart from the status, because a cancelled order can be captured, too.
+    /// The payment was captured. Apart from the status, because a cancelled order can be captured,
+    /// too.
     pub paid: bool,
     /// The captured amount was refunded.
     pub refunded: bool,

@@ -1,5 +1,5 @@
-//! The event log of the orders: the outbox, read back as domain events. Its SQL is here, the SQL of the
-//! projection in `store`.
+//! The event log of the orders: the outbox, read back as domain events. Its SQL is here, the SQL of
+//! the projection in `store`.
 
 use std::collections::{HashMap, hash_map::Entry};
 

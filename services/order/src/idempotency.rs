@@ -140,11 +140,11 @@ pub async fn prune(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<
     }
 }
 
-/// Deletes in steps that begin behind `pruned`, the order of the last key that was deleted: a snapshot
-/// that is held for long keeps deleted rows, and each step would read all of them again.
+/// Deletes in steps that begin behind `pruned`, the order of the last key that was deleted: a
+/// snapshot that is held for long keeps deleted rows, and each step would read all of them again.
 ///
-/// The table is not partitioned by time, as outbox and inbox are: a partition key would have to be part
-/// of the constraint that makes a key unique, and a key could then be used once a day.
+/// The table is not partitioned by time, as outbox and inbox are: a partition key would have to be
+/// part of the constraint that makes a key unique, and a key could then be used once a day.
 async fn prune_all(pool: &PgPool, pruned: &mut Uuid) -> anyhow::Result<()> {
     loop {
         let delete = sqlx::query_scalar!(

@@ -2,8 +2,8 @@
 //! committed share the next.
 //!
 //! Key, order and event are committed together: a client that repeats a request after any failure
-//! finds all of it or nothing. Under load one commit serves many customers; without load an order does
-//! not wait for others.
+//! finds all of it or nothing. Under load one commit serves many customers; without load an order
+//! does not wait for others.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,11 +28,11 @@ use crate::{
     idempotency::{self, Claim, Key},
 };
 
-/// Most orders in one transaction. Larger batches gain little, and all of their customers wait for the
-/// slowest.
+/// Most orders in one transaction. Larger batches gain little, and all of their customers wait for
+/// the slowest.
 const BATCH: usize = 128;
-/// Requests that may wait. More are rejected at once: a queue that grows with the overload would only
-/// turn into timeouts.
+/// Requests that may wait. More are rejected at once: a queue that grows with the overload would
+/// only turn into timeouts.
 const QUEUE: usize = 1024;
 
 /// A valid order, with the key under which the client may repeat it.
@@ -77,15 +77,15 @@ type Reply = oneshot::Sender<Result<Receipt, IntakeError>>;
 pub struct Intake {
     /// Bounded: `try_send` fails instead of waiting when it is full.
     queue: mpsc::Sender<(Submission, Reply)>,
-    /// Keys whose submission is in this process. Two submissions with one key in one batch would wait
-    /// for each other's claim; other replicas are held off by the constraint of the table.
+    /// Keys whose submission is in this process. Two submissions with one key in one batch would
+    /// wait for each other's claim; other replicas are held off by the constraint of the table.
     in_progress: Arc<Mutex<HashSet<Key>>>,
     admission: Admission,
 }
 
 impl Intake {
-    /// An intake, and the task that serves it. The task ends after `stopping`, when no request is left
-    /// that could submit an order. An order may be in flight for as long as `deadline`.
+    /// An intake, and the task that serves it. The task ends after `stopping`, when no request is
+    /// left that could submit an order. An order may be in flight for as long as `deadline`.
     pub fn new(
         participant: Participant,
         deadline: Duration,
@@ -106,7 +106,8 @@ impl Intake {
         (intake, acceptor.serve(submissions, stopping))
     }
 
-    /// Waits until the order is committed, or returns the order that the same request created before.
+    /// Waits until the order is committed, or returns the order that the same request created
+    /// before.
     pub async fn submit(&self, submission: Submission) -> Result<Receipt, IntakeError> {
         if self.admission.is_closed() {
             return Err(IntakeError::Busy);

@@ -31,8 +31,8 @@ impl Prices {
         }
     }
 
-    /// The prices of `skus`, in the same order; `None` for a SKU that does not exist. `prepare` adds
-    /// context and deadline to the call, if one is needed.
+    /// The prices of `skus`, in the same order; `None` for a SKU that does not exist. `prepare`
+    /// adds context and deadline to the call, if one is needed.
     pub async fn get(
         &self,
         skus: &[&Sku],

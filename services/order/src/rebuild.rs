@@ -1,5 +1,5 @@
-//! `order rebuild`: the `orders` table is a projection of the event log, and can be compared with it
-//! and repaired from it at any time.
+//! `order rebuild`: the `orders` table is a projection of the event log, and can be compared with
+//! it and repaired from it at any time.
 
 use anyhow::Context as _;
 use contracts::OrderId;
@@ -11,8 +11,9 @@ use crate::{domain::Order, event_log, store};
 /// Orders compared or written per transaction.
 const STEP: i64 = 500;
 
-/// Compares every order with its log; with `write`, repairs rows that differ. Fails when rows differ
-/// and are not repaired. Safe while the service runs: rows are locked while they are compared.
+/// Compares every order with its log; with `write`, repairs rows that differ. Fails when rows
+/// differ and are not repaired. Safe while the service runs: rows are locked while they are
+/// compared.
 pub async fn run(pool: &PgPool, write: bool) -> anyhow::Result<()> {
     let (mut orders, mut different) = (0, 0);
     let mut after = Uuid::nil();

@@ -26,7 +26,8 @@ struct Row {
     version: i32,
 }
 
-/// Locks orders in key order, so that batches cannot deadlock. Orders that do not exist are left out.
+/// Locks orders in key order, so that batches cannot deadlock. Orders that do not exist are left
+/// out.
 pub async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<HashMap<OrderId, Order>> {
     let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
     let rows = sqlx::query_as!(
@@ -49,9 +50,8 @@ pub async fn now(tx: &mut PgConnection) -> sqlx::Result<OffsetDateTime> {
         .await
 }
 
-/// Locks up to `limit` orders that are in flight after their deadline and that no other transaction has
-/// locked. Only those with a deadline after `from`: see
-/// [`Lookback`](messaging::Lookback).
+/// Locks up to `limit` orders that are in flight after their deadline and that no other transaction
+/// has locked. Only those with a deadline after `from`: see [`Lookback`](messaging::Lookback).
 pub async fn lock_overdue(
     tx: &mut PgConnection,
     from: OffsetDateTime,

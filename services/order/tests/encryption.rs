@@ -1,5 +1,6 @@
-//! Encrypted connections to PostgreSQL, NATS and a collector, each with a server whose certificate a
-//! private authority has signed. The order service stands for all services: they share the chassis.
+//! Encrypted connections to PostgreSQL, NATS and a collector, each with a server whose certificate
+//! a private authority has signed. The order service stands for all services: they share the
+//! chassis.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::{os::unix::fs::MetadataExt as _, path::Path, sync::Arc};

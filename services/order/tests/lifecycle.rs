@@ -258,8 +258,8 @@ async fn a_service_that_is_ready_has_opened_all_its_connections() {
     assert_eq!(open.await.unwrap(), 8 + 1);
 }
 
-/// What a plan costs by its estimate grows with the table, whatever it reads: after two million events the
-/// server compiled the relay's statement each time, for a hundred milliseconds.
+/// What a plan costs by its estimate grows with the table, whatever it reads: after two million
+/// events the server compiled the relay's statement each time, for a hundred milliseconds.
 #[tokio::test]
 async fn statements_over_a_large_table_are_not_compiled() {
     let pool = connect().await;

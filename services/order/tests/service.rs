@@ -1,5 +1,5 @@
-//! Two replicas of the order service as processes, with a real database and broker and a stub of the
-//! inventory service.
+//! Two replicas of the order service as processes, with a real database and broker and a stub of
+//! the inventory service.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::{

@@ -1,9 +1,9 @@
-//! The payment service: charges orders at the payment service provider, and voids or refunds cancelled
-//! ones.
+//! The payment service: charges orders at the payment service provider, and voids or refunds
+//! cancelled ones.
 //!
-//! Reading order: `domain` (what a payment is), `saga` (what it does on which event), `worker` (how the
-//! provider is called), `charge` and `refund` (what is called, and what follows from the answer),
-//! `provider` (its HTTP API).
+//! Reading order: `domain` (what a payment is), `saga` (what it does on which event), `worker` (how
+//! the provider is called), `charge` and `refund` (what is called, and what follows from the
+//! answer), `provider` (its HTTP API).
 
 mod aggregate;
 mod breaker;

@@ -5,8 +5,8 @@ use proto::payment::v1 as wire;
 
 use crate::domain::{Charge, Event, Payment};
 
-/// The contract event of a domain event that has led to `payment`; `None` when other services need not
-/// know.
+/// The contract event of a domain event that has led to `payment`; `None` when other services need
+/// not know.
 pub fn to_contract(payment: &Payment, event: &Event) -> Option<Contract> {
     let Charge { amount, lines, .. } = payment.charge.as_ref()?;
     let order_id = payment.identity.order_id.to_string();

@@ -1,5 +1,5 @@
-//! The payment service's part in the saga: charge an accepted order, undo that when it is cancelled.
-//! Handlers only record what is to be done; the worker then calls the provider.
+//! The payment service's part in the saga: charge an accepted order, undo that when it is
+//! cancelled. Handlers only record what is to be done; the worker then calls the provider.
 
 use std::sync::Arc;
 

@@ -373,7 +373,8 @@ fn method_text(charge: &Charge) -> &str {
     method.map_or(PaymentMethod::FORGOTTEN, PaymentMethod::as_str)
 }
 
-/// Forgets the methods of up to a thousand settled charges behind `after`, and returns their orders.
+/// Forgets the methods of up to a thousand settled charges behind `after`, and returns their
+/// orders.
 pub async fn forget_methods(pool: &PgPool, after: Uuid) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
         r#"-- payments_forget_methods

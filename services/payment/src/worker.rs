@@ -2,8 +2,9 @@
 //! transaction.
 //!
 //! No database transaction is open during a call: a slow provider would hold locks and connections.
-//! Leases are short, and renewed during a call. Those of a worker that dies expire; the next call uses
-//! the same idempotency key and gets the same response. What is called, and what follows from it, is in `charge` and `refund`.
+//! Leases are short, and renewed during a call. Those of a worker that dies expire; the next call
+//! uses the same idempotency key and gets the same response. What is called, and what follows from
+//! it, is in `charge` and `refund`.
 
 use std::{
     collections::HashMap,
@@ -34,8 +35,8 @@ use crate::{
 const MAX_CALLS: usize = 64;
 /// How long the payments of a worker that has died wait for another one.
 const LEASE: Duration = Duration::from_secs(3);
-/// How often the leases of longer calls are renewed: one that expired would let a second worker make the
-/// same call.
+/// How often the leases of longer calls are renewed: one that expired would let a second worker
+/// make the same call.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How often to look for due payments without a wake-up: retries, and leases of workers that died.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -156,7 +157,8 @@ impl Worker {
         }
     }
 
-    /// A lease that is not renewed expires, and another worker makes the same call with the same key.
+    /// A lease that is not renewed expires, and another worker makes the same call with the same
+    /// key.
     async fn renew(&self, calls: &Calls) {
         let orders = calls.to_renew();
         if orders.is_empty() {

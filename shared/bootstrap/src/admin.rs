@@ -1,10 +1,10 @@
-//! The admin listener of every process: `/livez`, `/readyz`, `/startupz`, `/metrics`, and the routes
-//! that the service adds.
+//! The admin listener of every process: `/livez`, `/readyz`, `/startupz`, `/metrics`, and the
+//! routes that the service adds.
 //!
 //! - Liveness: the process answers. Nothing else, so that a database outage does not restart every
 //!   service.
-//! - Startup: the process has been ready once. It serves before that, so that a slow start can be told
-//!   from a dead process.
+//! - Startup: the process has been ready once. It serves before that, so that a slow start can be
+//!   told from a dead process.
 //! - Readiness: work gets done. It turns off first at shutdown, and this listener closes last.
 
 use std::sync::{

@@ -24,10 +24,10 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// An index on a large table takes minutes.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Connects and migrates, in the order given, or waits until somebody else has migrated. Grants the role
-/// that the settings name its rights, when the owner of the tables migrates. Waits for a
-/// server that is not up yet, and for a role or a database that an operator has not made yet. Several
-/// replicas may start at once: one migrates, the others wait for its lock.
+/// Connects and migrates, in the order given, or waits until somebody else has migrated. Grants the
+/// role that the settings name its rights, when the owner of the tables migrates. Waits for a
+/// server that is not up yet, and for a role or a database that an operator has not made yet.
+/// Several replicas may start at once: one migrates, the others wait for its lock.
 ///
 /// Boxed, so that the driver is compiled once, here, and not again in every service.
 ///
@@ -63,7 +63,8 @@ pub fn connect<'a>(
 }
 
 /// Opens every connection of the pool. To open one takes a process of the server and thousands of
-/// hashes of the password: a service whose first load found an empty pool would let requests time out.
+/// hashes of the password: a service whose first load found an empty pool would let requests time
+/// out.
 async fn open_all(pool: &PgPool, size: u32) -> sqlx::Result<()> {
     let mut open = Vec::new();
     for _ in 0..size {
@@ -72,9 +73,9 @@ async fn open_all(pool: &PgPool, size: u32) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Migrates on a connection with time limits of its own, and grants `role` what a service needs. A lock
-/// that is not free soon is tried again, so that the migration does not queue in front of the traffic
-/// of the replicas that serve.
+/// Migrates on a connection with time limits of its own, and grants `role` what a service needs. A
+/// lock that is not free soon is tried again, so that the migration does not queue in front of the
+/// traffic of the replicas that serve.
 async fn migrate(pool: &PgPool, migrators: &[Migrator], role: Option<&str>) -> anyhow::Result<()> {
     let options = (*pool.connect_options()).clone().options([
         (
@@ -149,8 +150,9 @@ fn is_without_table(error: &MigrateError) -> bool {
     sqlstate(error).is_some_and(|code| code == "42P01")
 }
 
-/// Another replica migrates, or a transaction uses the table (lock_not_available, deadlock_detected). Or
-/// an operator of PostgreSQL has not made the role yet that is granted its rights (undefined_object).
+/// Another replica migrates, or a transaction uses the table (lock_not_available,
+/// deadlock_detected). Or an operator of PostgreSQL has not made the role yet that is granted its
+/// rights (undefined_object).
 fn has_to_wait(error: &MigrateError) -> bool {
     let is_migration = matches!(error, MigrateError::ExecuteMigration(..));
     sqlstate(error).is_some_and(|code| match &*code {
@@ -181,21 +183,22 @@ fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {
             milliseconds(shutdown::STEP),
         ),
         // Every statement has an index and few rows. A plan that is made while a table is small is
-        // kept, and must be right for a table that has grown: nested loops over indexes, never a scan
-        // of the whole table (docs/decisions/0006-plans.md).
+        // kept, and must be right for a table that has grown: nested loops over indexes, never a
+        // scan of the whole table (docs/decisions/0006-plans.md).
         ("enable_seqscan", "off".to_owned()),
         ("enable_hashjoin", "off".to_owned()),
         ("enable_mergejoin", "off".to_owned()),
         // One plan for all arguments. The server would plan for those of each execution, and
         // that takes longer over partitions than to read.
         ("plan_cache_mode", "force_generic_plan".to_owned()),
-        // The estimates of such plans grow with the table. Above a limit the server would compile each of
-        // them, at each execution, for a hundred times as long as it then runs.
+        // The estimates of such plans grow with the table. Above a limit the server would compile
+        // each of them, at each execution, for a hundred times as long as it then runs.
         ("jit", "off".to_owned()),
     ]);
     let pool = PgPoolOptions::new()
         .max_connections(settings.pool_size)
-        // They stay open: see `open_all`. None is replaced because of its age or while nobody needs it.
+        // They stay open: see `open_all`. None is replaced because of its age or while nobody needs
+        // it.
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -227,9 +230,9 @@ fn start_delays() -> ExponentialBuilder {
 fn may_come_up(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut => true,
-        // The server is starting. Or the role or the database does not exist: an operator of PostgreSQL makes
-        // them after the services have been started. The server does not tell that from a wrong password. Or
-        // the role has no rights yet: the task `migrate` grants them.
+        // The server is starting. Or the role or the database does not exist: an operator of
+        // PostgreSQL makes them after the services have been started. The server does not tell that
+        // from a wrong password. Or the role has no rights yet: the task `migrate` grants them.
         sqlx::Error::Database(error) => error
             .code()
             .is_some_and(|code| matches!(&*code, "57P03" | "28000" | "28P01" | "3D000" | "42501")),

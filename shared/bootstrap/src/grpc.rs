@@ -1,5 +1,5 @@
-//! gRPC servers with deadlines, keep-alive and a bounded shutdown, which know their callers where there
-//! is TLS.
+//! gRPC servers with deadlines, keep-alive and a bounded shutdown, which know their callers where
+//! there is TLS.
 
 use std::time::Duration;
 

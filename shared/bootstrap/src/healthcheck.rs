@@ -22,8 +22,8 @@ struct Healthcheck {
     admin_listen: SocketAddr,
 }
 
-/// Runs the health check if `healthcheck` is the first argument. It is parsed apart from the service's
-/// own settings, because it must work without them.
+/// Runs the health check if `healthcheck` is the first argument. It is parsed apart from the
+/// service's own settings, because it must work without them.
 pub(crate) fn run_if_requested() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let program = arguments.next()?;

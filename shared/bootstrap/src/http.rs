@@ -62,8 +62,8 @@ pub(crate) fn serve(
     })
 }
 
-/// Asks clients for a new connection after each response while `draining`: a request that is on its way
-/// when the process closes an idle connection fails. HTTP/2 announces the end by itself.
+/// Asks clients for a new connection after each response while `draining`: a request that is on its
+/// way when the process closes an idle connection fails. HTTP/2 announces the end by itself.
 pub(crate) async fn close_while_draining(
     State(draining): State<CancellationToken>,
     request: Request,

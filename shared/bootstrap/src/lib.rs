@@ -1,8 +1,8 @@
 //! What every process needs: settings, telemetry, health, database pool, servers, supervision,
 //! shutdown.
 //!
-//! A service calls [`process::main`] with its `run(settings, process)`. Read [`process`] first, then
-//! [`shutdown`] and [`admin`].
+//! A service calls [`process::main`] with its `run(settings, process)`. Read [`process`] first,
+//! then [`shutdown`] and [`admin`].
 #![warn(missing_docs, unreachable_pub)]
 
 pub mod admin;

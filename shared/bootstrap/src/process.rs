@@ -25,8 +25,8 @@ use crate::{
 /// The admin listener serves from the start to the end, also while `run` waits for a database.
 /// `<service> healthcheck` runs the health check instead: see `healthcheck.rs`.
 ///
-/// Call it from the service's library and not from its `main.rs`: an async function is compiled in the
-/// crate that runs it, and the binary would compile the whole service a second time.
+/// Call it from the service's library and not from its `main.rs`: an async function is compiled in
+/// the crate that runs it, and the binary would compile the whole service a second time.
 pub fn main<S, F>(service: &'static str, run: impl FnOnce(S, Process) -> F) -> ExitCode
 where
     S: Settings,

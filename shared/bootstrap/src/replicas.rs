@@ -1,4 +1,5 @@
-//! Channels to the replicas of other services: they find them, and try another one when one is gone.
+//! Channels to the replicas of other services: they find them, and try another one when one is
+//! gone.
 
 use std::{
     collections::HashSet,
@@ -46,9 +47,9 @@ const LAST: Duration = Duration::from_secs(1);
 
 /// The replicas of a service; cheap to clone.
 ///
-/// Calls go to them in turn. A replica that stops is still known for seconds: name servers and their
-/// caches are late. A call that cannot be sent to it is sent to the next. A call that was sent is not
-/// repeated here, because the replica may have carried it out.
+/// Calls go to them in turn. A replica that stops is still known for seconds: name servers and
+/// their caches are late. A call that cannot be sent to it is sent to the next. A call that was
+/// sent is not repeated here, because the replica may have carried it out.
 #[derive(Clone, Debug)]
 pub struct Replicas {
     known: watch::Receiver<Arc<Vec<Replica>>>,
@@ -64,9 +65,9 @@ struct Replica {
 }
 
 impl Replicas {
-    /// Connects at the first call and reconnects by itself. The replicas are those of a host name that
-    /// resolves to several addresses, including replicas that start later, and those of several
-    /// addresses that commas separate.
+    /// Connects at the first call and reconnects by itself. The replicas are those of a host name
+    /// that resolves to several addresses, including replicas that start later, and those of
+    /// several addresses that commas separate.
     ///
     /// With `tls` they must have the certificate of `service`.
     ///
@@ -150,8 +151,8 @@ impl tower::Service<Request<Body>> for Replicas {
     }
 }
 
-/// All replicas, beginning with the one whose turn it is. Those that were gone a moment ago come last:
-/// to find that again may take the whole [`CONNECT_TIMEOUT`].
+/// All replicas, beginning with the one whose turn it is. Those that were gone a moment ago come
+/// last: to find that again may take the whole [`CONNECT_TIMEOUT`].
 fn in_turn(replicas: &[Replica], turn: usize) -> Vec<&Replica> {
     let first = turn.checked_rem(replicas.len()).unwrap_or_default();
     let (before, after) = replicas.split_at(first);
@@ -163,9 +164,9 @@ fn in_turn(replicas: &[Replica], turn: usize) -> Vec<&Replica> {
     in_turn
 }
 
-/// Whether no replica has begun to carry the call out: there was no connection, it was closed before
-/// the call was written, or its replica refused the call while it was stopping (RFC 9113, sections
-/// 6.8 and 8.7).
+/// Whether no replica has begun to carry the call out: there was no connection, it was closed
+/// before the call was written, or its replica refused the call while it was stopping (RFC 9113,
+/// sections 6.8 and 8.7).
 fn is_unsent(error: &transport::Error) -> bool {
     let mut causes = std::iter::successors(error.source(), |error| (*error).source());
     causes.any(|cause| {
@@ -246,8 +247,8 @@ impl Server {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        // Not the time limit and the TLS of the client library: the former does not tell that nothing
-        // was sent, and the latter reads a certificate once.
+        // Not the time limit and the TLS of the client library: the former does not tell that
+        // nothing was sent, and the latter reads a certificate once.
         match self.tls.clone() {
             None => endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
                 in_time(async move { connect(address).await.map(TokioIo::new) })

@@ -1,14 +1,14 @@
 //! What the role of a service may do in its database when another role owns the tables: read and
-//! write rows, and call functions. It may neither create, alter, drop nor truncate a table, nor write
-//! to the histories of migrations.
+//! write rows, and call functions. It may neither create, alter, drop nor truncate a table, nor
+//! write to the histories of migrations.
 
 use sqlx::{
     AssertSqlSafe, Executor as _, PgConnection,
     migrate::{Migrate as _, MigrateError, Migrator},
 };
 
-/// Grants `role` what it needs, now and in tables of later migrations. Nothing when `role` is the owner
-/// itself.
+/// Grants `role` what it needs, now and in tables of later migrations. Nothing when `role` is the
+/// owner itself.
 ///
 /// Runs before the migrations: a service that finds them applied has its rights.
 pub(crate) async fn grant(
@@ -39,8 +39,8 @@ pub(crate) async fn grant(
 /// The statements that grant `$1` its rights, but no writing to the tables `$2`.
 ///
 /// Old rows are deleted from the default partitions; those of later days get the default
-/// privileges. Tables of other roles, such as what the role of the service has made before there was
-/// an owner, are left as they are.
+/// privileges. Tables of other roles, such as what the role of the service has made before there
+/// was an owner, are left as they are.
 const RIGHTS: &str = "-- rights
     SELECT format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), $1)
     UNION ALL

@@ -25,8 +25,8 @@ pub trait Settings: Parser {
     }
 }
 
-/// Parses and validates the command line and the environment, or prints what is wrong and exits with
-/// code 2.
+/// Parses and validates the command line and the environment, or prints what is wrong and exits
+/// with code 2.
 pub(crate) fn parse<S: Settings>() -> S {
     let settings = S::parse();
     if let Err(error) = settings.validate() {
@@ -71,16 +71,17 @@ pub struct ProcessSettings<const PORT: u16, const ADMIN_PORT: u16> {
     /// Where health and metrics listen
     #[arg(long, env = "ADMIN_LISTEN", default_value_t = local(ADMIN_PORT))]
     pub admin_listen: SocketAddr,
-    /// Seconds between readiness turning off at shutdown and listeners closing, so that load balancers
-    /// notice
+    /// Seconds between readiness turning off at shutdown and listeners closing, so that load
+    /// balancers notice
     #[arg(long, env = "SHUTDOWN_LAG_SECONDS", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(0..=60))]
     pub shutdown_lag_seconds: u64,
     /// development, or production, which refuses the published secrets of development
     #[arg(long, env = "ENVIRONMENT", default_value = "development", value_parser = environment)]
     pub environment: Environment,
-    /// Directory with the certificate of this process (tls.crt), its key (tls.key) and the authority of all certificates
-    /// (ca.crt). gRPC and NATS then use mutual TLS, and services check who calls. Files that change are read again
+    /// Directory with the certificate of this process (tls.crt), its key (tls.key) and the
+    /// authority of all certificates (ca.crt). gRPC and NATS then use mutual TLS, and services
+    /// check who calls. Files that change are read again
     #[arg(long, env = "TLS_DIR")]
     pub tls_dir: Option<PathBuf>,
 }
@@ -138,8 +139,8 @@ impl Environment {
     }
 }
 
-/// The order service keeps four: for the consumers of two streams and of redriven events, and for the intake of
-/// orders. A request that reads and a periodic task then share no connection.
+/// The order service keeps four: for the consumers of two streams and of redriven events, and for
+/// the intake of orders. A request that reads and a periodic task then share no connection.
 const SMALLEST_POOL: i64 = 6;
 
 /// The service's own database.
@@ -154,16 +155,17 @@ pub struct DatabaseSettings {
         hide_env_values = true
     )]
     pub url: SecretString,
-    /// Connections in the pool. The tasks of a service keep up to four of them; requests share the others
+    /// Connections in the pool. The tasks of a service keep up to four of them; requests share the
+    /// others
     #[arg(id = "database-pool-size", long, env = "DATABASE_POOL_SIZE", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(SMALLEST_POOL..=100))]
     pub pool_size: u32,
-    /// Whether the service applies the migrations of its database when it starts, or waits until they are applied by
-    /// its task `migrate`
+    /// Whether the service applies the migrations of its database when it starts, or waits until
+    /// they are applied by its task `migrate`
     #[arg(long, env = "MIGRATIONS", value_enum, default_value_t = Migrations::Apply)]
     pub migrations: Migrations,
-    /// Role of the service, when the owner of its tables is another one: the task `migrate` grants it
-    /// its rights. Without it the service runs as the owner
+    /// Role of the service, when the owner of its tables is another one: the task `migrate` grants
+    /// it its rights. Without it the service runs as the owner
     #[arg(
         id = "database-role",
         long,
@@ -220,20 +222,21 @@ impl DatabaseSettings {
 /// The broker.
 #[derive(Args, Clone, Debug)]
 pub struct BrokerSettings {
-    /// NATS address, or those of the servers of a cluster, separated by commas; 2.12 or later with JetStream
+    /// NATS address, or those of the servers of a cluster, separated by commas; 2.12 or later with
+    /// JetStream
     #[arg(id = "nats-url", long, env = "NATS_URL", default_value = "nats://127.0.0.1:4222", value_parser = nats_url)]
     pub url: String,
     /// Password of the service's user at NATS, which is named like the service; without one NATS
     /// must not ask for any
     #[arg(long, env = "NATS_PASSWORD", hide_env_values = true)]
     pub nats_password: Option<SecretString>,
-    /// Bytes of the stream of each publisher, the same for all services; the broker's store must hold
-    /// three of them and 784 MiB
+    /// Bytes of the stream of each publisher, the same for all services; the broker's store must
+    /// hold three of them and 784 MiB
     #[arg(long, env = "STREAM_MAX_BYTES", default_value_t = 2_147_483_648,
           value_parser = clap::value_parser!(i64).range(65_536..))]
     pub stream_max_bytes: i64,
-    /// Servers of a NATS cluster that keep a copy of each stream, the same for all services: 1, 3 or 5. A stream that has
-    /// more keeps them
+    /// Servers of a NATS cluster that keep a copy of each stream, the same for all services: 1, 3
+    /// or 5. A stream that has more keeps them
     #[arg(long, env = "STREAM_REPLICAS", default_value_t = 1, value_parser = stream_replicas)]
     pub stream_replicas: usize,
 }
@@ -286,8 +289,8 @@ fn nats_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// Checks the addresses of another service: `http://host:port` or `https://host:port`, or those of its
-/// replicas, separated by commas. For `value_parser`.
+/// Checks the addresses of another service: `http://host:port` or `https://host:port`, or those of
+/// its replicas, separated by commas. For `value_parser`.
 ///
 /// # Errors
 /// States what is expected.

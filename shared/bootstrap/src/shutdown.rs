@@ -1,7 +1,7 @@
 //! Shutdown, and the time that each of its steps may take.
 //!
-//! On SIGTERM or Ctrl-C readiness turns off first. After the lag, so that load balancers have noticed,
-//! listeners stop accepting and work drains. The admin listener closes last.
+//! On SIGTERM or Ctrl-C readiness turns off first. After the lag, so that load balancers have
+//! noticed, listeners stop accepting and work drains. The admin listener closes last.
 //!
 //! | step | budget |
 //! |---|---|
@@ -25,8 +25,8 @@ pub const STEP: Duration = Duration::from_secs(10);
 pub const TASKS: Duration = Duration::from_secs(16);
 /// How long the last spans, metrics and logs may each take to be exported.
 pub const EXPORT: Duration = Duration::from_secs(1);
-/// What an orchestrator must grant a process, in addition to the lag: `stop_grace_period` in Compose,
-/// `terminationGracePeriodSeconds` in Kubernetes.
+/// What an orchestrator must grant a process, in addition to the lag: `stop_grace_period` in
+/// Compose, `terminationGracePeriodSeconds` in Kubernetes.
 pub const GRACE: Duration = Duration::from_secs(20);
 
 const fn fits(inner: Duration, outer: Duration) -> bool {

@@ -1,7 +1,6 @@
-//! Logs, traces and metrics.
-//! Logs are pretty on a terminal and JSON otherwise. Metrics are always collected and served at
-//! `/metrics`. Traces, metrics and logs are exported by OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set;
-//! otherwise no span is recorded.
+//! Logs, traces and metrics. Logs are pretty on a terminal and JSON otherwise. Metrics are always
+//! collected and served at `/metrics`. Traces, metrics and logs are exported by OTLP when
+//! `OTEL_EXPORTER_OTLP_ENDPOINT` is set; otherwise no span is recorded.
 
 use std::io::IsTerminal as _;
 
@@ -98,7 +97,8 @@ fn json() -> anyhow::Result<bool> {
     }
 }
 
-/// <https://no-color.org>; `CLICOLOR_FORCE` for a parent process that passes this output on to its terminal.
+/// <https://no-color.org>; `CLICOLOR_FORCE` for a parent process that passes this output on to its
+/// terminal.
 fn colour() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     !set("NO_COLOR") && (set("CLICOLOR_FORCE") || std::io::stdout().is_terminal())

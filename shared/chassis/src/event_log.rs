@@ -1,5 +1,5 @@
-//! The outbox over gRPC: the events that a service has published about an order. The gateway composes
-//! timelines from it.
+//! The outbox over gRPC: the events that a service has published about an order. The gateway
+//! composes timelines from it.
 
 use contracts::OrderId;
 use messaging::{

@@ -1,7 +1,7 @@
 //! The composition root of every service that takes part in the saga.
 //!
-//! A service calls [`main`] with its `run(config, service)`, and `run` lists what the service is: join
-//! the saga, serve gRPC, spawn its loops, handle its events, until shutdown.
+//! A service calls [`main`] with its `run(config, service)`, and `run` lists what the service is:
+//! join the saga, serve gRPC, spawn its loops, handle its events, until shutdown.
 #![warn(missing_docs, unreachable_pub)]
 
 mod dead_letters;
@@ -66,8 +66,8 @@ pub struct ServiceContext {
 }
 
 impl ServiceContext {
-    /// Connects to the service's own database, and migrates it or waits until it is migrated. Waits for
-    /// a database that is not up yet.
+    /// Connects to the service's own database, and migrates it or waits until it is migrated. Waits
+    /// for a database that is not up yet.
     ///
     /// # Errors
     /// A migration that fails, or that was changed after it had been applied.

@@ -29,8 +29,8 @@ pub enum Task {
 }
 
 impl<const PORT: u16, const ADMIN_PORT: u16> ServiceSettings<PORT, ADMIN_PORT> {
-    /// For [`Settings::common`](bootstrap::settings::Settings::common). A task serves nothing, and runs
-    /// beside the service.
+    /// For [`Settings::common`](bootstrap::settings::Settings::common). A task serves nothing, and
+    /// runs beside the service.
     pub fn common<T>(&self, task: Option<&T>) -> Common {
         let common = self.process.common();
         match task {

@@ -2,8 +2,8 @@
 //!
 //! This is a declaration, not an engine. Four things bind it to the code:
 //! 1. consumers derive their filter subjects from it ([`subscriptions`]);
-//! 2. each service's inbound events are a closed enum, and a test in each service compares that enum
-//!    with the table ([`mismatches`]);
+//! 2. each service's inbound events are a closed enum, and a test in each service compares that
+//!    enum with the table ([`mismatches`]);
 //! 3. `docs/saga.md` is rendered from it, and a test fails when the file is stale;
 //! 4. the end-to-end suite reads the streams and fails on a (cause, event) pair that is not in the
 //!    table, and after the last scenario on an edge that never occurred.
@@ -116,7 +116,8 @@ pub fn allows(cause: Option<Subject>, event: Subject) -> bool {
 /// or declared but not handled. Each service asserts that there are none.
 pub fn mismatches<I: Inbound>() -> Vec<Subject> {
     let declared = |subject: Subject| subscriptions(I::SERVICE, subject.owner()).contains(&subject);
-    // An empty message is enough: whether an event is handled is decided before its fields are read.
+    // An empty message is enough: whether an event is handled is decided before its fields are
+    // read.
     let handled = |subject| match Event::decode(subject, &[]).map(I::from_event) {
         Ok(Err(DecodeError::NotSubscribed(_))) => false,
         Ok(_) | Err(_) => true,

@@ -16,8 +16,8 @@ pub enum Service {
 }
 
 impl Service {
-    /// All participants. The compiler asks for a new one's arm in each method; the architecture test
-    /// asks for its entry here.
+    /// All participants. The compiler asks for a new one's arm in each method; the architecture
+    /// test asks for its entry here.
     pub const ALL: [Self; 4] = [
         Self::Order,
         Self::Payment,

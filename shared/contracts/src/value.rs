@@ -26,8 +26,8 @@ macro_rules! short_text {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         ///
-        /// 1 to 255 printable ASCII characters: bytes and characters are the same number everywhere,
-        /// and PostgreSQL's `text` can hold all of them.
+        /// 1 to 255 printable ASCII characters: bytes and characters are the same number
+        /// everywhere, and PostgreSQL's `text` can hold all of them.
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);

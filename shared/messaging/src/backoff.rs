@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
-/// Delays between attempts, without end: `min` first, then two and a half times as long each time up
-/// to `max`, with jitter so that replicas do not retry in step.
+/// Delays between attempts, without end: `min` first, then two and a half times as long each time
+/// up to `max`, with jitter so that replicas do not retry in step.
 pub fn exponential(min: Duration, max: Duration) -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(min)

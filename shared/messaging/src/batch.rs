@@ -26,8 +26,8 @@ use crate::{
 
 /// Far above any event we publish; anything larger did not come from an outbox.
 const MAX_EVENT_BYTES: usize = 256 * 1024;
-/// While a batch waits it reports progress this often at least. A third of the broker's patience, so
-/// that one lost report does not cause a redelivery.
+/// While a batch waits it reports progress this often at least. A third of the broker's patience,
+/// so that one lost report does not cause a redelivery.
 const REPORT_PROGRESS: Duration = Duration::from_millis(ACK_WAIT.as_millis() as u64 / 3);
 
 /// Applies batches for one consumer.
@@ -136,7 +136,8 @@ impl<H: Handler> Batches<H> {
         } else {
             self.handle(&mut tx, &deliveries).await?
         };
-        // Nothing is acknowledged before this commit: a process that dies here gets the events again.
+        // Nothing is acknowledged before this commit: a process that dies here gets the events
+        // again.
         tx.commit().await.context("commit")?;
         self.connection.put_back(connection);
         self.participant.wake.wake();

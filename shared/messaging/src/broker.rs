@@ -38,8 +38,8 @@ pub struct Login<'a> {
     pub user: &'a str,
     /// Without one the server must not ask for any.
     pub password: Option<&'a str>,
-    /// Directory of the certificate (`tls.crt`), its key (`tls.key`) and the authority of the server
-    /// (`ca.crt`). Without it the server must not ask for a certificate.
+    /// Directory of the certificate (`tls.crt`), its key (`tls.key`) and the authority of the
+    /// server (`ca.crt`). Without it the server must not ask for a certificate.
     pub tls_dir: Option<&'a Path>,
 }
 

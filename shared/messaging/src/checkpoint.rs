@@ -1,15 +1,15 @@
 //! Checkpoints: places at which the outbox and the broker's stream are known to agree.
 //!
-//! The newest is where a relay begins, and where it goes back to after a failure. The oldest is what
-//! every subscriber has handled: nothing before it is ever published again. Rows are only appended
-//! at one end and deleted at the other, a few a minute, so that a snapshot that is held for an hour
-//! costs nothing.
+//! The newest is where a relay begins, and where it goes back to after a failure. The oldest is
+//! what every subscriber has handled: nothing before it is ever published again. Rows are only
+//! appended at one end and deleted at the other, a few a minute, so that a snapshot that is held
+//! for an hour costs nothing.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// Everything up to `position` was published at or before `stream_sequence`, and everything after it
-/// is published after it.
+/// Everything up to `position` was published at or before `stream_sequence`, and everything after
+/// it is published after it.
 #[derive(Clone, Debug)]
 pub(crate) struct Checkpoint {
     pub(crate) id: i64,
@@ -81,8 +81,8 @@ pub(crate) async fn append(
     Ok(())
 }
 
-/// Notes that every subscriber has handled the stream up to `stream_sequence`: checkpoints before the
-/// last one there are deleted.
+/// Notes that every subscriber has handled the stream up to `stream_sequence`: checkpoints before
+/// the last one there are deleted.
 pub(crate) async fn settle(
     connection: &mut PgConnection,
     stream_sequence: i64,
@@ -99,7 +99,8 @@ pub(crate) async fn settle(
 }
 
 /// Goes back to a checkpoint: everything after it, up to `published`, is published again, behind
-/// `stream_sequence`. What comes before it is in the stream; not every subscriber may have handled it.
+/// `stream_sequence`. What comes before it is in the stream; not every subscriber may have handled
+/// it.
 pub(crate) async fn rewind(
     connection: &mut PgConnection,
     begin: &Checkpoint,

@@ -1,7 +1,7 @@
 //! The consumer loop: one durable pull consumer per stream that a service subscribes to.
 //!
-//! - A batch is whatever has arrived while the last batch was being committed, up to [`BATCH`]: under
-//!   load many events share a commit, without load an event does not wait for others.
+//! - A batch is whatever has arrived while the last batch was being committed, up to [`BATCH`]:
+//!   under load many events share a commit, without load an event does not wait for others.
 //! - Events are acknowledged only after the commit. A process that dies in between gets them again;
 //!   the inbox drops them.
 //! - A stalled loop (events pending, none arriving) is detected and restarted.
@@ -102,7 +102,8 @@ impl<H: Handler> Consumer<H> {
         }
     }
 
-    /// Consumes until `shutdown` or a failure. A first event resets `delays`: the broker works again.
+    /// Consumes until `shutdown` or a failure. A first event resets `delays`: the broker works
+    /// again.
     async fn consume(
         &mut self,
         shutdown: &CancellationToken,

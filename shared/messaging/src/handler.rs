@@ -16,8 +16,8 @@ pub struct Delivery<E> {
 }
 
 impl<E> Delivery<E> {
-    /// For events that follow from this one: same correlation, this event as the cause, this span as
-    /// the parent of the trace.
+    /// For events that follow from this one: same correlation, this event as the cause, this span
+    /// as the parent of the trace.
     pub fn cause(&self) -> &Cause {
         &self.cause
     }
@@ -56,8 +56,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The outcome of an event that was executed in a [`UnitOfWork`](crate::UnitOfWork). A rejection
-    /// is poison: the protocol between the services was violated, and no retry can help.
+    /// The outcome of an event that was executed in a [`UnitOfWork`](crate::UnitOfWork). A
+    /// rejection is poison: the protocol between the services was violated, and no retry can help.
     pub fn from_execution<E, R>(result: Result<Vec<E>, R>) -> Self
     where
         R: std::error::Error + Send + Sync + 'static,
@@ -76,9 +76,9 @@ pub trait Handler: Send + Sync + 'static {
     type Inbound: Inbound;
 
     /// Applies a batch in the transaction `tx`: locks all aggregates with one query in key order,
-    /// decides each in memory, writes all changes with one statement, appends all outgoing events with
-    /// one ([`UnitOfWork`](crate::UnitOfWork)). The consumer has claimed the events in the inbox and
-    /// commits. Returns one outcome per delivery, in the same order.
+    /// decides each in memory, writes all changes with one statement, appends all outgoing events
+    /// with one ([`UnitOfWork`](crate::UnitOfWork)). The consumer has claimed the events in the
+    /// inbox and commits. Returns one outcome per delivery, in the same order.
     ///
     /// A batch may hold several events of one order, in any order; all of them must be applied.
     ///

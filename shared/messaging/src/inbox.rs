@@ -10,8 +10,8 @@ use contracts::EventId;
 use sqlx::PgConnection;
 
 /// Claims events for the caller's transaction and returns those that were not claimed before. Waits
-/// for another transaction that is claiming the same event. Ids are claimed in sorted order, so that
-/// batches of several replicas cannot deadlock.
+/// for another transaction that is claiming the same event. Ids are claimed in sorted order, so
+/// that batches of several replicas cannot deadlock.
 pub async fn claim(tx: &mut PgConnection, events: &[EventId]) -> sqlx::Result<HashSet<EventId>> {
     if events.is_empty() {
         return Ok(HashSet::new());

@@ -2,9 +2,10 @@
 //!
 //! - Publishing: [`outbox::append`] in the transaction that changes the state. The relay publishes
 //!   later, at least once.
-//! - Consuming: implement [`Handler`] and [`run`](run::run) it. The effects of an event are committed
-//!   at most once, because the inbox row is written in the same transaction.
-//! - Deciding: [`UnitOfWork`] executes commands on locked aggregates and writes them with their events.
+//! - Consuming: implement [`Handler`] and [`run`](run::run) it. The effects of an event are
+//!   committed at most once, because the inbox row is written in the same transaction.
+//! - Deciding: [`UnitOfWork`] executes commands on locked aggregates and writes them with their
+//!   events.
 //! - An event that fails is retried with back-off and then kept as a dead letter; none is dropped.
 //!
 //! Reading order: [`outbox`], `tail`, `relay`, `checkpoint`, `reconcile`, [`inbox`], [`handler`],

@@ -1,11 +1,11 @@
 //! How far back a work list is read.
 //!
-//! A work list is an index over the rows that wait, by the time at which they are due. An entry stays
-//! in the index after its row is done, for as long as anybody holds a snapshot that may see it, a
-//! backup for example. A query that begins at the oldest entry reads all of these again: it costs more
-//! with every row that was ever done meanwhile. So a query begins a little before the last one that
-//! found everything. What may have been locked then, or was committed late, is found by a longer look
-//! now and then.
+//! A work list is an index over the rows that wait, by the time at which they are due. An entry
+//! stays in the index after its row is done, for as long as anybody holds a snapshot that may see
+//! it, a backup for example. A query that begins at the oldest entry reads all of these again: it
+//! costs more with every row that was ever done meanwhile. So a query begins a little before the
+//! last one that found everything. What may have been locked then, or was committed late, is found
+//! by a longer look now and then.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,8 @@
 //! The transactional outbox: the only way to publish an event.
 //!
-//! A row is committed together with the state that it reports, and published later by the relay. Rows
-//! are never changed, but to erase a customer or to forget a payment method: the outbox is a log.
+//! A row is committed together with the state that it reports, and published later by the relay.
+//! Rows are never changed, but to erase a customer or to forget a payment method: the outbox is a
+//! log.
 
 use std::sync::Arc;
 

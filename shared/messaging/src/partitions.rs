@@ -1,14 +1,14 @@
 //! Outbox and inbox are partitioned by time: what is old is dropped with its table.
 //!
 //! Dropping a partition costs the same however many rows it has, and leaves nothing behind for
-//! VACUUM. The partitions of the next days are made ahead of time. Rows that have no partition are in
-//! the default partition: those from before the first one, and events with a wrong clock. They are
-//! deleted in steps along their key.
+//! VACUUM. The partitions of the next days are made ahead of time. Rows that have no partition are
+//! in the default partition: those from before the first one, and events with a wrong clock. They
+//! are deleted in steps along their key.
 //!
-//! Functions of the database make and drop them, with the rights of the owner of the tables: the role
-//! of the service may neither create nor drop one (migration 5). Both changes need a lock on the table
-//! for a moment. They give way to a longer use of it, such as a backup, and are tried again a minute
-//! later.
+//! Functions of the database make and drop them, with the rights of the owner of the tables: the
+//! role of the service may neither create nor drop one (migration 5). Both changes need a lock on
+//! the table for a moment. They give way to a longer use of it, such as a backup, and are tried
+//! again a minute later.
 
 use std::{
     ops::Range,
@@ -281,8 +281,8 @@ async fn partitions(pool: &PgPool, table: Table) -> sqlx::Result<Vec<(String, Da
     Ok(days.collect())
 }
 
-/// What has been deleted from the default partitions. The next step begins there: a snapshot that is
-/// held for long keeps deleted rows, and a step would read all of them again.
+/// What has been deleted from the default partitions. The next step begins there: a snapshot that
+/// is held for long keeps deleted rows, and a step would read all of them again.
 #[derive(Default)]
 struct Deleted {
     outbox: i64,

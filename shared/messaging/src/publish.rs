@@ -31,11 +31,11 @@ pub(crate) struct Sent {
     pub(crate) is_duplicate: bool,
 }
 
-/// Publishes all rows pipelined, then waits for all acknowledgements: one round trip per batch instead
-/// of one per event.
+/// Publishes all rows pipelined, then waits for all acknowledgements: one round trip per batch
+/// instead of one per event.
 ///
-/// What is published again, up to `replayed_until`, gets a message id of its own: the broker may still
-/// remember the event's id, although it has lost the event.
+/// What is published again, up to `replayed_until`, gets a message id of its own: the broker may
+/// still remember the event's id, although it has lost the event.
 pub(crate) async fn publish(
     broker: &Broker,
     service: Service,

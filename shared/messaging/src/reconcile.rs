@@ -10,9 +10,9 @@
 //! - A stream that drops loses its beginning: its first event is beyond what every subscriber has
 //!   handled.
 //!
-//! In the first case the relay goes back to a checkpoint and publishes again what comes after it. In
-//! the second it publishes again what may have been missed, beside new events ([`replay`]). Inboxes
-//! drop what subscribers had applied before.
+//! In the first case the relay goes back to a checkpoint and publishes again what comes after it.
+//! In the second it publishes again what may have been missed, beside new events ([`replay`]).
+//! Inboxes drop what subscribers had applied before.
 
 use anyhow::Context as _;
 use async_nats::jetstream::{
@@ -30,8 +30,8 @@ use crate::{
     replay,
 };
 
-/// Compares, and notes what every subscriber has handled. Returns whether the relay must begin again
-/// at the newest checkpoint; `published` is the highest position that it has published.
+/// Compares, and notes what every subscriber has handled. Returns whether the relay must begin
+/// again at the newest checkpoint; `published` is the highest position that it has published.
 ///
 /// # Errors
 /// Those of the database and the broker; nothing is lost by trying again.
@@ -102,8 +102,8 @@ async fn last_intact(
     }
 }
 
-/// Whether the stream holds at a checkpoint what was published there. By id: a stream that went back
-/// gives its sequences to other events. What the stream has dropped by age counts as there.
+/// Whether the stream holds at a checkpoint what was published there. By id: a stream that went
+/// back gives its sequences to other events. What the stream has dropped by age counts as there.
 async fn agrees(stream: &Stream, checkpoint: &Checkpoint) -> anyhow::Result<bool> {
     let state = &stream.cached_info().state;
     let sequence = u64::try_from(checkpoint.stream_sequence)?;

@@ -9,10 +9,11 @@
 //!   ends, so that another process goes on at once. Two that relay at the same time, because one of
 //!   them does not know yet that its session has ended, only publish twice.
 //! - Over each new connection, and regularly, the stream is compared with the outbox (`reconcile`):
-//!   what the broker has lost is published again, and what the stream has dropped before a subscriber
-//!   had handled it (`replay`).
+//!   what the broker has lost is published again, and what the stream has dropped before a
+//!   subscriber had handled it (`replay`).
 //! - A row that can never be published is set aside, and does not hold up the others.
-//! - While the broker or the database is unavailable, rows stay where they are and the relay backs off.
+//! - While the broker or the database is unavailable, rows stay where they are and the relay backs
+//!   off.
 
 use std::time::{Duration, Instant};
 
@@ -38,13 +39,13 @@ use crate::{
 const BATCH: i64 = 512;
 /// Poll interval, in case a wake-up is lost: a process may die between its commit and the wake-up.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How long shutdown waits for the outbox to drain. Events that are left are published after the next
-/// start, or by another replica.
+/// How long shutdown waits for the outbox to drain. Events that are left are published after the
+/// next start, or by another replica.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a relay that is busy notes where it has got to.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the stream is compared with the outbox while the connection is undisturbed: an operator
-/// may have deleted the stream.
+/// How often the stream is compared with the outbox while the connection is undisturbed: an
+/// operator may have deleted the stream.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 /// PostgreSQL ends the session of a process that is stopped or cut off after this time; another
 /// process then relays. A relay that runs polls far more often.
@@ -119,8 +120,8 @@ async fn relay(
     Ok(relay.session.close().await?)
 }
 
-/// Waits until this process may relay. Until then it tells the one that relays of its commits. False
-/// when shutdown came first, and the other process does the rest.
+/// Waits until this process may relay. Until then it tells the one that relays of its commits.
+/// False when shutdown came first, and the other process does the rest.
 async fn stand_by(
     participant: &Participant,
     session: &mut PgConnection,
@@ -310,8 +311,8 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Compares stream and outbox over a new connection, and regularly. Not while the broker is away:
-    /// the outbox is read all the same, for the metrics.
+    /// Compares stream and outbox over a new connection, and regularly. Not while the broker is
+    /// away: the outbox is read all the same, for the metrics.
     async fn reconcile_if_due(&mut self) -> anyhow::Result<()> {
         let broker = &self.participant.broker;
         let connections = broker.connections();

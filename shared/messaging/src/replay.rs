@@ -1,10 +1,12 @@
-//! Publishes again what a stream has dropped, by age or size, before every subscriber had handled it.
+//! Publishes again what a stream has dropped, by age or size, before every subscriber had handled
+//! it.
 //!
 //! - It runs beside the publication of new events, which do not wait for it.
 //! - It is made of parts that are a fraction of the stream. The next part is published when the
-//!   subscribers have handled the last one, so that a replay does not push itself out of the stream.
-//! - It does not wait for a subscriber that is away. When that one is there again, the replay begins
-//!   again for it; inboxes drop what the others had applied.
+//!   subscribers have handled the last one, so that a replay does not push itself out of the
+//!   stream.
+//! - It does not wait for a subscriber that is away. When that one is there again, the replay
+//!   begins again for it; inboxes drop what the others had applied.
 //! - It has ended when every subscriber has handled every part. Until then the oldest checkpoint
 //!   stays where it is, and the outbox keeps the events.
 
@@ -63,7 +65,8 @@ pub(crate) async fn missed(connection: &mut PgConnection) -> sqlx::Result<Option
 }
 
 /// Notes that everything after a position may have been missed, up to the last event of the outbox.
-/// `stream_sequence` is the stream's last, read before: what is recorded later is published behind it.
+/// `stream_sequence` is the stream's last, read before: what is recorded later is published behind
+/// it.
 pub(crate) async fn begin(
     connection: &mut PgConnection,
     after: i64,
@@ -157,7 +160,8 @@ async fn read(
 /// A replay under way.
 pub(crate) struct Replay {
     missed: Missed,
-    /// Everything up to here has been published again, and handled by the subscribers that are there.
+    /// Everything up to here has been published again, and handled by the subscribers that are
+    /// there.
     position: i64,
     part: Option<Part>,
     /// When each subscriber was last there.
@@ -200,9 +204,9 @@ impl Replay {
         self.next_look.saturating_duration_since(Instant::now())
     }
 
-    /// Publishes the next part, if subscribers have handled the last one. Returns whether the replay
-    /// has ended. `complete_up_to` is how far the outbox has been published the first time: an event
-    /// that is committed late is not passed over.
+    /// Publishes the next part, if subscribers have handled the last one. Returns whether the
+    /// replay has ended. `complete_up_to` is how far the outbox has been published the first time:
+    /// an event that is committed late is not passed over.
     pub(crate) async fn advance(
         &mut self,
         participant: &Participant,
@@ -263,8 +267,8 @@ impl Replay {
         at.is_some_and(|at| at.elapsed() < AWAY_AFTER)
     }
 
-    /// Whether no part is waited for any more. One that the stream has dropped before it was handled
-    /// is to be published again.
+    /// Whether no part is waited for any more. One that the stream has dropped before it was
+    /// handled is to be published again.
     async fn conclude_part(
         &mut self,
         connection: &mut PgConnection,

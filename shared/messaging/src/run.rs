@@ -1,4 +1,5 @@
-//! Runs a participant: its consumers, its relay and the upkeep of its tables, in the right order at shutdown.
+//! Runs a participant: its consumers, its relay and the upkeep of its tables, in the right order at
+//! shutdown.
 
 use std::sync::Arc;
 
@@ -14,8 +15,8 @@ use crate::{
     topology::{self, Source},
 };
 
-/// Takes part in the saga until `shutdown`: declares streams and consumers, relays the outbox, hands
-/// events to `handler`, drops what is old.
+/// Takes part in the saga until `shutdown`: declares streams and consumers, relays the outbox,
+/// hands events to `handler`, drops what is old.
 ///
 /// # Errors
 /// When a part ends by itself. That is a bug; the process should then end.
@@ -67,14 +68,15 @@ pub async fn run<H: Handler>(
     while let Some(part) = relay.join_next().await {
         part.context("the relay panicked")?;
     }
-    // Acknowledgements are sent without waiting for an answer; without the flush the last ones would
-    // be lost, and their events delivered again.
+    // Acknowledgements are sent without waiting for an answer; without the flush the last ones
+    // would be lost, and their events delivered again.
     participant.broker.flush().await;
     Ok(())
 }
 
-/// Declares streams and consumers, and waits for a broker that cannot take them yet: a cluster that has
-/// no leader, a store without room. Until then no part makes progress, so that the process is not ready.
+/// Declares streams and consumers, and waits for a broker that cannot take them yet: a cluster that
+/// has no leader, a store without room. Until then no part makes progress, so that the process is
+/// not ready.
 async fn declare(participant: &Participant) {
     let Participant {
         service, broker, ..

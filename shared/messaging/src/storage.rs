@@ -1,8 +1,8 @@
 //! How much room the broker's streams have left, and how many dead letters the service has.
 //!
-//! The streams of publishers never fill: they drop their oldest events. That of dead letters refuses
-//! what does not fit, because it may hold the only copy. When it is nearly full, the events that
-//! fail next would be stuck, and new orders should wait until an operator has made room.
+//! The streams of publishers never fill: they drop their oldest events. That of dead letters
+//! refuses what does not fit, because it may hold the only copy. When it is nearly full, the events
+//! that fail next would be stuck, and new orders should wait until an operator has made room.
 
 use std::{
     sync::{
@@ -32,8 +32,8 @@ impl Storage {
     }
 }
 
-/// Observes until `shutdown`: regularly, and over each new connection, because the broker may have lost
-/// its streams.
+/// Observes until `shutdown`: regularly, and over each new connection, because the broker may have
+/// lost its streams.
 pub(crate) async fn run(participant: Participant, shutdown: CancellationToken) {
     let broker = &participant.broker;
     loop {
@@ -76,8 +76,8 @@ async fn count(participant: &Participant) {
     }
 }
 
-/// Returns whether the stream of dead letters is nearly full. Declares the streams again: an operator may have
-/// deleted one that has no publisher, such as that of the dead letters.
+/// Returns whether the stream of dead letters is nearly full. Declares the streams again: an
+/// operator may have deleted one that has no publisher, such as that of the dead letters.
 async fn observe(participant: &Participant) -> anyhow::Result<bool> {
     let mut is_nearly_full = false;
     let streams = topology::reconcile_streams(&participant.broker).await?;

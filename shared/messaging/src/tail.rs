@@ -7,8 +7,8 @@
 //! that appends holds a lock on the table from before it takes a position until it ends.
 //!
 //! A horizon of transaction ids (`pg_snapshot_xmin`) would be simpler, but it belongs to the whole
-//! server: one long transaction in any database, such as a lock that somebody forgot, would stop the
-//! relays of all services.
+//! server: one long transaction in any database, such as a lock that somebody forgot, would stop
+//! the relays of all services.
 
 use std::{
     collections::HashSet,
@@ -20,7 +20,8 @@ use sqlx::PgConnection;
 
 use crate::outbox::{Recorded, Row};
 
-/// How long a gap stays open before the tail looks at who may fill it. Nearly all are filled by then.
+/// How long a gap stays open before the tail looks at who may fill it. Nearly all are filled by
+/// then.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A place in the outbox.

@@ -1,7 +1,7 @@
-//! Streams and durable consumers, declared in code and reconciled at start.
-//! One stream per publisher plus the dead letters. Every service declares all streams, so that
-//! services start in any order. Streams keep events that no consumer has seen yet, so a consumer that
-//! is created late misses nothing.
+//! Streams and durable consumers, declared in code and reconciled at start. One stream per
+//! publisher plus the dead letters. Every service declares all streams, so that services start in
+//! any order. Streams keep events that no consumer has seen yet, so a consumer that is created late
+//! misses nothing.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -27,8 +27,8 @@ pub const STREAM_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of dead letters, and of those that are redriven. These streams refuse what does not fit.
 const DEAD_LETTERS_MAX_BYTES: i64 = 512 * 1024 * 1024;
 const REDRIVE_MAX_BYTES: i64 = 256 * 1024 * 1024;
-/// How long a delivered event may stay unacknowledged before the broker redelivers it. Short, so that
-/// the events of a killed process are soon with another one; longer work reports progress.
+/// How long a delivered event may stay unacknowledged before the broker redelivers it. Short, so
+/// that the events of a killed process are soon with another one; longer work reports progress.
 pub const ACK_WAIT: Duration = Duration::from_secs(2);
 /// How long the broker drops a repeated `Nats-Msg-Id` by itself. A convenience: correctness comes
 /// from the inbox. Longer than another replica takes to go on where a killed relay was; not much
@@ -116,8 +116,9 @@ pub(crate) async fn reconcile_stream(broker: &Broker, name: &str) -> Result<(), 
     Ok(())
 }
 
-/// Declares one stream. It keeps the replicas that it has, if they are more than wanted: an operator
-/// may have added some, and a service that is configured otherwise must not take them away.
+/// Declares one stream. It keeps the replicas that it has, if they are more than wanted: an
+/// operator may have added some, and a service that is configured otherwise must not take them
+/// away.
 async fn declare(broker: &Broker, mut wanted: Config) -> Result<Info, TopologyError> {
     let found = broker.jetstream.get_stream(&wanted.name).await;
     if let Ok(found) = &found {

@@ -1,8 +1,8 @@
 //! The unit of work: locked aggregates, what was decided on them, and one write of all of it.
 //!
 //! A batch may hold several commands for one aggregate. Each sees what the commands before it have
-//! changed, and the database sees only the result: one statement for new aggregates, one for changed
-//! ones, one for all outgoing events.
+//! changed, and the database sees only the result: one statement for new aggregates, one for
+//! changed ones, one for all outgoing events.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -32,7 +32,8 @@ pub trait Aggregate: Sized + Send + Sync {
         command: Self::Command,
     ) -> Result<Vec<Self::Event>, Self::Rejection>;
 
-    /// The aggregate after `event`; `None` when the event does not fit, which `decide` never causes.
+    /// The aggregate after `event`; `None` when the event does not fit, which `decide` never
+    /// causes.
     fn evolve(state: Option<Self>, event: &Self::Event, at: OffsetDateTime) -> Option<Self>;
 
     /// The event to publish when `event` has led to this state, if any.
@@ -118,7 +119,8 @@ impl<A: Aggregate> UnitOfWork<A> {
         self.states.remove(&id)
     }
 
-    /// Writes everything in the caller's transaction: new aggregates, changed ones, outgoing events.
+    /// Writes everything in the caller's transaction: new aggregates, changed ones, outgoing
+    /// events.
     ///
     /// # Errors
     /// Those of the database.

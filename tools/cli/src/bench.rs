@@ -1,7 +1,8 @@
-//! `sagacity bench`: what one order costs, in counts that are the same on every machine, and in CPU.
+//! `sagacity bench`: what one order costs, in counts that are the same on every machine, and in
+//! CPU.
 //!
-//! Orders are placed so far apart that each is alone. What the system does while there is nothing to
-//! do is measured before, and taken off.
+//! Orders are placed so far apart that each is alone. What the system does while there is nothing
+//! to do is measured before, and taken off.
 
 use std::{
     collections::BTreeMap,
@@ -23,8 +24,8 @@ pub(crate) struct Bench {
     /// Number of orders, twenty each second
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     orders: u64,
-    /// File with the expected counts: a name, a figure and `#` with its reason on each line. A count that is more than a
-    /// tenth higher is an error
+    /// File with the expected counts: a name, a figure and `#` with its reason on each line. A
+    /// count that is more than a tenth higher is an error
     #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
 }

@@ -7,8 +7,8 @@ use clap::Args;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Certificates {
-    /// Where: a directory for each process, with tls.crt, tls.key and ca.crt. The authority that is there already goes
-    /// on, so that processes take the new certificates without a restart
+    /// Where: a directory for each process, with tls.crt, tls.key and ca.crt. The authority that is
+    /// there already goes on, so that processes take the new certificates without a restart
     directory: PathBuf,
     /// Let every user of this machine read the keys, as containers with another user must
     #[arg(long)]

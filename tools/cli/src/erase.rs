@@ -34,8 +34,8 @@ pub(crate) struct Erase {
     /// order=http://localhost:9081; needed for order, payment and notification
     #[arg(long, value_name = "SERVICE=URL", value_parser = admin)]
     admin: Vec<(String, String)>,
-    /// API key with the scope operations, where the system has API keys; better in the environment, since others see the
-    /// command line
+    /// API key with the scope operations, where the system has API keys; better in the environment,
+    /// since others see the command line
     #[arg(long, env = "SAGACITY_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
     /// Broker of a system that `up` did not start, with the user of operators
@@ -52,8 +52,8 @@ fn admin(text: &str) -> Result<(String, String), String> {
 }
 
 impl Erase {
-    /// Returns false when the customer cannot be erased yet; then nothing is erased, but for what an
-    /// earlier run has erased.
+    /// Returns false when the customer cannot be erased yet; then nothing is erased, but for what
+    /// an earlier run has erased.
     pub(crate) async fn run(
         &self,
         endpoints: impl FnOnce() -> anyhow::Result<Endpoints>,

@@ -34,7 +34,8 @@ struct Sagacity {
     /// that need more than the gateway expect the ports of docker-compose.e2e.yml
     #[arg(long, env = "SAGACITY_TARGET", global = true, value_name = "URL")]
     target: Option<String>,
-    /// Directory of `certificates` that databases and broker of that system ask for, as in docker-compose.tls.yml
+    /// Directory of `certificates` that databases and broker of that system ask for, as in
+    /// docker-compose.tls.yml
     #[arg(
         long,
         env = "SAGACITY_CERTIFICATES",
@@ -54,7 +55,8 @@ enum Command {
     Order(order::Order),
     /// Place many orders, measure latency and throughput, then check the invariants
     Load(load::Load),
-    /// Measure what one order costs: transactions, rows, log, events, CPU; with --check, compare with expected counts
+    /// Measure what one order costs: transactions, rows, log, events, CPU; with --check, compare
+    /// with expected counts
     Bench(bench::Bench),
     /// Check every invariant over databases, streams and provider; exit code 1 on any breach
     Verify(Verify),
@@ -105,8 +107,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Returns false when an invariant is broken. `names_system`: a flag, and not a variable, says which
-/// system is meant.
+/// Returns false when an invariant is broken. `names_system`: a flag, and not a variable, says
+/// which system is meant.
 async fn run(sagacity: Sagacity, names_system: bool) -> anyhow::Result<bool> {
     let state = match sagacity.state {
         Some(state) => std::path::absolute(state)?,

@@ -205,7 +205,8 @@ impl Run {
         }
     }
 
-    /// Asks for the orders whose end was not seen: what the broker forgets, it does not deliver here again.
+    /// Asks for the orders whose end was not seen: what the broker forgets, it does not deliver
+    /// here again.
     async fn look_up_ends(&self) {
         let open = self.sagas.lock().open();
         for (order, customer) in open {

@@ -24,8 +24,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts the servers, and changes `options` so that the services use them and call all replicas
-    /// of each other. `options.state` must be new.
+    /// Starts the servers, and changes `options` so that the services use them and call all
+    /// replicas of each other. `options.state` must be new.
     pub(crate) async fn start(options: &mut Options, reaper: &Reaper) -> anyhow::Result<Self> {
         let logs = options.server_logs.clone();
         let certificates = options.certificates.as_ref();

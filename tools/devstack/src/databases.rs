@@ -19,8 +19,8 @@ pub(crate) struct Administrator {
 }
 
 impl Administrator {
-    /// One at a time: several systems that start on one server create the same roles. The others wait
-    /// until this one is closed.
+    /// One at a time: several systems that start on one server create the same roles. The others
+    /// wait until this one is closed.
     pub(crate) async fn connect(url: &str) -> anyhow::Result<Self> {
         let options: PgConnectOptions = url.parse()?;
         let connection = PgConnection::connect_with(&options).await;
@@ -36,8 +36,9 @@ impl Administrator {
         Ok(self.connection.close().await?)
     }
 
-    /// Creates roles and a database that only its owner can enter, unless they exist. A database that
-    /// belongs to its service becomes the owner's, with all that is in it. `owner` may be `service`.
+    /// Creates roles and a database that only its owner can enter, unless they exist. A database
+    /// that belongs to its service becomes the owner's, with all that is in it. `owner` may be
+    /// `service`.
     pub(crate) async fn create(
         &mut self,
         database: &str,

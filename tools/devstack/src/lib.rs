@@ -2,12 +2,12 @@
 //!
 //! - [`MEMBERS`]: the table of processes.
 //! - [`tools`]: finds PostgreSQL and nats-server, or fetches them.
-//! - [`Postgres`], [`NatsServer`]: private servers in a directory of their own; [`PostgresCluster`],
-//!   [`NatsCluster`]: three of them.
+//! - [`Postgres`], [`NatsServer`]: private servers in a directory of their own;
+//!   [`PostgresCluster`], [`NatsCluster`]: three of them.
 //! - [`Certificates`]: an authority for development, for mutual TLS between all of them.
 //! - [`jetstream`]: connects to a broker and reads streams.
-//! - [`Stack`]: the whole system, one process per service, or highly available with a [`Cluster`]; each
-//!   process can be killed and restarted.
+//! - [`Stack`]: the whole system, one process per service, or highly available with a [`Cluster`];
+//!   each process can be killed and restarted.
 //! - [`programs`]: builds the workspace's programs.
 //! - [`test`](mod@test): fixtures for tests.
 //!

@@ -91,8 +91,8 @@ impl NatsServer {
         logs: &Logs,
         reaper: &Reaper,
     ) -> anyhow::Result<Self> {
-        // A file, since there is no argument for the limit. By itself the server takes a share of what is
-        // free, which may be less than the streams declare, although they never need it.
+        // A file, since there is no argument for the limit. By itself the server takes a share of
+        // what is free, which may be less than the streams declare, although they never need it.
         std::fs::create_dir_all(directory)
             .with_context(|| format!("create {}", directory.display()))?;
         let config = directory.with_extension("conf");

@@ -1,5 +1,5 @@
-//! Three PostgreSQL servers, one of them the primary: a commit waits until one of the standbys has it,
-//! and a standby takes over when the primary fails.
+//! Three PostgreSQL servers, one of them the primary: a commit waits until one of the standbys has
+//! it, and a standby takes over when the primary fails.
 
 use std::{
     io,

@@ -41,11 +41,11 @@ pub struct Options {
     /// For mutual TLS between all processes and private servers; `None` without. With a server
     /// that is used instead, it is the one with `certificates`.
     pub certificates: Option<Certificates>,
-    /// Whether each service runs as the owner of its tables, and migrates them when it starts: what a
-    /// build does that knows no other way.
+    /// Whether each service runs as the owner of its tables, and migrates them when it starts: what
+    /// a build does that knows no other way.
     pub single_role: bool,
-    /// Whether there are three servers of each kind and two processes of each service. `state` must then
-    /// be new.
+    /// Whether there are three servers of each kind and two processes of each service. `state` must
+    /// then be new.
     pub highly_available: bool,
     /// More settings of single services: (service, name, value).
     pub settings: Vec<(String, String, String)>,
@@ -186,8 +186,8 @@ impl Stack {
         Ok(())
     }
 
-    /// Kills a process with SIGKILL and leaves it to [`heal`](Self::heal). `name` is that of a service, or
-    /// `<service>-replica`.
+    /// Kills a process with SIGKILL and leaves it to [`heal`](Self::heal). `name` is that of a
+    /// service, or `<service>-replica`.
     pub fn crash(&mut self, name: &str) -> anyhow::Result<()> {
         let replicas = self.replicas.iter_mut();
         let mut replicas = replicas.filter(|replica| replica.spec.name == name);
@@ -197,8 +197,8 @@ impl Stack {
         process.signal(Signal::KILL)
     }
 
-    /// Replaces a process of a highly available system: stops it with SIGTERM, starts it again on the
-    /// same ports, and waits until it is ready. `name` as for [`crash`](Self::crash).
+    /// Replaces a process of a highly available system: stops it with SIGTERM, starts it again on
+    /// the same ports, and waits until it is ready. `name` as for [`crash`](Self::crash).
     ///
     /// The balancer leads no new customer to a gateway meanwhile. The callers of a service are told
     /// nothing.

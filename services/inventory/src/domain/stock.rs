@@ -1,4 +1,5 @@
-//! The stock of some products while a batch is decided: what is on hand, and by how much it changes.
+//! The stock of some products while a batch is decided: what is on hand, and by how much it
+//! changes.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -80,8 +80,8 @@ fn a_cancellation_that_arrives_first_leaves_a_tombstone_and_nothing_is_reserved(
 }
 
 proptest! {
-    /// A paid and cancelled order, any number of times in any order, beside another order that wants the
-    /// same stock.
+    /// A paid and cancelled order, any number of times in any order, beside another order that
+    /// wants the same stock.
     #[test]
     fn any_order_and_any_duplication_of_events_ends_the_same_way(
         delivered in prop::collection::vec((0_usize..2, any::<bool>()), 0..12),

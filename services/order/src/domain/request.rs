@@ -101,7 +101,8 @@ impl OrderRequest {
         (&self.lines, &self.payment_method)
     }
 
-    /// Adds the unit price of each line, in the same order; `None` for a product that does not exist.
+    /// Adds the unit price of each line, in the same order; `None` for a product that does not
+    /// exist.
     pub fn price(
         self,
         prices: Vec<Option<Money>>,

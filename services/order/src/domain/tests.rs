@@ -1,5 +1,5 @@
-//! Every pair of command and status, and: any order and any duplication of inbound events ends the same
-//! way.
+//! Every pair of command and status, and: any order and any duplication of inbound events ends the
+//! same way.
 
 use proptest::prelude::*;
 

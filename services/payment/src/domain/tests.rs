@@ -251,9 +251,9 @@ fn back<T>(items: &[T], number: usize) -> Option<&T> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
-    /// The order's creation and its cancellation, any number of times in any order, with calls of any
-    /// number of workers in between, whose outcomes are recorded late, in any order and more than
-    /// once. The provider captures, declines, or stores failures.
+    /// The order's creation and its cancellation, any number of times in any order, with calls of
+    /// any number of workers in between, whose outcomes are recorded late, in any order and more
+    /// than once. The provider captures, declines, or stores failures.
     #[test]
     fn any_order_and_any_duplication_of_events_ends_the_same_way(
         steps in prop::collection::vec(step(), 0..40),
@@ -296,7 +296,8 @@ proptest! {
             }
         }
         prop_assert!(provider.captures <= 1, "{provider:?}");
-        // A cancelled order never keeps money: a capture was refunded, and nothing else is captured.
+        // A cancelled order never keeps money: a capture was refunded, and nothing else is
+        // captured.
         let end = status(&payment);
         prop_assert_eq!(provider.captures == 1, end == Status::Refunded, "{:?} {:?}", end, provider);
         prop_assert!(matches!(end, Status::Refunded | Status::Voided | Status::Failed), "{:?}", end);

@@ -21,8 +21,8 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// Starts both, and waits until `events` have arrived and the relay has noted that: it would begin
-    /// there after a failure.
+    /// Starts both, and waits until `events` have arrived and the relay has noted that: it would
+    /// begin there after a failure.
     async fn start(events: usize) -> Self {
         let fixture = Fixture::new().await;
         let mut traffic = Self {
@@ -161,8 +161,8 @@ async fn a_deleted_stream_comes_back_with_every_event() {
     traffic.stop().await;
 }
 
-/// What comes before the end that the broker has lost is in the stream. It is missed all the same when
-/// the stream drops it before a subscriber is back.
+/// What comes before the end that the broker has lost is in the stream. It is missed all the same
+/// when the stream drops it before a subscriber is back.
 #[tokio::test]
 async fn an_event_from_before_a_lost_end_is_kept_for_a_subscriber_that_is_away() {
     let Traffic {

@@ -1,5 +1,5 @@
-//! The relay reads a log: nothing is missed that is committed late, nothing is published without need,
-//! and one process goes on where another has ended.
+//! The relay reads a log: nothing is missed that is committed late, nothing is published without
+//! need, and one process goes on where another has ended.
 #![expect(clippy::unwrap_used, reason = "test support")]
 
 use std::time::Duration;
@@ -227,8 +227,8 @@ async fn what_a_subscriber_has_missed_arrives_although_the_stream_cannot_hold_it
     consumer.stop().await;
 }
 
-/// A backup holds its snapshot for hours. What the relay reads must not grow with what was published
-/// meanwhile.
+/// A backup holds its snapshot for hours. What the relay reads must not grow with what was
+/// published meanwhile.
 #[tokio::test]
 async fn a_snapshot_that_is_held_makes_no_statement_of_the_relay_slower() {
     let fixture = Fixture::new().await;

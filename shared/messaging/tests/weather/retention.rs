@@ -157,7 +157,8 @@ async fn an_event_is_applied_once_whatever_partition_its_id_belongs_to() {
     consumer.stop().await;
 }
 
-/// The version before makes the partitions by itself, and both run beside each other during an upgrade.
+/// The version before makes the partitions by itself, and both run beside each other during an
+/// upgrade.
 #[tokio::test]
 async fn a_partition_begins_where_that_of_the_version_before_ends() {
     let (pool, _) = devstack::test::database(&[messaging::migrator()])

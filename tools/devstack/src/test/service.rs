@@ -23,8 +23,8 @@ pub struct ServiceFixture {
 }
 
 impl ServiceFixture {
-    /// Starts `replicas` of `program` (`env!("CARGO_BIN_EXE_...")`) at the same time. `DATABASE_URL`
-    /// and `NATS_URL` are set; `settings` adds to them or replaces them.
+    /// Starts `replicas` of `program` (`env!("CARGO_BIN_EXE_...")`) at the same time.
+    /// `DATABASE_URL` and `NATS_URL` are set; `settings` adds to them or replaces them.
     pub async fn start(
         program: &str,
         settings: &[(&str, &str)],
