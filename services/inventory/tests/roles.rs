@@ -123,7 +123,7 @@ async fn partitions_are_made_and_dropped_with_the_rights_of_the_owner() {
     ];
     let _service = Program::start(INVENTORY, &settings).await.unwrap();
     let days = "SELECT to_char((now() AT TIME ZONE 'UTC')::date + n, '_YYYYMMDD')
-                FROM generate_series(1, 3) AS n ORDER BY n";
+                FROM generate_series(0, 3) AS n ORDER BY n";
     let days = sqlx::query_scalar::<_, String>(days).fetch_all(&database.pool);
     let days = days.await.unwrap();
     for table in ["outbox", "inbox"] {
@@ -131,7 +131,7 @@ async fn partitions_are_made_and_dropped_with_the_rights_of_the_owner() {
             .iter()
             .map(|day| (format!("{table}{day}"), "test_owner".to_owned()))
             .collect();
-        let what = format!("the old partition of the {table} is dropped, and three are made");
+        let what = format!("the old partition of the {table} is dropped, and four are made");
         eventually(&what, async || {
             partitions(&database.pool, table).await == expected
         })
