@@ -75,7 +75,7 @@ impl Handler for Saga {
             .retain(|new| new.kind != Kind::OrderConfirmed || !cancelled.contains(&new.order_id));
         let leased = store::withdraw_confirmations(tx, &cancelled, LEASE).await;
         let leased = leased.context("withdraw mails about confirmations")?;
-        // The mail about a cancellation does not overtake one about the confirmation.
+        // What is mailed next does not overtake the mail about the confirmation.
         for new in &mut notifications {
             new.not_before = leased.get(&new.order_id).copied();
         }

@@ -75,7 +75,8 @@ pub async fn insert(
 }
 
 /// Withdraws the mails about confirmations of orders that were cancelled meanwhile. Returns those
-/// that may be on their way, and until when: a lease ends after at most `lease`.
+/// that may be on their way (or wait for another attempt, which looks the same), and until when: a
+/// lease ends after at most `lease`.
 pub async fn withdraw_confirmations(
     tx: &mut PgConnection,
     cancelled: &[OrderId],

@@ -468,11 +468,15 @@ async fn a_mail_about_a_cancellation_waits_for_one_about_the_confirmation_that_i
     assert!(waits.await.unwrap(), "the cancellation does not wait");
 
     mail_server.released.send_replace(true);
-    let mail = kept.recv().await.unwrap();
+    let mut next = async || {
+        let next = tokio::time::timeout(test::PATIENCE, kept.recv()).await;
+        next.unwrap().unwrap()
+    };
+    let mail = next().await;
     assert!(mail.contains("confirmed"), "{mail}");
     let due = "UPDATE notifications SET mail_due_at = now() WHERE kind = 'order_cancelled'";
     sqlx::query(due).execute(&database).await.unwrap();
-    let mail = kept.recv().await.unwrap();
+    let mail = next().await;
     assert!(mail.contains("cancelled"), "{mail}");
 }
 

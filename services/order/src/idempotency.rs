@@ -127,11 +127,13 @@ pub async fn prune(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<
             _ = ticks.tick() => {}
             () = stopping.cancelled() => return Ok(()),
         }
-        let pruned = tokio::select! {
-            pruned = prune_all(&pool, &mut pruned) => pruned,
+        let done = tokio::select! {
+            done = prune_all(&pool, &mut pruned) => done,
             () = stopping.cancelled() => return Ok(()),
         };
-        if let Err(error) = pruned {
+        if let Err(error) = done {
+            // After a failover the database may have again what was deleted.
+            pruned = Uuid::nil();
             tracing::warn!(
                 error = format!("{error:#}"),
                 "could not prune idempotency keys; the next attempt is in {PRUNE_INTERVAL:?}"

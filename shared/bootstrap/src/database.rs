@@ -1,6 +1,6 @@
 //! The connection pool of a service and its migrations.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, io, time::Duration};
 
 use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBuilder, Retryable as _};
@@ -202,13 +202,14 @@ fn pool(settings: &DatabaseSettings, service: &str) -> anyhow::Result<PgPool> {
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        // The pool tests what is returned, without a limit: a connection to a server that is gone
-        // without a sign would keep its place until TCP gives up, a quarter of an hour later.
+        // The pool tests what is returned, but without a limit: a connection to a server that is
+        // gone without a sign would keep its place until TCP gives up, a quarter of an hour later.
+        // So it is tested twice.
         .after_release(|connection, _| {
             Box::pin(async {
                 match tokio::time::timeout(TEST_TIMEOUT, connection.ping()).await {
                     Ok(tested) => tested.map(|()| true),
-                    Err(_elapsed) => Err(sqlx::Error::PoolTimedOut),
+                    Err(_elapsed) => Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())),
                 }
             })
         })

@@ -282,6 +282,10 @@ impl DeadLetters {
         let consumers = stream.consumers().try_collect::<Vec<_>>().await;
         for consumer in consumers.with_context(|| format!("list the consumers of {REDRIVE}"))? {
             let handled = consumer.ack_floor.stream_sequence;
+            // nats-server before 2.14.2 takes 1, the sequence behind it, for no limit.
+            if handled == 0 {
+                continue;
+            }
             let subjects = format!("redrive.{}.>", consumer.name);
             let purged = stream.purge().filter(subjects).sequence(handled + 1).await;
             purged.with_context(|| format!("delete what {} has handled", consumer.name))?;

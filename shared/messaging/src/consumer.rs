@@ -49,11 +49,17 @@ pub(crate) struct Consumer<H> {
     participant: Participant,
     batches: Batches<H>,
     source: Source,
-    /// Events that have failed, by id. Kept in memory on purpose: the broker counts *deliveries*,
+    /// Events that have failed. Kept in memory on purpose: the broker counts *deliveries*,
     /// and a delivery that a restart or a database outage cut short says nothing about the event.
     /// Losing the map costs a few extra attempts.
-    failed: HashMap<String, Failed>,
+    failed: HashMap<Key, Failed>,
+    /// The size of that map at which it is pruned next.
+    prune_at: usize,
 }
+
+/// The event's id, and its sequence in the stream: a stream that is made anew begins at 1 again,
+/// and one may hold an event twice.
+type Key = (String, u64);
 
 struct Failed {
     attempts: u32,
@@ -74,6 +80,7 @@ impl<H: Handler> Consumer<H> {
             participant,
             source,
             failed: HashMap::new(),
+            prune_at: topology::MAX_ACK_PENDING,
         }
     }
 
@@ -117,6 +124,7 @@ impl<H: Handler> Consumer<H> {
         if consumer.cached_info().num_pending == 0 {
             self.participant.progress.touch(&self.batches.part);
         }
+        let mut arrived = Instant::now();
         loop {
             let next = tokio::select! {
                 biased;
@@ -130,12 +138,13 @@ impl<H: Handler> Consumer<H> {
                 Ok(Some(first)) => {
                     let messages = gather(first.context("pull")?, &mut stream);
                     *delays = backoff::outage();
+                    arrived = Instant::now();
                     if self.process(&messages, shutdown).await.is_none() {
                         return Ok(());
                     }
                 }
                 Ok(None) => anyhow::bail!("the subscription ended"),
-                Err(_quiet) => check_quiet(&consumer).await?,
+                Err(_quiet) => check_quiet(&consumer, arrived.elapsed()).await?,
             }
             self.participant.progress.touch(&self.batches.part);
         }
@@ -176,7 +185,7 @@ impl<H: Handler> Consumer<H> {
             Outcome::Unknown(error) => return self.postpone(message, error).await,
             Outcome::Poison(error) => return self.give_up(message, error).await,
         }
-        self.failed.remove(event_id(message));
+        self.forget_failed(message);
         message.ack().await.map_err(anyhow::Error::from_boxed)
     }
 
@@ -217,11 +226,12 @@ impl<H: Handler> Consumer<H> {
     fn failed(&mut self, message: &Message) -> &mut Failed {
         let now = Instant::now();
         // Events that another replica has handled meanwhile do not come again.
-        if self.failed.len() >= topology::MAX_ACK_PENDING {
+        if self.failed.len() >= self.prune_at {
             self.failed
                 .retain(|_, failed| now.duration_since(failed.seen) < FORGET_FAILED);
+            self.prune_at = topology::MAX_ACK_PENDING.max(2 * self.failed.len());
         }
-        let failed = self.failed.entry(event_id(message).to_owned());
+        let failed = self.failed.entry(key(message));
         let failed = failed.or_insert_with(|| Failed {
             attempts: 0,
             since: now,
@@ -229,6 +239,12 @@ impl<H: Handler> Consumer<H> {
         });
         failed.seen = now;
         failed
+    }
+
+    fn forget_failed(&mut self, message: &Message) {
+        if !self.failed.is_empty() {
+            self.failed.remove(&key(message));
+        }
     }
 
     /// Publishes the event as a dead letter. An error leaves the event with the broker, which
@@ -243,7 +259,7 @@ impl<H: Handler> Consumer<H> {
             error = dead_letter::one_line(&error),
             "an event became a dead letter; it waits for an operator in stream {}",
             contracts::dead_letter::STREAM);
-        self.failed.remove(event_id(message));
+        self.forget_failed(message);
         Ok(())
     }
 }
@@ -285,17 +301,22 @@ async fn return_unstarted(stream: &mut pull::Stream) {
 }
 
 /// Fails when the broker has events for this consumer that do not arrive.
-async fn check_quiet(consumer: &PullConsumer) -> anyhow::Result<()> {
+async fn check_quiet(consumer: &PullConsumer, quiet: Duration) -> anyhow::Result<()> {
     let info = consumer.get_info().await;
     let info = info.context("ask for the state of the consumer")?;
-    // As many events wait for their next attempt as the broker delivers at a time.
-    let is_full = info.num_ack_pending >= topology::MAX_ACK_PENDING;
+    // As many events may wait for their next attempt as the broker delivers at a time.
+    let is_full = info.num_ack_pending >= topology::MAX_ACK_PENDING && quiet < FORGET_FAILED;
     let pending = info.num_pending;
     anyhow::ensure!(
         pending == 0 || is_full,
         "{pending} events are pending but none arrives"
     );
     Ok(())
+}
+
+fn key(message: &Message) -> Key {
+    let sequence = message.info().map(|info| info.stream_sequence);
+    (event_id(message).to_owned(), sequence.unwrap_or_default())
 }
 
 fn event_id(message: &Message) -> &str {

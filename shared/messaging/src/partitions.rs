@@ -86,7 +86,7 @@ async fn attempt(what: &str, part: impl Future<Output = sqlx::Result<()>>) {
     let error = match tokio::time::timeout(LIMIT, part).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => format!("{:#}", anyhow::Error::from(error)),
-        Err(_elapsed) => format!("not done after {LIMIT:?}"),
+        Err(_elapsed) => format!("not finished after {LIMIT:?}"),
     };
     tracing::warn!(
         error,
@@ -106,9 +106,10 @@ async fn drop_old(pool: &PgPool, table: Table, keep: Duration) -> sqlx::Result<(
 
 async fn create_ahead(pool: &PgPool, table: Table) -> sqlx::Result<()> {
     let today = today(pool).await?;
-    // At the first start the default partition is empty. Later it may have rows of today, and
-    // PostgreSQL would look for them in vain.
-    let first = u32::from(!default_is_empty(pool, table).await?);
+    // At the first start the default partition is empty. Later it may have rows of today:
+    // PostgreSQL would look through all of it, and refuse.
+    let has_today = exists(pool, &table.partition(today)).await?;
+    let first = u32::from(has_today || !default_is_empty(pool, table).await.unwrap_or(false));
     for days in first..=AHEAD {
         create(pool, table, today + DAY * days).await?;
     }
@@ -295,11 +296,19 @@ impl Deleted {
         pool: &PgPool,
         outbox_retention: Option<Duration>,
     ) -> sqlx::Result<()> {
-        while self.step_inbox(pool).await? == STEP as u64 {}
-        if let Some(keep) = outbox_retention {
-            while self.step_outbox(pool, keep).await? == STEP as u64 {}
+        let steps = async {
+            while self.step_inbox(pool).await? == STEP as u64 {}
+            if let Some(keep) = outbox_retention {
+                while self.step_outbox(pool, keep).await? == STEP as u64 {}
+            }
+            Ok(())
+        };
+        let done = steps.await;
+        // After a failover the database may have again what was deleted.
+        if done.is_err() {
+            *self = Self::default();
         }
-        Ok(())
+        done
     }
 
     async fn step_inbox(&mut self, pool: &PgPool) -> sqlx::Result<u64> {

@@ -2,7 +2,8 @@
 //!
 //! The streams of publishers never fill: they drop their oldest events. That of dead letters
 //! refuses what does not fit, because it may hold the only copy. When it is nearly full, the events
-//! that fail next would be stuck, and new orders should wait until an operator has made room.
+//! that fail next would be stuck, and new orders should wait until an operator has made
+//! room. That of redriven events refuses, too, but then its dead letters stay where they are.
 
 use std::{
     sync::{

@@ -212,7 +212,7 @@ async fn perform(
     };
     let dead_letters = DeadLetters::new(jetstream, service);
     if act == Act::Redrive && !selection.dry_run {
-        // Only a full stream needs it, and that fails each redrive with the reason.
+        // Not fatal: if the stream is full, each redrive fails and names the reason.
         if let Err(error) = dead_letters.make_room().await {
             eprintln!("cannot delete redriven events that were handled: {error:#}");
         }

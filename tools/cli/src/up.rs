@@ -67,6 +67,11 @@ fn setting(text: &str) -> Result<Setting, String> {
 impl Up {
     /// Runs until Ctrl-C, SIGTERM or the end of a service.
     pub(crate) async fn run(self, state: &Path) -> anyhow::Result<()> {
+        ensure!(
+            !self.ha || self.fresh || !state.exists(),
+            "--ha starts empty, and {} has data of an earlier run: add --fresh to remove it",
+            state.display()
+        );
         // From here on a signal no longer ends the process by itself, but by an orderly stop.
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -81,11 +86,6 @@ impl Up {
         if self.fresh {
             wipe(state)?;
         }
-        ensure!(
-            !self.ha || !state.exists(),
-            "--ha starts empty, and {} has data of an earlier run: add --fresh to remove it",
-            state.display()
-        );
         std::fs::create_dir_all(state).with_context(|| format!("create {}", state.display()))?;
         let (lines, mut received) = mpsc::unbounded_channel::<(String, String)>();
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();

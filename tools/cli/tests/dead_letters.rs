@@ -264,6 +264,23 @@ async fn a_dead_letter_comes_back_to_the_service_that_gave_up_and_is_applied_onc
     assert_eq!(applied.fetch_one(&pool).await.unwrap(), 1);
 }
 
+/// A redrive makes room only by what its service has handled.
+#[tokio::test]
+async fn redriven_events_stay_until_their_service_is_back() {
+    let mut system = System::start().await;
+    let events = [system.publish().await, system.publish().await];
+    system.wait_for_letters(&events).await;
+    system.handler.is_repaired.store(true, Ordering::SeqCst);
+    system.stop_service().await;
+    for event in events {
+        let id = event.to_string();
+        assert!(system.dlq(&["redrive", "--id", &id]).await.status.success());
+    }
+    let redriven = read_stream(&system.jetstream, "REDRIVE").await.unwrap();
+    assert_eq!(redriven.len(), 2);
+    drop(system.server);
+}
+
 #[tokio::test]
 async fn an_event_that_fails_again_is_kept_again_and_still_names_its_first_stream() {
     let system = System::start().await;

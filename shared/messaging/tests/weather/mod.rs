@@ -137,6 +137,10 @@ async fn any_number_of_unknown_versions_end_as_dead_letters_and_other_events_are
         fixture.applied().await == [order]
     })
     .await;
+    eventually("all others are dead letters", async || {
+        fixture.dead_letters().await.len() == more_than_are_in_flight
+    })
+    .await;
     consumer.stop().await;
 }
 
