@@ -15,7 +15,10 @@ use async_nats::jetstream;
 use contracts::{
     Cause, CorrelationId, CustomerId, Envelope, Event, EventId, Money, OrderId, Service,
 };
-use devstack::test::{self, Program};
+use devstack::{
+    NatsServer,
+    test::{self, Program},
+};
 use futures::future::try_join_all;
 use proto::{
     notification::v1::{
@@ -204,6 +207,41 @@ impl MailServer {
     }
 }
 
+/// A service that sends mails.
+struct Mailing {
+    service: Program,
+    mail_server: Arc<MailServer>,
+    /// What the mail server has accepted.
+    kept: mpsc::UnboundedReceiver<String>,
+    database: PgPool,
+    jetstream: jetstream::Context,
+    _broker: NatsServer,
+}
+
+impl Mailing {
+    async fn start() -> Self {
+        let (sender, kept) = mpsc::unbounded_channel();
+        let mail_server = MailServer::start(sender).await;
+        let broker = test::broker().await.unwrap();
+        let (database, url) = test::database(&[]).await.unwrap();
+        let broker_url = broker.url();
+        let settings = [
+            ("DATABASE_URL", url.as_str()),
+            ("NATS_URL", &broker_url),
+            ("SMTP_URL", &mail_server.url),
+        ];
+        let service = Program::start(env!("CARGO_BIN_EXE_notification"), &settings);
+        Self {
+            service: service.await.unwrap(),
+            mail_server,
+            kept,
+            database,
+            jetstream: jetstream::new(async_nats::connect(broker.url()).await.unwrap()),
+            _broker: broker,
+        }
+    }
+}
+
 #[tokio::test]
 async fn each_notification_is_mailed_even_if_the_mail_server_is_unavailable_or_the_service_killed()
 {
@@ -298,19 +336,14 @@ async fn metrics(service: &Program) -> String {
 
 #[tokio::test]
 async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
-    let (sender, mut kept) = mpsc::unbounded_channel();
-    let mail_server = MailServer::start(sender).await;
-    let broker = test::broker().await.unwrap();
-    let (database, url) = test::database(&[]).await.unwrap();
-    let broker_url = broker.url();
-    let settings = [
-        ("DATABASE_URL", url.as_str()),
-        ("NATS_URL", &broker_url),
-        ("SMTP_URL", &mail_server.url),
-    ];
-    let service = Program::start(env!("CARGO_BIN_EXE_notification"), &settings);
-    let service = service.await.unwrap();
-    let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+    let Mailing {
+        service,
+        mail_server,
+        mut kept,
+        database,
+        jetstream,
+        _broker,
+    } = Mailing::start().await;
     let treated = [
         Treatment::RefuseRecipient("550 no such mailbox"),
         Treatment::RefuseMail("554 spam"),
@@ -398,19 +431,14 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
 
 #[tokio::test]
 async fn a_mail_that_was_given_up_is_sent_when_it_is_made_due_again() {
-    let (sender, mut kept) = mpsc::unbounded_channel();
-    let mail_server = MailServer::start(sender).await;
-    let broker = test::broker().await.unwrap();
-    let (database, url) = test::database(&[]).await.unwrap();
-    let broker_url = broker.url();
-    let settings = [
-        ("DATABASE_URL", url.as_str()),
-        ("NATS_URL", &broker_url),
-        ("SMTP_URL", &mail_server.url),
-    ];
-    let service = Program::start(env!("CARGO_BIN_EXE_notification"), &settings);
-    let _service = service.await.unwrap();
-    let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+    let Mailing {
+        service: _service,
+        mail_server,
+        mut kept,
+        database,
+        jetstream,
+        _broker,
+    } = Mailing::start().await;
     let (order, customer) = (OrderId::new(), CustomerId::new());
     mail_server.treat(customer, Treatment::RefuseRecipient("550 no such mailbox"));
     publish_event(&jetstream, order, confirmed(order, customer)).await;
@@ -434,20 +462,15 @@ async fn a_mail_that_was_given_up_is_sent_when_it_is_made_due_again() {
 
 #[tokio::test]
 async fn a_mail_about_a_cancellation_waits_for_one_about_the_confirmation_that_is_on_its_way() {
-    let (sender, mut kept) = mpsc::unbounded_channel();
-    let mail_server = MailServer::start(sender).await;
+    let Mailing {
+        service: _service,
+        mail_server,
+        mut kept,
+        database,
+        jetstream,
+        _broker,
+    } = Mailing::start().await;
     mail_server.busy.store(false, Ordering::Relaxed);
-    let broker = test::broker().await.unwrap();
-    let (database, url) = test::database(&[]).await.unwrap();
-    let broker_url = broker.url();
-    let settings = [
-        ("DATABASE_URL", url.as_str()),
-        ("NATS_URL", &broker_url),
-        ("SMTP_URL", &mail_server.url),
-    ];
-    let service = Program::start(env!("CARGO_BIN_EXE_notification"), &settings);
-    let _service = service.await.unwrap();
-    let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
     let (order, customer) = (OrderId::new(), CustomerId::new());
     mail_server.treat(customer, Treatment::Hold);
     publish_event(&jetstream, order, confirmed(order, customer)).await;

@@ -41,11 +41,15 @@ async fn until_readiness_is(program: &Program, status: u16) {
     eventually(&what, async || is(program, "/readyz", status).await).await;
 }
 
-/// A process that has noticed that a server is away ends well at SIGTERM.
-async fn assert_notices_and_ends_well(mut program: Program) {
-    until_readiness_is(&program, 503).await;
+async fn assert_ends_well(mut program: Program) {
     program.terminate().unwrap();
     assert_eq!(program.wait().await.unwrap().code(), Some(0));
+}
+
+/// A process that has noticed that a server is away ends well at SIGTERM.
+async fn assert_notices_and_ends_well(program: Program) {
+    until_readiness_is(&program, 503).await;
+    assert_ends_well(program).await;
 }
 
 async fn is(program: &Program, path: &str, status: u16) -> bool {
@@ -65,7 +69,7 @@ fn request(order_id: &str) -> GetOrderRequest {
 async fn a_process_is_alive_before_its_database_answers() {
     let nowhere = free_port().unwrap();
     let database = format!("postgres://order:secret@127.0.0.1:{nowhere}/order");
-    let mut program = spawn(&database, "nats://127.0.0.1:1", "0");
+    let program = spawn(&database, "nats://127.0.0.1:1", "0");
     eventually("the process is alive", async || {
         is(&program, "/livez", 200).await
     })
@@ -76,8 +80,7 @@ async fn a_process_is_alive_before_its_database_answers() {
         assert!(body.contains("waiting for the database"), "{path}: {body}");
     }
     assert!(is(&program, "/metrics", 200).await);
-    program.terminate().unwrap();
-    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+    assert_ends_well(program).await;
 }
 
 #[tokio::test]
@@ -163,8 +166,7 @@ async fn a_service_that_does_not_migrate_waits_for_the_task_that_does() {
     assert_eq!(migrate(&url).await, Some(0));
     program.wait_until_ready().await.unwrap();
     assert_eq!(migrate(&url).await, Some(0), "once more changes nothing");
-    program.terminate().unwrap();
-    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+    assert_ends_well(program).await;
 }
 
 /// A way to a server that can lose the connections it has: they stay open, and nothing arrives.
@@ -205,8 +207,7 @@ async fn a_service_replaces_connections_that_are_lost_without_a_sign() {
     until_readiness_is(&program, 200).await;
     // It also ends well without them.
     lose.send(()).unwrap();
-    program.terminate().unwrap();
-    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+    assert_ends_well(program).await;
 }
 
 /// The orders that a sweep has locked are not behind the next one.
@@ -225,7 +226,7 @@ async fn a_sweep_that_failed_is_repeated_from_its_beginning() {
             BEGIN PERFORM nextval('failures'); RAISE EXCEPTION 'not yet'; END $$;
         CREATE TRIGGER fail BEFORE UPDATE ON orders EXECUTE FUNCTION fail();";
     sqlx::raw_sql(prepare).execute(&database).await.unwrap();
-    let mut program = spawn(&url, &broker.url(), "0");
+    let program = spawn(&url, &broker.url(), "0");
     let count = async |query: &'static str| {
         let count = sqlx::query_scalar::<_, i64>(query).fetch_one(&database);
         count.await.unwrap()
@@ -240,8 +241,7 @@ async fn a_sweep_that_failed_is_repeated_from_its_beginning() {
         count("SELECT count(*) FROM orders WHERE status = 'cancelled'").await == 1
     })
     .await;
-    program.terminate().unwrap();
-    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+    assert_ends_well(program).await;
 }
 
 /// Opening a connection under load takes longer than a request may wait for one.
@@ -343,8 +343,7 @@ async fn a_service_waits_for_a_database_that_is_made_later() {
     let create = sqlx::query(sqlx::AssertSqlSafe(create));
     create.execute(&administrator).await.unwrap();
     program.wait_until_ready().await.unwrap();
-    program.terminate().unwrap();
-    assert_eq!(program.wait().await.unwrap().code(), Some(0));
+    assert_ends_well(program).await;
 }
 
 #[tokio::test]
