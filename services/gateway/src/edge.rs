@@ -164,7 +164,8 @@ pub async fn propagate_context(State(edge): State<Edge>, request: Request, next:
         }
         (Err(Refused { reason, problem }), _) => {
             if let Some(reason) = reason {
-                tracing::info!(parent: &span, %method, route, reason, "an access token was refused; the client gets 401 or 403");
+                tracing::info!(parent: &span, %method, route, reason,
+                    "an access token was refused; the client gets 401 or 403");
             }
             problem.into_response()
         }
@@ -172,7 +173,8 @@ pub async fn propagate_context(State(edge): State<Edge>, request: Request, next:
     };
     let status = response.status();
     if status.is_server_error() {
-        tracing::warn!(parent: &span, %method, route, %status, "a request failed; the client gets {status}");
+        tracing::warn!(parent: &span, %method, route, %status,
+            "a request failed; the client gets {status}");
     }
     edge.durations.record(
         began.elapsed().as_secs_f64(),

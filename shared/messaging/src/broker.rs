@@ -99,13 +99,20 @@ impl Broker {
             options.connect(&servers).await
         };
         let client = connect
-            .retry(backoff::exponential(Duration::from_millis(50), Duration::from_secs(2)))
+            .retry(backoff::exponential(
+                Duration::from_millis(50),
+                Duration::from_secs(2),
+            ))
             .when(may_come_up)
             .notify(|error, delay| {
-                tracing::warn!(broker.url = url, %error, "NATS is unavailable; the next attempt is in {delay:?}");
+                tracing::warn!(broker.url = url, %error,
+                    "NATS is unavailable; the next attempt is in {delay:?}");
             })
             .await
-            .map_err(|source| BrokerError::Connect { url: url.to_owned(), source })?;
+            .map_err(|source| BrokerError::Connect {
+                url: url.to_owned(),
+                source,
+            })?;
         let found = client.server_info().version;
         if version(&found).is_none_or(|version| version < OLDEST_SERVER) {
             return Err(BrokerError::TooOld {

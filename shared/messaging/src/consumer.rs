@@ -57,7 +57,7 @@ pub(crate) struct Consumer<H> {
     prune_at: usize,
 }
 
-/// The event's id, and its sequence in the stream: a stream that is made anew begins at 1 again,
+/// The event's id, and its sequence in the stream: a stream that was deleted begins at 1 again,
 /// and one may hold an event twice.
 type Key = (String, u64);
 
