@@ -19,16 +19,16 @@ mod erasure;
 mod faults;
 mod ha;
 mod hostile;
+mod infrastructure;
 mod keys;
 mod load;
+mod orders;
 mod outbox;
 mod overload;
 mod recovery;
 mod secrets;
 mod settings;
-mod stories;
 mod telemetry;
-mod weather;
 
 use std::{
     collections::BTreeSet,
@@ -71,8 +71,8 @@ impl Needs {
             Self::Encryption => !harness.uses_containers() && !harness.uses_processes(),
             Self::Processes | Self::Nightly => !harness.uses_processes(),
             Self::Browser => documentation::browser().is_none(),
-            Self::Mount => !harness.uses_processes() || !weather::can_mount(),
-            Self::Faketime => !harness.uses_processes() || weather::faketime().is_none(),
+            Self::Mount => !harness.uses_processes() || !infrastructure::can_mount(),
+            Self::Faketime => !harness.uses_processes() || infrastructure::faketime().is_none(),
             Self::Previous => !harness.uses_processes() || builds::previous().is_none(),
         }
     }
@@ -100,7 +100,7 @@ macro_rules! scenarios {
 }
 
 const SCENARIOS: &[Scenario] = scenarios! {
-    stories [Nothing]:
+    orders [Nothing]:
         an_order_is_confirmed_and_streamed_live,
         a_declined_card_cancels_the_order,
         an_order_that_is_out_of_stock_is_refunded,
@@ -144,7 +144,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
     faults [Processes]:
         a_broker_without_its_disk_loses_no_order,
         a_crashed_database_loses_no_order;
-    weather [Processes]:
+    infrastructure [Processes]:
         a_locked_table_loses_no_order,
         statements_that_take_too_long_lose_no_order,
         a_rotated_password_loses_no_order,
@@ -152,9 +152,9 @@ const SCENARIOS: &[Scenario] = scenarios! {
         a_broker_that_went_back_in_time_loses_no_order,
         deleted_streams_lose_no_order,
         a_payment_service_that_was_away_charges_nothing_late;
-    weather [Mount]:
+    infrastructure [Mount]:
         a_full_disk_loses_no_order;
-    weather [Faketime]:
+    infrastructure [Faketime]:
         replicas_whose_clocks_differ_cancel_nothing_early;
     overload [Processes]:
         an_overload_is_refused_and_every_accepted_order_ends;
@@ -171,7 +171,7 @@ const SCENARIOS: &[Scenario] = scenarios! {
         recovery_from_each_fault;
     builds [Previous]:
         two_builds_beside_each_other_lose_no_order;
-    weather [Nightly]:
+    infrastructure [Nightly]:
         a_table_that_is_locked_for_two_minutes_loses_no_order;
     containers [Containers]:
         containers_can_be_stopped_and_started,

@@ -1,4 +1,4 @@
-//! The live story of an order as server-sent events.
+//! The live stream of an order as server-sent events.
 
 use std::{
     convert::Infallible,
@@ -77,7 +77,7 @@ pub async fn watch_order(
         .get("last-event-id")
         .and_then(|id| id.to_str().ok())
         .and_then(|id| id.parse().ok());
-    let story = Story {
+    let state = OrderStream {
         watch,
         backends,
         context: context.without_deadline(),
@@ -94,9 +94,9 @@ pub async fn watch_order(
             .unwrap_or_default()
     });
     let until = tokio::time::Instant::now() + MAX_DURATION.min(token);
-    let events = stream::unfold(story, move |mut story| async move {
-        let next = tokio::time::timeout_at(until, story.next()).await.ok()??;
-        Some((Ok(next), story))
+    let events = stream::unfold(state, move |mut state| async move {
+        let next = tokio::time::timeout_at(until, state.next()).await.ok()??;
+        Some((Ok(next), state))
     });
     let revoked = async move {
         match caller.and_then(|caller| caller.key) {
@@ -115,7 +115,7 @@ pub async fn watch_order(
     reason = "axum writes server-sent events; this is their documentation"
 )]
 struct Message {
-    /// How much of the story has been received with this event, for `Last-Event-ID`; the `end` has
+    /// How much of the stream has been received with this event, for `Last-Event-ID`; the `end` has
     /// none.
     #[schema(nullable = false, example = "order:3,payment:2")]
     id: Option<String>,
@@ -128,7 +128,7 @@ struct Message {
 }
 
 /// What one client has received, and what it receives next.
-struct Story {
+struct OrderStream {
     backends: Backends,
     context: RequestContext,
     customer: CustomerId,
@@ -146,7 +146,7 @@ enum End {
     Sent,
 }
 
-impl Story {
+impl OrderStream {
     /// `None` after the end.
     async fn next(&mut self) -> Option<Event> {
         loop {

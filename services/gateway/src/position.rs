@@ -1,6 +1,6 @@
-//! How much of an order's story a client has received: the number of events of each service, in the
-//! order of that service's log. Logs only grow at their end, so that an event that is read late, or
-//! bears an earlier time than others, is still received after a reconnection.
+//! How much of an order's live stream a client has received: the number of events of each service,
+//! in the order of that service's log. Logs only grow at their end, so that an event that is read
+//! late, or bears an earlier time than others, is still received after a reconnection.
 
 use std::{collections::BTreeMap, convert::Infallible, fmt, str::FromStr};
 

@@ -1,7 +1,7 @@
 //! The guarantees of the README, on a real PostgreSQL and a real nats-server.
 
+mod faults;
 mod fixture;
-mod weather;
 
 use std::time::Duration;
 

@@ -9,15 +9,15 @@ use serde_json::json;
 
 use crate::{Outcome, close};
 
-/// The live stream shows the whole story, and neither a clean start nor an order logs a warning.
+/// The live stream shows every event, and neither a clean start nor an order logs a warning.
 pub async fn an_order_is_confirmed_and_streamed_live(harness: &Harness) -> Outcome {
     let shop = harness.open_new("confirmed").await?;
     let id = shop
         .customer
         .place(&[("SKU-0001", 2), ("SKU-0002", 1)], "tok_visa")
         .await?;
-    let story: Vec<_> = pin!(shop.customer.watch(&id).await?).try_collect().await?;
-    let names: Vec<&str> = story.iter().map(|event| event.event.as_str()).collect();
+    let events: Vec<_> = pin!(shop.customer.watch(&id).await?).try_collect().await?;
+    let names: Vec<&str> = events.iter().map(|event| event.event.as_str()).collect();
     ensure!(
         names.first() == Some(&"order.created.v1") && names.last() == Some(&"end"),
         "{names:?}"
