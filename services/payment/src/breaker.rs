@@ -19,13 +19,18 @@ struct State {
 }
 
 impl Breaker {
-    /// How many calls may be made now, at most `max`: none while the circuit is open, one after the
+    /// How many calls may be made now, at most `max`: none while the circuit is open, one after each
     /// cool-down.
     pub fn admits(&self, max: usize) -> usize {
-        match self.0.lock().open_until {
+        let mut state = self.0.lock();
+        let now = Instant::now();
+        match state.open_until {
             None => max,
-            Some(until) if Instant::now() < until => 0,
-            Some(_) => max.min(1),
+            Some(until) if now < until => 0,
+            Some(_) => {
+                state.open_until = now.checked_add(COOL_DOWN);
+                max.min(1)
+            }
         }
     }
 
@@ -67,6 +72,7 @@ mod tests {
         assert_eq!(breaker.admits(64), 0);
         breaker.0.lock().open_until = Some(Instant::now());
         assert_eq!(breaker.admits(64), 1);
+        assert_eq!(breaker.admits(64), 0, "the call that was let through lasts");
         breaker.record(true);
         assert_eq!(breaker.admits(64), 64);
     }
