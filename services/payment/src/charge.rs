@@ -75,6 +75,12 @@ impl<'a> Calls<'a> {
     }
 }
 
+/// Whether the next call asks for nothing, so that none is left behind when it is given up.
+pub fn only_searches(leased: &Leased) -> bool {
+    let charge = leased.payment.charge.as_ref();
+    charge.is_some_and(|charge| Calls::new(leased, charge).only_searches())
+}
+
 /// Makes the calls that a leased charge needs.
 pub async fn settle(provider: &Provider, leased: &Leased, charge: &Charge) -> ProviderOutcome {
     let calls = Calls::new(leased, charge);
@@ -101,25 +107,30 @@ pub async fn settle(provider: &Provider, leased: &Leased, charge: &Charge) -> Pr
                 .find_intent(payment.identity.order_id, calls.age)
                 .await
             {
-                Ok(Some(intent)) => intent.outcome(),
-                Ok(None) | Err(_) => error.unknown(),
+                Ok(Some(intent)) if intent.is_settled() => intent.outcome(),
+                Ok(_) | Err(_) => error.unknown(),
             }
         }
         Err(error) => error.unknown(),
     }
 }
 
-/// Searches for the charge of an order. `is_final`: none that is not there now can appear.
+/// Searches for the charge of an order, after the call that asked for it was answered, or without
+/// one. `is_final`: none that is not there now can appear, and none that is there changes.
 async fn search(provider: &Provider, calls: &Calls<'_>, is_final: bool) -> ProviderOutcome {
     let order = calls.payment.identity.order_id;
     match provider.find_intent(order, calls.age).await {
-        Ok(Some(intent)) => intent.outcome(),
+        Ok(Some(intent)) if is_final || intent.is_settled() => intent.outcome(),
         Ok(None) if is_final => ProviderOutcome::NotCharged,
-        Ok(None) => ProviderOutcome::Unknown {
-            reason: "no charge is found, but an earlier call may still be executed".to_owned(),
+        Ok(_) => ProviderOutcome::Unknown {
+            reason: "no charge is settled, but an earlier call may still be executed".to_owned(),
             is_over: true,
         },
-        Err(error) => error.unknown(),
+        // The search has failed, and with it no call that could still be executed.
+        Err(error) => ProviderOutcome::Unknown {
+            reason: error.to_string(),
+            is_over: true,
+        },
     }
 }
 

@@ -144,7 +144,12 @@ impl Provider {
             .header("idempotency-key", key)
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(body);
-        let intent: Intent = parse(&self.call(request).await?)?;
+        let response = self.call(request).await?;
+        // A proxy may have answered, while the API is still at work.
+        let intent: Intent = parse(&response).map_err(|error| CallError::Unknown {
+            reason: error.to_string(),
+            is_over: false,
+        })?;
         if intent.status != "processing" {
             return Ok(intent);
         }
@@ -310,6 +315,16 @@ fn printable(text: &str) -> String {
 }
 
 impl Intent {
+    /// Whether this is the end of the charge, and not a moment on the way to it: Stripe makes an
+    /// intent before it confirms it, and lists it meanwhile
+    /// (<https://docs.stripe.com/payments/paymentintents/lifecycle>).
+    pub fn is_settled(&self) -> bool {
+        match self.status.as_str() {
+            "succeeded" | "canceled" => true,
+            _ => self.last_payment_error.is_some(),
+        }
+    }
+
     /// What this charge means for the payment.
     pub fn outcome(self) -> ProviderOutcome {
         match self.status.as_str() {
@@ -334,12 +349,21 @@ impl Intent {
 impl CallError {
     /// The outcome of a call whose effect is not known.
     pub fn unknown(self) -> ProviderOutcome {
-        let (reason, is_over) = match self {
-            Self::Rejected(error) => (error.to_string(), true),
-            Self::Stored(reason) | Self::OtherBody(reason) => (reason, true),
-            Self::Unknown { reason, is_over } => (reason, is_over),
-        };
-        ProviderOutcome::Unknown { reason, is_over }
+        ProviderOutcome::Unknown {
+            reason: self.to_string(),
+            is_over: !matches!(self, Self::Unknown { is_over: false, .. }),
+        }
+    }
+}
+
+impl std::fmt::Display for CallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Rejected(error) => error.fmt(f),
+            Self::Stored(reason) | Self::OtherBody(reason) | Self::Unknown { reason, .. } => {
+                reason.fmt(f)
+            }
+        }
     }
 }
 
@@ -371,6 +395,10 @@ impl std::fmt::Display for ApiError {
 mod tests {
     use proptest::prelude::*;
     use serde_json::json;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
 
     use super::*;
 
@@ -381,6 +409,49 @@ mod tests {
 
     fn is_printable(text: &str) -> bool {
         text.chars().count() <= MAX_TEXT && !text.contains(char::is_control)
+    }
+
+    /// A proxy answers for the provider, which may still be at work.
+    #[tokio::test]
+    async fn an_unreadable_answer_to_a_charge_is_as_good_as_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let answer = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _head = socket.read(&mut [0; 4096]).await.unwrap();
+            let page = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>";
+            socket.write_all(page).await.unwrap();
+            socket
+        };
+        let _by_another_test = rustls::crypto::ring::default_provider().install_default();
+        let provider = Provider::new(&url, "sk_test_x".into()).unwrap();
+        let charge = provider.create_intent("key", "amount=1".to_owned());
+        let (_socket, charged) = tokio::join!(answer, charge);
+        let error = charged.unwrap_err();
+        assert!(
+            matches!(error, CallError::Unknown { is_over: false, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_intent_that_is_not_confirmed_yet_is_neither_captured_nor_declined() {
+        let intent = |status: &str, error: serde_json::Value| {
+            let answer = json!({ "id": "pi_1", "status": status, "last_payment_error": error });
+            read::<Intent>(answer.to_string().into_bytes()).unwrap()
+        };
+        let declined = json!({ "type": "card_error", "code": "card_declined" });
+        assert!(intent("succeeded", json!(null)).is_settled());
+        assert!(intent("canceled", json!(null)).is_settled());
+        assert!(intent("requires_payment_method", declined).is_settled());
+        for status in [
+            "requires_payment_method",
+            "requires_confirmation",
+            "requires_action",
+            "processing",
+        ] {
+            assert!(!intent(status, json!(null)).is_settled(), "{status}");
+        }
     }
 
     proptest! {

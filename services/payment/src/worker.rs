@@ -385,5 +385,8 @@ async fn call(provider: &Provider, leased: &Leased, since: Instant) -> ProviderO
         }
     };
     let outcome = tokio::time::timeout(CALL_TIMEOUT, calls).await;
-    outcome.unwrap_or_else(|_| unknown(format!("no result in {CALL_TIMEOUT:?}"), false))
+    outcome.unwrap_or_else(|_| {
+        let is_over = payment.status == Status::Pending && charge::only_searches(leased);
+        unknown(format!("no result in {CALL_TIMEOUT:?}"), is_over)
+    })
 }

@@ -460,6 +460,35 @@ async fn a_cancelled_payment_of_which_nothing_is_at_the_provider_is_voided() {
 }
 
 #[tokio::test]
+async fn a_search_that_fails_does_not_make_a_cancelled_order_be_charged() {
+    let fixture = Fixture::new().await;
+    let _payment = fixture.start().await;
+    fixture.inject(json!({ "unavailable_rate": 1.0 })).await;
+    fixture
+        .inject_at("list", json!({ "latency_ms": 60_000 }))
+        .await;
+    let order = fixture.publish_order().await;
+    eventually("a call", async || fixture.status(order).await.1 > 0).await;
+    fixture.publish_cancellation(order).await;
+    eventually("the cancellation", async || {
+        let cancelled = "SELECT cancel_causation_id IS NOT NULL FROM payments WHERE order_id = $1";
+        let cancelled = sqlx::query_scalar(cancelled).bind(order.0);
+        cancelled.fetch_one(&fixture.database).await.unwrap()
+    })
+    .await;
+    let calls = fixture.status(order).await.1;
+    // The second of these is a search at the latest.
+    eventually("a search", async || {
+        fixture.status(order).await.1 > calls + 1
+    })
+    .await;
+    fixture.inject(json!({})).await;
+    fixture.inject_at("list", json!({})).await;
+    fixture.until_status(order, "voided").await;
+    assert_eq!(fixture.captures(order).await, 0);
+}
+
+#[tokio::test]
 async fn after_the_deadline_a_lost_charge_is_searched_for_and_not_asked_for() {
     let fixture = Fixture::new().await;
     let first = fixture.start().await;

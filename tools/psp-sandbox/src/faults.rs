@@ -1,5 +1,5 @@
-//! Faults that tests inject: per token, for refunds under the name `refund`, or for everything
-//! under the name `*`.
+//! Faults that tests inject: per token, for refunds under the name `refund`, or for both under the
+//! name `*`; for lists under the name `list`.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -91,6 +91,12 @@ impl Faults {
         let faults = self.0.lock();
         let fault = faults.get(name).or_else(|| faults.get("*"));
         fault.copied().unwrap_or_default()
+    }
+
+    /// The fault of lists.
+    pub(crate) fn of_lists(&self) -> Fault {
+        let fault = self.0.lock().get("list").copied();
+        fault.unwrap_or_default()
     }
 
     pub(crate) fn set(&self, name: String, fault: Fault) {

@@ -64,7 +64,7 @@ pub(crate) async fn list_intents(
         let data = intents.iter().map(Intent::body).collect();
         Ok(list("/v1/payment_intents", data, has_more))
     };
-    respond(&sandbox, &headers, page).await
+    list_objects(&sandbox, &headers, page).await
 }
 
 /// <https://docs.stripe.com/api/refunds/list>, for one intent.
@@ -88,7 +88,7 @@ pub(crate) async fn list_refunds(
         data.truncate(limit(&parameters));
         Ok(list("/v1/refunds", data, has_more))
     };
-    respond(&sandbox, &headers, page).await
+    list_objects(&sandbox, &headers, page).await
 }
 
 /// One JSON object per line and order, in a snapshot, so that an auditor can read a million orders
@@ -146,11 +146,14 @@ async fn one(
     }
 }
 
-async fn respond(
+async fn list_objects(
     sandbox: &Sandbox,
     headers: &HeaderMap,
     read: impl FnOnce(&ReadTables) -> anyhow::Result<Value> + Send + 'static,
 ) -> Response {
+    if sandbox.faults.of_lists().inject().await {
+        return response::injected_fault().into_response();
+    }
     let read = |tables: &ReadTables| read(tables).map(Some);
     one(sandbox, headers, "list", "", read).await
 }
