@@ -65,8 +65,13 @@ impl Handler for Saga {
     ) -> anyhow::Result<Vec<Outcome>> {
         let orders: Vec<_> = batch.iter().map(Delivery::order_id).collect();
         store::lock(tx, &orders).await.context("lock orders")?;
-        let is_cancelled =
-            |delivery: &&Delivery<InboundEvent>| delivery.event.kind == Kind::OrderCancelled;
+        // A refund follows from a cancellation, which may come later: from another stream.
+        let is_cancelled = |delivery: &&Delivery<InboundEvent>| {
+            matches!(
+                delivery.event.kind,
+                Kind::OrderCancelled | Kind::PaymentRefunded
+            )
+        };
         let cancelled = batch.iter().filter(is_cancelled);
         let cancelled: Vec<OrderId> = cancelled.map(Delivery::order_id).collect();
         // A batch may hold both events of one order, and the insertion does not see its own rows.

@@ -38,8 +38,8 @@ pub async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<()>
 }
 
 /// Inserts notifications with one statement; existing ones stay as they are. With `mail` a mail is
-/// due for each. A confirmation that arrives after the cancellation is left out: it is not true any
-/// more.
+/// due for each. A confirmation that arrives after the cancellation, or after the refund that follows
+/// from it, is left out: it is not true any more. A refund is not mailed before the cancellation.
 pub async fn insert(
     tx: &mut PgConnection,
     new: &[NewNotification],
@@ -54,12 +54,15 @@ pub async fn insert(
         r#"-- notifications_insert
         INSERT INTO notifications (notification_id, order_id, customer_id, kind, created_at, mail_due_at)
         SELECT n.id, n.order_id, n.customer_id, n.kind, $5::timestamptz,
-               CASE WHEN $6 THEN greatest(now(), n.not_before) END
+               CASE WHEN $6 THEN greatest(now(), n.not_before, (
+                   SELECT told.mail_due_at FROM notifications AS told
+                   WHERE told.order_id = n.order_id AND told.kind = 'order_cancelled'
+                       AND n.kind = 'payment_refunded')) END
         FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $7::timestamptz[])
             AS n (id, order_id, customer_id, kind, not_before)
         WHERE NOT (n.kind = 'order_confirmed' AND EXISTS (
             SELECT FROM notifications AS told
-            WHERE told.order_id = n.order_id AND told.kind = 'order_cancelled'))
+            WHERE told.order_id = n.order_id AND told.kind IN ('order_cancelled', 'payment_refunded')))
         ON CONFLICT ON CONSTRAINT notifications_once DO NOTHING"#,
         &ids,
         &orders,

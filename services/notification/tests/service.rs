@@ -13,7 +13,7 @@ use std::{
 
 use async_nats::jetstream;
 use contracts::{
-    Cause, CorrelationId, CustomerId, Envelope, Event, EventId, Money, OrderId, Service,
+    Cause, CorrelationId, CustomerId, Envelope, Event, EventId, Money, OrderId, PaymentId, Service,
 };
 use devstack::{
     NatsServer,
@@ -26,6 +26,7 @@ use proto::{
         notification_service_client::NotificationServiceClient,
     },
     order::v1::{OrderCancelled, OrderConfirmed},
+    payment::v1::PaymentRefunded,
 };
 use sqlx::PgPool;
 use tokio::{
@@ -51,6 +52,15 @@ fn confirmed(order: OrderId, customer: CustomerId) -> Event {
         order_id: order.to_string(),
         customer_id: customer.to_string(),
         total: Some(Money::new(100, "EUR".parse().unwrap()).into()),
+    })
+}
+
+fn refunded(order: OrderId) -> Event {
+    Event::PaymentRefunded(PaymentRefunded {
+        order_id: order.to_string(),
+        payment_id: PaymentId::new().to_string(),
+        amount: Some(Money::new(100, "EUR".parse().unwrap()).into()),
+        customer_id: CustomerId::new().to_string(),
     })
 }
 
@@ -478,17 +488,25 @@ async fn a_mail_about_a_cancellation_waits_for_one_about_the_confirmation_that_i
         mail_server.attempts(customer) == 1
     })
     .await;
-    publish_event(&jetstream, order, cancelled(order)).await;
-    test::eventually("the cancellation is recorded", async || {
-        let recorded = "SELECT count(*) FROM notifications WHERE kind = 'order_cancelled'";
-        let recorded = sqlx::query_scalar::<_, i64>(recorded).fetch_one(&database);
-        recorded.await.unwrap() == 1
-    })
-    .await;
-    let waits = "SELECT coalesce(mail_due_at > created_at + interval '2 seconds', false)
-        FROM notifications WHERE kind = 'order_cancelled'";
-    let waits = sqlx::query_scalar::<_, bool>(waits).fetch_one(&database);
-    assert!(waits.await.unwrap(), "the cancellation does not wait");
+    for (event, kind) in [
+        (cancelled(order), "order_cancelled"),
+        (refunded(order), "payment_refunded"),
+    ] {
+        publish_event(&jetstream, order, event).await;
+        test::eventually("the notification is recorded", async || {
+            let recorded = "SELECT count(*) FROM notifications WHERE kind = $1";
+            let recorded = sqlx::query_scalar::<_, i64>(recorded).bind(kind);
+            recorded.fetch_one(&database).await.unwrap() == 1
+        })
+        .await;
+        let waits = "SELECT coalesce(mail_due_at > created_at + interval '2 seconds', false)
+            FROM notifications WHERE kind = $1";
+        let waits = sqlx::query_scalar::<_, bool>(waits).bind(kind);
+        assert!(
+            waits.fetch_one(&database).await.unwrap(),
+            "{kind} does not wait"
+        );
+    }
 
     mail_server.released.send_replace(true);
     let mut next = async || {
@@ -574,21 +592,24 @@ async fn a_customer_is_not_told_of_a_confirmation_after_the_cancellation() {
         .await;
     };
     // One after the other, and both in one batch, which waits while no replica runs.
-    let (apart, together) = (OrderId::new(), OrderId::new());
+    let (apart, together, refund_first) = (OrderId::new(), OrderId::new(), OrderId::new());
     publish_event(&jetstream, apart, cancelled(apart)).await;
-    applied(1).await;
-    publish(&jetstream, apart).await;
+    publish_event(&jetstream, refund_first, refunded(refund_first)).await;
     applied(2).await;
+    publish(&jetstream, apart).await;
+    publish(&jetstream, refund_first).await;
+    applied(4).await;
     service.kill().await.unwrap();
     publish(&jetstream, together).await;
     publish_event(&jetstream, together, cancelled(together)).await;
     let service = start().await.unwrap();
-    applied(4).await;
+    applied(6).await;
     let mut client = Client::connect(service.url.clone()).await.unwrap();
-    for order in [apart, together] {
-        assert_eq!(
-            notifications(&mut client, order).await,
-            [NotificationKind::OrderCancelled]
-        );
+    for (order, told) in [
+        (apart, NotificationKind::OrderCancelled),
+        (together, NotificationKind::OrderCancelled),
+        (refund_first, NotificationKind::PaymentRefunded),
+    ] {
+        assert_eq!(notifications(&mut client, order).await, [told]);
     }
 }
