@@ -6,6 +6,7 @@ use std::{
 };
 
 use contracts::{Cause, CorrelationId, EventId, trace_id};
+use http::HeaderMap;
 use opentelemetry::{global, trace::TraceContextExt as _};
 use tonic::{
     Request,
@@ -65,9 +66,7 @@ impl RequestContext {
     /// For a call from another service; continues in the span of the call.
     pub fn from_metadata(metadata: &MetadataMap) -> Self {
         let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
-        let budget = text("grpc-timeout")
-            .and_then(parse_timeout)
-            .unwrap_or(DEFAULT_BUDGET);
+        let budget = budget(metadata.as_ref()).unwrap_or(DEFAULT_BUDGET);
         let mut context = Self::for_edge(text(CORRELATION_ID), text(TRACEPARENT), budget);
         context.propagate(&Span::current().context());
         context
@@ -191,6 +190,12 @@ fn is_traceparent(text: &str) -> bool {
 fn new_traceparent() -> String {
     let (_, span) = Uuid::new_v4().as_u64_pair();
     format!("00-{}-{span:016x}-01", Uuid::new_v4().simple())
+}
+
+/// How long a call may take, if its caller says so.
+pub(crate) fn budget(headers: &HeaderMap) -> Option<Duration> {
+    let timeout = headers.get("grpc-timeout")?;
+    parse_timeout(timeout.to_str().ok()?)
 }
 
 /// Reads `grpc-timeout` (gRPC over HTTP/2, "Timeout"): up to eight digits and a unit.

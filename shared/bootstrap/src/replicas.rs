@@ -34,7 +34,7 @@ use tonic::{
 use tower::{ServiceExt as _, service_fn};
 
 use crate::{
-    Tls,
+    Tls, context,
     grpc::{KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, LONGEST_CALL},
 };
 
@@ -42,14 +42,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the replicas of a service are looked up.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(2);
 const MAX_REPLICAS: usize = 64;
-/// How long a replica that was gone comes last.
-const LAST: Duration = Duration::from_secs(1);
+/// How long a replica without a connection comes last: about as long as it takes to find that again.
+const LAST: Duration = CONNECT_TIMEOUT;
 
 /// The replicas of a service; cheap to clone.
 ///
 /// Calls go to them in turn. A replica that stops is still known for seconds: name servers and
 /// their caches are late. A call that cannot be sent to it is sent to the next. A call that was
-/// sent is not repeated here, because the replica may have carried it out.
+/// sent is not repeated here, because the replica may have carried it out. Whatever is tried, a call
+/// ends with its deadline.
 #[derive(Clone, Debug)]
 pub struct Replicas {
     known: watch::Receiver<Arc<Vec<Replica>>>,
@@ -60,8 +61,25 @@ pub struct Replicas {
 struct Replica {
     address: SocketAddr,
     channel: Channel,
-    /// When a call last found it gone.
-    gone_at: Arc<Mutex<Option<Instant>>>,
+    absent: Absent,
+}
+
+/// Since when there is no connection to a replica: one is being made, or a call found it gone.
+#[derive(Clone, Debug, Default)]
+struct Absent(Arc<Mutex<Option<Instant>>>);
+
+impl Absent {
+    fn note(&self) {
+        *self.0.lock() = Some(Instant::now());
+    }
+
+    fn clear(&self) {
+        *self.0.lock() = None;
+    }
+
+    fn is_recent(&self) -> bool {
+        self.0.lock().is_some_and(|since| since.elapsed() < LAST)
+    }
 }
 
 impl Replicas {
@@ -122,7 +140,8 @@ impl tower::Service<Request<Body>> for Replicas {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let mut known = self.known.clone();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        async move {
+        let budget = context::budget(request.headers()).unwrap_or(LONGEST_CALL);
+        let attempts = async move {
             let (head, body) = request.into_parts();
             let body = to_bytes(axum::body::Body::new(body), usize::MAX).await;
             let body = body.map_err(|error| Status::internal(error.to_string()))?;
@@ -139,28 +158,29 @@ impl tower::Service<Request<Body>> for Replicas {
                 let request = Request::from_parts(head.clone(), body);
                 match replica.channel.clone().oneshot(request).await {
                     Err(error) if is_unsent(&error) => {
-                        *replica.gone_at.lock() = Some(Instant::now());
+                        replica.absent.note();
                         failure = Status::from_error(error.into());
                     }
                     result => return result.map_err(|error| Status::from_error(error.into())),
                 }
             }
             Err(failure)
-        }
-        .boxed()
+        };
+        // The client library's limit begins when there is a connection.
+        let in_time = tokio::time::timeout(budget, attempts);
+        let late = |_| Err(Status::deadline_exceeded("no replica has answered in time"));
+        in_time.map(move |done| done.unwrap_or_else(late)).boxed()
     }
 }
 
-/// All replicas, beginning with the one whose turn it is. Those that were gone a moment ago come
-/// last: to find that again may take the whole [`CONNECT_TIMEOUT`].
+/// All replicas, beginning with the one whose turn it is. Those that had no connection a moment ago
+/// come last: a call may wait there for the whole [`CONNECT_TIMEOUT`], and calls that follow it wait
+/// one after the other.
 fn in_turn(replicas: &[Replica], turn: usize) -> Vec<&Replica> {
     let first = turn.checked_rem(replicas.len()).unwrap_or_default();
     let (before, after) = replicas.split_at(first);
     let mut in_turn: Vec<_> = after.iter().chain(before).collect();
-    in_turn.sort_by_key(|replica| {
-        let gone_at = *replica.gone_at.lock();
-        gone_at.is_some_and(|at| at.elapsed() < LAST)
-    });
+    in_turn.sort_by_key(|replica| replica.absent.is_recent());
     in_turn
 }
 
@@ -195,10 +215,11 @@ async fn follow(
             replicas.retain(|replica| found.contains(&replica.address));
             for address in found {
                 if replicas.iter().all(|replica| replica.address != address) {
+                    let absent = Absent::default();
                     replicas.push(Replica {
                         address,
-                        channel: server.at(address),
-                        gone_at: Arc::default(),
+                        channel: server.at(address, absent.clone()),
+                        absent,
                     });
                 }
             }
@@ -235,7 +256,7 @@ struct Server {
 }
 
 impl Server {
-    fn at(&self, address: SocketAddr) -> Channel {
+    fn at(&self, address: SocketAddr, absent: Absent) -> Channel {
         let uri = Uri::builder()
             .scheme("http")
             .authority(address.to_string())
@@ -251,16 +272,18 @@ impl Server {
         // nothing was sent, and the latter reads a certificate once.
         match self.tls.clone() {
             None => endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
-                in_time(async move { connect(address).await.map(TokioIo::new) })
+                let connecting = async move { connect(address).await.map(TokioIo::new) };
+                in_time(absent.clone(), connecting)
             })),
             Some(tls) => {
                 let name = self.service.name();
                 endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
                     let tls = tls.clone();
-                    in_time(async move {
+                    let connecting = async move {
                         let stream = connect(address).await?;
                         tls.connect(name, stream).await.map(TokioIo::new)
-                    })
+                    };
+                    in_time(absent.clone(), connecting)
                 }))
             }
         }
@@ -273,9 +296,15 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn in_time<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+async fn in_time<T>(
+    absent: Absent,
+    connecting: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    absent.note();
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
-    connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    absent.clear();
+    Ok(connected)
 }
 
 #[cfg(test)]
@@ -285,7 +314,11 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
-    use tokio::net::TcpListener;
+    use futures::future::{join_all, try_join_all};
+    use tokio::{
+        net::{TcpListener, TcpSocket},
+        task::JoinHandle,
+    };
     use tokio_util::sync::CancellationToken;
     use tonic::{Code, service::Routes};
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -318,6 +351,86 @@ mod tests {
         let urls = format!("{},{url},{}", gone().await, gone().await);
         for _ in 0..100 {
             call(&urls).await.unwrap();
+        }
+    }
+
+    /// A replica that is lost with its machine: nobody answers its address. The connections fill
+    /// the queue of a listener that accepts none.
+    async fn lost() -> (String, TcpListener, Vec<TcpStream>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queue = Vec::new();
+        let patience = Duration::from_millis(300);
+        while let Ok(connected) = tokio::time::timeout(patience, connect(address)).await {
+            queue.push(connected.unwrap());
+        }
+        (format!("http://{address}"), listener, queue)
+    }
+
+    #[tokio::test]
+    async fn a_call_ends_with_its_deadline_although_no_replica_can_be_reached() {
+        let (url, _listener, _queue) = lost().await;
+        let client = HealthClient::new(Replicas::new(&url, Service::Order, None).unwrap());
+        let began = Instant::now();
+        let calls = (0..30).map(|_| {
+            let mut client = client.clone();
+            async move {
+                let mut request = tonic::Request::new(HealthCheckRequest::default());
+                request.set_timeout(Duration::from_secs(1));
+                client.check(request).await
+            }
+        });
+        for failed in join_all(calls).await {
+            let code = failed.unwrap_err().code();
+            assert!(
+                matches!(code, Code::DeadlineExceeded | Code::Unavailable),
+                "{code}"
+            );
+        }
+        // One after the other they would wait for 30 connections.
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+
+    #[tokio::test]
+    async fn calls_do_not_queue_at_a_replica_that_cannot_be_reached() {
+        let (lost_url, _listener, _queue) = lost().await;
+        let (listener, url) = listen().await;
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        tokio::spawn(crate::grpc::serve(listener, Routes::default(), None, stop));
+        let urls = format!("{lost_url},{url}");
+        let replicas = Replicas::new(&urls, Service::Order, None).unwrap();
+        let mut known = replicas.known.clone();
+        let known = known
+            .wait_for(|known| known.len() == 2)
+            .await
+            .unwrap()
+            .clone();
+        let is_lost = |replica: &&Replica| lost_url.ends_with(&replica.address.to_string());
+        let lost = known.iter().find(is_lost).unwrap();
+        let client = HealthClient::new(replicas);
+        let call = || {
+            let mut client = client.clone();
+            async move { client.check(HealthCheckRequest::default()).await.map(drop) }
+        };
+        // One waits for the connection to the lost replica, the other one makes that to the other.
+        let first = [tokio::spawn(call()), tokio::spawn(call())];
+        while !lost.absent.is_recent() || !first.iter().any(JoinHandle::is_finished) {
+            tokio::task::yield_now().await;
+        }
+        try_join_all((0..10).map(|_| call())).await.unwrap();
+        assert!(
+            !first.iter().all(JoinHandle::is_finished),
+            "they have waited, too"
+        );
+        for called in first {
+            called.await.unwrap().unwrap();
         }
     }
 
