@@ -10,7 +10,7 @@ use std::{
 use axum::{
     body::{Body, to_bytes},
     extract::{ConnectInfo, MatchedPath, Request, State},
-    http::{HeaderMap, HeaderValue, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, header, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -125,7 +125,7 @@ pub async fn propagate_context(State(edge): State<Edge>, request: Request, next:
         },
         Err(refused) => Err(refused),
     };
-    let method = head.method.clone();
+    let method = known_method(&head.method);
     // The route and not the path: metrics need a bounded number of names.
     let route = head
         .extensions
@@ -164,7 +164,7 @@ pub async fn propagate_context(State(edge): State<Edge>, request: Request, next:
         }
         (Err(Refused { reason, problem }), _) => {
             if let Some(reason) = reason {
-                tracing::info!(parent: &span, %method, route, reason,
+                tracing::info!(parent: &span, method, route, reason,
                     "an access token was refused; the client gets 401 or 403");
             }
             problem.into_response()
@@ -173,13 +173,13 @@ pub async fn propagate_context(State(edge): State<Edge>, request: Request, next:
     };
     let status = response.status();
     if status.is_server_error() {
-        tracing::warn!(parent: &span, %method, route, %status,
+        tracing::warn!(parent: &span, method, route, %status,
             "a request failed; the client gets {status}");
     }
     edge.durations.record(
         began.elapsed().as_secs_f64(),
         &[
-            KeyValue::new("http.request.method", method.to_string()),
+            KeyValue::new("http.request.method", method),
             KeyValue::new("http.route", route),
             KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
         ],
@@ -201,6 +201,16 @@ pub async fn propagate_context(State(edge): State<Edge>, request: Request, next:
     response
 }
 
+/// The method for metrics, spans and logs, as OpenTelemetry names it: a client may send any word as
+/// a method, and each would be kept.
+fn known_method(method: &Method) -> &'static str {
+    let known = [
+        "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+    ];
+    let known = known.into_iter().find(|known| method == known);
+    known.unwrap_or("_OTHER")
+}
+
 /// Reads the whole body. A client that sends it slowly takes no room from others meanwhile.
 async fn receive(body: Body) -> Result<Body, Problem> {
     let received = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await;
@@ -220,4 +230,18 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// The response to a request whose handler panicked; the panic hook has logged the panic.
 pub fn panic_response(_: Box<dyn std::any::Any + Send>) -> Response {
     Problem::internal().into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_that_clients_invent_share_a_name() {
+        assert_eq!(known_method(&Method::PATCH), "PATCH");
+        for invented in ["patch", "BREW", "X".repeat(60_000).as_str()] {
+            let method = Method::from_bytes(invented.as_bytes()).unwrap();
+            assert_eq!(known_method(&method), "_OTHER");
+        }
+    }
 }

@@ -33,12 +33,20 @@ pub const MAX_STREAMS: usize = 32;
 /// The watchers; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Live {
-    /// One `Notify` for all watchers of an order.
-    watchers: Arc<Mutex<HashMap<OrderId, Arc<Notify>>>>,
+    /// Those that nobody watches are not kept.
+    watched: Arc<Mutex<HashMap<OrderId, Watched>>>,
     /// How many watches each customer has; those with none are not kept.
     streams: Arc<Mutex<HashMap<CustomerId, usize>>>,
     /// Starts the subscription.
     needed: Arc<Notify>,
+}
+
+/// An order that is watched.
+#[derive(Debug, Default)]
+struct Watched {
+    watches: usize,
+    /// For all of its watches.
+    changed: Arc<Notify>,
 }
 
 /// Watches an order until dropped.
@@ -59,7 +67,11 @@ impl Live {
         }
         *open += 1;
         drop(streams);
-        let changed = Arc::clone(self.watchers.lock().entry(order).or_default());
+        let mut watched = self.watched.lock();
+        let of_order = watched.entry(order).or_default();
+        of_order.watches += 1;
+        let changed = Arc::clone(&of_order.changed);
+        drop(watched);
         self.needed.notify_one();
         Some(Watch {
             live: self.clone(),
@@ -127,7 +139,7 @@ impl Live {
                     Some(message) => self.notify(&message),
                     None => anyhow::bail!("the subscription ended"),
                 },
-                _ = check.tick() => if self.watchers.lock().is_empty() { return Ok(()) },
+                _ = check.tick() => if self.watched.lock().is_empty() { return Ok(()) },
             }
         }
     }
@@ -137,8 +149,9 @@ impl Live {
         let order = headers
             .and_then(|headers| headers.get(header::SUBJECT))
             .and_then(|order| order.as_str().parse().ok());
-        if let Some(changed) = order.and_then(|order| self.watchers.lock().get(&order).cloned()) {
-            changed.notify_waiters();
+        let watched = self.watched.lock();
+        if let Some(watched) = order.and_then(|order| watched.get(&order)) {
+            watched.changed.notify_waiters();
         }
     }
 }
@@ -161,13 +174,28 @@ impl Drop for Watch {
             }
         }
         drop(streams);
-        let mut watchers = self.live.watchers.lock();
-        let last = watchers
-            .get(&self.order)
-            // One reference is the map's, one is this watch's.
-            .is_some_and(|changed| Arc::strong_count(changed) <= 2);
-        if last {
-            watchers.remove(&self.order);
+        if let Entry::Occupied(mut watched) = self.live.watched.lock().entry(self.order) {
+            watched.get_mut().watches -= 1;
+            if watched.get().watches == 0 {
+                watched.remove();
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_ends_while_watchers_are_notified_leaves_nothing() {
+        let live = Live::default();
+        let (customer, order) = (CustomerId::new(), OrderId::new());
+        let watches = [(); 2].map(|()| live.watch(customer, order).unwrap());
+        let being_notified = Arc::clone(&watches[0].changed);
+        drop(watches);
+        assert!(live.watched.lock().is_empty());
+        assert!(live.streams.lock().is_empty());
+        drop(being_notified);
     }
 }
