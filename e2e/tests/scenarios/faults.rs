@@ -402,8 +402,8 @@ pub async fn the_orders_table_can_be_rebuilt_from_the_event_log(harness: &Harnes
         anyhow::Ok(output.status.success())
     };
     ensure!(rebuild(&[]).await?, "log and table agree");
-    let tamper = "UPDATE orders SET status = 'confirmed', cancel_reason = NULL \
-                  WHERE status = 'cancelled'";
+    let tamper = "UPDATE orders SET status = 'confirmed', cancel_reason = NULL, \
+                  total_amount = total_amount + 1 WHERE status = 'cancelled'";
     sqlx::query(tamper).execute(&mut database).await?;
     ensure!(!rebuild(&[]).await?, "the difference is found");
     ensure!(rebuild(&["--write"]).await?, "the row is repaired");

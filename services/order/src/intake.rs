@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use bootstrap::shutdown;
 use contracts::{Cause, OrderId};
 use futures::FutureExt as _;
@@ -239,6 +239,14 @@ impl Acceptor {
         let mut tx = connection.begin().await.context("begin")?;
         let claimed = idempotency::claim(&mut tx, &claims).await;
         let claimed = claimed.context("claim idempotency keys")?;
+        // Before the commit: a failure after it would look like a failure to accept.
+        let has_claim = |(key, claim): &(&Key, Claim)| {
+            claimed.granted.contains_key(&claim.order_id) || claimed.earlier.contains_key(*key)
+        };
+        ensure!(
+            claims.iter().all(has_claim),
+            "a key was forgotten while it was claimed"
+        );
 
         let mut work = UnitOfWork::new(Default::default());
         for submission in submissions {
@@ -253,7 +261,6 @@ impl Acceptor {
             .values()
             .map(|claim| claim.order_id)
             .collect();
-        // Before the commit: a failure after it would look like a failure to accept.
         let mut earlier = event_log::as_accepted(&mut tx, &earlier).await?;
         tx.commit().await.context("commit")?;
         self.connection.put_back(connection);

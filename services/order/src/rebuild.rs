@@ -57,14 +57,14 @@ async fn compare(
         tracing::warn!(order.id = %order.id, "an order differs from its log; {next}");
     }
     if write {
-        let mut lost = different.clone();
-        lost.retain(|order| !rows.contains_key(&order.id));
-        store::insert(tx, &lost)
-            .await
-            .context("insert lost orders")?;
-        store::update(tx, &different)
-            .await
-            .context("repair orders")?;
+        // Whole rows: columns that never change are repaired, too.
+        let ids: Vec<OrderId> = different.iter().map(|order| order.id).collect();
+        let repair = async {
+            store::delete(tx, &ids).await?;
+            store::insert(tx, &different).await?;
+            store::update(tx, &different).await
+        };
+        repair.await.context("repair orders")?;
     }
     Ok(different.len())
 }

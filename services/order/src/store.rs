@@ -179,6 +179,18 @@ pub async fn update(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Result<()
     Ok(())
 }
 
+/// Deletes locked orders that are inserted again.
+pub async fn delete(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<()> {
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    sqlx::query!(
+        "-- orders_delete\nDELETE FROM orders WHERE order_id = ANY($1)",
+        &ids
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 fn by_id(rows: Vec<Row>) -> sqlx::Result<HashMap<OrderId, Order>> {
     let orders = rows.into_iter().map(Row::read);
     orders

@@ -23,7 +23,7 @@ pub async fn run(participant: Participant, stopping: CancellationToken) -> anyho
             _ = ticks.tick() => {}
             () = stopping.cancelled() => return Ok(()),
         }
-        match sweep_all(&participant, &mut lookback).await {
+        match sweep_all(&participant, &mut lookback, &stopping).await {
             Ok(0) => {}
             Ok(orders) => tracing::info!(orders, "deadlines have passed; the orders are cancelled"),
             Err(error) => {
@@ -37,13 +37,17 @@ pub async fn run(participant: Participant, stopping: CancellationToken) -> anyho
     }
 }
 
-/// Cancels all overdue orders, some at a time; returns how many.
-async fn sweep_all(participant: &Participant, lookback: &mut Lookback) -> anyhow::Result<usize> {
+/// Cancels all overdue orders, some at a time, until `stopping`; returns how many.
+async fn sweep_all(
+    participant: &Participant,
+    lookback: &mut Lookback,
+    stopping: &CancellationToken,
+) -> anyhow::Result<usize> {
     let mut cancelled = 0;
     loop {
         let swept = messaging::in_time(sweep(participant, lookback)).await?;
         cancelled += swept;
-        if swept < BATCH as usize {
+        if swept < BATCH as usize || stopping.is_cancelled() {
             return Ok(cancelled);
         }
     }
