@@ -38,8 +38,9 @@ pub async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<()>
 }
 
 /// Inserts notifications with one statement; existing ones stay as they are. With `mail` a mail is
-/// due for each. A confirmation that arrives after the cancellation, or after the refund that follows
-/// from it, is left out: it is not true any more. A refund is not mailed before the cancellation.
+/// due for each; that about a refund not before the one about the cancellation. A confirmation that
+/// arrives after the cancellation, or after the refund that follows from it, is left out: it is not
+/// true any more.
 pub async fn insert(
     tx: &mut PgConnection,
     new: &[NewNotification],

@@ -19,8 +19,8 @@ struct State {
 }
 
 impl Breaker {
-    /// How many calls may be made now, at most `max`: none while the circuit is open, one after each
-    /// cool-down.
+    /// How many calls may be made now, at most `max`: none while the circuit is open, one after
+    /// each cool-down.
     pub fn admits(&self, max: usize) -> usize {
         let mut state = self.0.lock();
         let now = Instant::now();

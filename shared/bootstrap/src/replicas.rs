@@ -42,15 +42,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the replicas of a service are looked up.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(2);
 const MAX_REPLICAS: usize = 64;
-/// How long a replica without a connection comes last: about as long as it takes to find that again.
+/// How long a replica without a connection comes last: as long as it may take to find that again.
 const LAST: Duration = CONNECT_TIMEOUT;
 
 /// The replicas of a service; cheap to clone.
 ///
 /// Calls go to them in turn. A replica that stops is still known for seconds: name servers and
 /// their caches are late. A call that cannot be sent to it is sent to the next. A call that was
-/// sent is not repeated here, because the replica may have carried it out. Whatever is tried, a call
-/// ends with its deadline.
+/// sent is not repeated here, because the replica may have carried it out. A call ends with its
+/// deadline, whatever is tried.
 #[derive(Clone, Debug)]
 pub struct Replicas {
     known: watch::Receiver<Arc<Vec<Replica>>>,
@@ -174,8 +174,8 @@ impl tower::Service<Request<Body>> for Replicas {
 }
 
 /// All replicas, beginning with the one whose turn it is. Those that had no connection a moment ago
-/// come last: a call may wait there for the whole [`CONNECT_TIMEOUT`], and calls that follow it wait
-/// one after the other.
+/// come last: a call may wait there for the whole [`CONNECT_TIMEOUT`], and calls behind it wait one
+/// after the other.
 fn in_turn(replicas: &[Replica], turn: usize) -> Vec<&Replica> {
     let first = turn.checked_rem(replicas.len()).unwrap_or_default();
     let (before, after) = replicas.split_at(first);
