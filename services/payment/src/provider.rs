@@ -316,7 +316,7 @@ fn printable(text: &str) -> String {
 
 impl Intent {
     /// Whether this is the end of the charge, and not a moment on the way to it: Stripe makes an
-    /// intent before it confirms it, and lists it meanwhile
+    /// intent before it confirms it, and may list it meanwhile
     /// (<https://docs.stripe.com/payments/paymentintents/lifecycle>).
     pub fn is_settled(&self) -> bool {
         match self.status.as_str() {
