@@ -217,6 +217,25 @@ impl MailServer {
     }
 }
 
+/// What services that send mails are started with.
+struct Installation {
+    broker: NatsServer,
+    database_url: String,
+    smtp_url: String,
+}
+
+impl Installation {
+    async fn start(&self) -> Program {
+        let settings = [
+            ("DATABASE_URL", self.database_url.as_str()),
+            ("NATS_URL", &self.broker.url()),
+            ("SMTP_URL", &self.smtp_url),
+        ];
+        let service = Program::start(env!("CARGO_BIN_EXE_notification"), &settings);
+        service.await.unwrap()
+    }
+}
+
 /// A service that sends mails.
 struct Mailing {
     service: Program,
@@ -225,7 +244,7 @@ struct Mailing {
     kept: mpsc::UnboundedReceiver<String>,
     database: PgPool,
     jetstream: jetstream::Context,
-    _broker: NatsServer,
+    installation: Installation,
 }
 
 impl Mailing {
@@ -233,21 +252,20 @@ impl Mailing {
         let (sender, kept) = mpsc::unbounded_channel();
         let mail_server = MailServer::start(sender).await;
         let broker = test::broker().await.unwrap();
-        let (database, url) = test::database(&[]).await.unwrap();
-        let broker_url = broker.url();
-        let settings = [
-            ("DATABASE_URL", url.as_str()),
-            ("NATS_URL", &broker_url),
-            ("SMTP_URL", &mail_server.url),
-        ];
-        let service = Program::start(env!("CARGO_BIN_EXE_notification"), &settings);
+        let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+        let (database, database_url) = test::database(&[]).await.unwrap();
+        let installation = Installation {
+            broker,
+            database_url,
+            smtp_url: mail_server.url.clone(),
+        };
         Self {
-            service: service.await.unwrap(),
+            service: installation.start().await,
             mail_server,
             kept,
             database,
-            jetstream: jetstream::new(async_nats::connect(broker.url()).await.unwrap()),
-            _broker: broker,
+            jetstream,
+            installation,
         }
     }
 }
@@ -255,23 +273,14 @@ impl Mailing {
 #[tokio::test]
 async fn each_notification_is_mailed_even_if_the_mail_server_is_unavailable_or_the_service_killed()
 {
-    let (sender, mut kept) = mpsc::unbounded_channel();
-    let mail_server = MailServer::start(sender).await;
-    let broker = test::broker().await.unwrap();
-    let (database, url) = test::database(&[]).await.unwrap();
-    let broker_url = broker.url();
-    let settings = [
-        ("DATABASE_URL", url.as_str()),
-        ("NATS_URL", &broker_url),
-        ("SMTP_URL", &mail_server.url),
-    ];
-    let start = async || {
-        Program::start(env!("CARGO_BIN_EXE_notification"), &settings)
-            .await
-            .unwrap()
-    };
-    let first = start().await;
-    let jetstream = jetstream::new(async_nats::connect(broker.url()).await.unwrap());
+    let Mailing {
+        service: first,
+        mail_server: _mail_server,
+        mut kept,
+        database,
+        jetstream,
+        installation,
+    } = Mailing::start().await;
     let orders: Vec<OrderId> = (0..20).map(|_| OrderId::new()).collect();
     for order in &orders {
         publish(&jetstream, *order).await;
@@ -283,7 +292,7 @@ async fn each_notification_is_mailed_even_if_the_mail_server_is_unavailable_or_t
         .execute(&database)
         .await
         .unwrap();
-    let _second = start().await;
+    let _second = installation.start().await;
     let due = "SELECT count(*) FROM notifications WHERE mail_due_at IS NOT NULL";
     let until = Instant::now() + Duration::from_secs(60);
     let all = "SELECT count(*) FROM notifications";
@@ -352,7 +361,7 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
         mut kept,
         database,
         jetstream,
-        _broker,
+        installation: _installation,
     } = Mailing::start().await;
     let treated = [
         Treatment::RefuseRecipient("550 no such mailbox"),
@@ -447,7 +456,7 @@ async fn a_mail_that_was_given_up_is_sent_when_it_is_made_due_again() {
         mut kept,
         database,
         jetstream,
-        _broker,
+        installation: _installation,
     } = Mailing::start().await;
     let (order, customer) = (OrderId::new(), CustomerId::new());
     mail_server.treat(customer, Treatment::RefuseRecipient("550 no such mailbox"));
@@ -478,7 +487,7 @@ async fn a_mail_about_a_cancellation_waits_for_one_about_the_confirmation_that_i
         mut kept,
         database,
         jetstream,
-        _broker,
+        installation: _installation,
     } = Mailing::start().await;
     mail_server.busy.store(false, Ordering::Relaxed);
     let (order, customer) = (OrderId::new(), CustomerId::new());
