@@ -63,7 +63,8 @@ pub async fn insert(
             AS n (id, order_id, customer_id, kind, not_before)
         WHERE NOT (n.kind = 'order_confirmed' AND EXISTS (
             SELECT FROM notifications AS told
-            WHERE told.order_id = n.order_id AND told.kind IN ('order_cancelled', 'payment_refunded')))
+            WHERE told.order_id = n.order_id
+                AND told.kind IN ('order_cancelled', 'payment_refunded')))
         ON CONFLICT ON CONSTRAINT notifications_once DO NOTHING"#,
         &ids,
         &orders,

@@ -192,7 +192,7 @@ fn new_traceparent() -> String {
     format!("00-{}-{span:016x}-01", Uuid::new_v4().simple())
 }
 
-/// How long a call may take, if its caller says so.
+/// How long a call may take; `None` when its caller sets no limit.
 pub(crate) fn budget(headers: &HeaderMap) -> Option<Duration> {
     let timeout = headers.get("grpc-timeout")?;
     parse_timeout(timeout.to_str().ok()?)
