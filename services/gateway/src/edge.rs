@@ -10,7 +10,7 @@ use std::{
 use axum::{
     body::{Body, to_bytes},
     extract::{ConnectInfo, MatchedPath, Request, State},
-    http::{HeaderMap, HeaderValue, Method, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -20,7 +20,7 @@ use bootstrap::{
 };
 use http_body_util::LengthLimitError;
 use opentelemetry::{KeyValue, global, metrics::Histogram};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::Instrument as _;
 
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     extract::Caller,
     identity::{Identity, IdentitySettings, Refused, development},
     limits::{Allowance, LimitSettings, Limits},
+    per_customer::{Counted, PerCustomer},
     problem::Problem,
 };
 
@@ -36,7 +37,7 @@ const BUCKETS: [f64; 11] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
 
-/// A hundred lines of an order need a tenth of it.
+/// Most bytes of a body. An order with a hundred lines needs a tenth of it.
 const MAX_BODY: usize = 64 * 1024;
 /// How long a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,6 +45,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most requests at a time, from the end of their body on; live streams count until their response
 /// begins. More would each wait for so long that its client gives up: a refusal costs nothing.
 pub const MAX_REQUESTS: usize = 256;
+/// Most of them of one customer: while a service is slow, there is room for others.
+pub const MAX_CUSTOMER_REQUESTS: usize = MAX_REQUESTS / 4;
 
 /// Browsers show no response of the API as a page, run nothing in it, and guess no other type.
 const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
@@ -59,6 +62,7 @@ pub struct Edge {
     pub limits: Limits,
     durations: Histogram<f64>,
     room: Arc<Semaphore>,
+    in_progress: PerCustomer,
 }
 
 impl Edge {
@@ -70,6 +74,7 @@ impl Edge {
             limits: Limits::new(limits),
             durations: durations(),
             room: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            in_progress: PerCustomer::default(),
         })
     }
 
@@ -100,6 +105,38 @@ impl Edge {
         let allowance = self.limits.address(address)?;
         caller.map(|caller| (Caller(caller), allowance))
     }
+
+    async fn admit_and_receive(
+        &self,
+        head: &Parts,
+        body: Body,
+    ) -> Result<(Caller, Option<Allowance>, Body), Refused> {
+        let (caller, allowance) = self.admit(head).await?;
+        Ok((caller, allowance, receive(body).await?))
+    }
+
+    /// Room for a request, until it is dropped.
+    fn enter(&self, caller: &Caller) -> Result<(SemaphorePermit<'_>, Option<Counted>), Problem> {
+        let room = self.room.try_acquire();
+        let room = room.map_err(|_full| Problem::overloaded())?;
+        let customer = caller.0.as_ref().map(|principal| principal.customer);
+        let counted = customer.map(|customer| {
+            let counted = self.in_progress.count(customer, MAX_CUSTOMER_REQUESTS);
+            counted.ok_or_else(|| Problem::too_many_in_progress(MAX_CUSTOMER_REQUESTS))
+        });
+        Ok((room, counted.transpose()?))
+    }
+
+    fn record(&self, began: Instant, method: &'static str, route: String, status: StatusCode) {
+        self.durations.record(
+            began.elapsed().as_secs_f64(),
+            &[
+                KeyValue::new("http.request.method", method),
+                KeyValue::new("http.route", route),
+                KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
+            ],
+        );
+    }
 }
 
 /// Request durations, named as OpenTelemetry's semantic conventions for HTTP metrics ask.
@@ -112,19 +149,13 @@ fn durations() -> Histogram<f64> {
         .build()
 }
 
-/// Gives the request its [`RequestContext`], which [`crate::extract::Context`] takes out again, and
-/// the response its correlation id.
-pub async fn propagate_context(State(edge): State<Edge>, request: Request, next: Next) -> Response {
+/// Serves a request that is admitted, with its [`Caller`] and its [`RequestContext`], and completes
+/// every response.
+pub async fn serve(State(edge): State<Edge>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let (mut head, body) = request.into_parts();
     // Before the budget of the request begins.
-    let admitted = match edge.admit(&head).await {
-        Ok((caller, allowance)) => match receive(body).await {
-            Ok(body) => Ok((caller, allowance, body)),
-            Err(problem) => Err(problem.into()),
-        },
-        Err(refused) => Err(refused),
-    };
+    let admitted = edge.admit_and_receive(&head, body).await;
     let method = known_method(&head.method);
     // The route and not the path: metrics need a bounded number of names.
     let route = head
@@ -152,8 +183,9 @@ pub async fn propagate_context(State(edge): State<Edge>, request: Request, next:
     context.continue_in(&span);
     let correlation = context.correlation_id.to_string();
     head.extensions.insert(context);
-    let mut response = match (admitted, edge.room.try_acquire()) {
-        (Ok((caller, allowance, body)), Ok(_room_for_one)) => {
+    let entered = admitted.and_then(|admitted| Ok((edge.enter(&admitted.0)?, admitted)));
+    let mut response = match entered {
+        Ok((_room, (caller, allowance, body))) => {
             head.extensions.insert(caller);
             let request = Request::from_parts(head, body);
             let mut response = next.run(request).instrument(span.clone()).await;
@@ -162,32 +194,29 @@ pub async fn propagate_context(State(edge): State<Edge>, request: Request, next:
             }
             response
         }
-        (Err(Refused { reason, problem }), _) => {
+        Err(Refused { reason, problem }) => {
             if let Some(reason) = reason {
                 tracing::info!(parent: &span, method, route, reason,
                     "an access token was refused; the client gets 401 or 403");
             }
             problem.into_response()
         }
-        (Ok(_), Err(_full)) => Problem::overloaded().into_response(),
     };
     let status = response.status();
     if status.is_server_error() {
         tracing::warn!(parent: &span, method, route, %status,
             "a request failed; the client gets {status}");
     }
-    edge.durations.record(
-        began.elapsed().as_secs_f64(),
-        &[
-            KeyValue::new("http.request.method", method),
-            KeyValue::new("http.route", route),
-            KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
-        ],
-    );
+    edge.record(began, method, route, status);
+    complete(response.headers_mut(), correlation, policy);
+    response
+}
+
+/// The headers that every response has.
+fn complete(headers: &mut HeaderMap, correlation: String, policy: &'static str) {
     if let Ok(correlation) = HeaderValue::try_from(correlation) {
-        response.headers_mut().insert(CORRELATION_ID, correlation);
+        headers.insert(CORRELATION_ID, correlation);
     }
-    let headers = response.headers_mut();
     // Orders change within milliseconds, and belong to one customer.
     let cache = headers.entry(header::CACHE_CONTROL);
     cache.or_insert(HeaderValue::from_static("no-store"));
@@ -198,7 +227,6 @@ pub async fn propagate_context(State(edge): State<Edge>, request: Request, next:
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    response
 }
 
 /// The method for metrics, spans and logs, as OpenTelemetry names it: a client may send any word as

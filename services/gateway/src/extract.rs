@@ -10,7 +10,7 @@ use axum::{
     http::{HeaderMap, header, request::Parts},
 };
 use bootstrap::RequestContext;
-use contracts::{CustomerId, MAX_TEXT, OrderId, Sku};
+use contracts::{CustomerId, InvalidValue, MAX_TEXT, OrderId, Sku};
 use serde::de::DeserializeOwned;
 use utoipa::{
     IntoParams,
@@ -23,7 +23,7 @@ use utoipa::{
 
 use crate::{identity::Principal, object::Object, problem::Problem};
 
-/// Correlation id, trace and deadline of the request, set by [`crate::edge::propagate_context`].
+/// Correlation id, trace and deadline of the request, set by [`crate::edge::serve`].
 #[derive(Clone, Debug)]
 pub struct Context(pub RequestContext);
 
@@ -79,24 +79,24 @@ impl<S: Sync> FromRequestParts<S> for Writer {
 
 /// Makes it harmless to repeat a request (draft-ietf-httpapi-idempotency-key-header).
 #[derive(Clone, Debug)]
-pub struct IdempotencyKey(pub String);
+pub struct IdempotencyKey(pub contracts::IdempotencyKey);
 
 impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let text = single_header(&parts.headers, "idempotency-key")?;
-        if !(1..=MAX_TEXT).contains(&text.len()) || text.contains(char::is_control) {
-            let expected = format!("expected 1 to {MAX_TEXT} visible ASCII characters");
-            return Err(Problem::invalid("idempotency-key", expected));
-        }
+        let key: contracts::IdempotencyKey = text.parse().map_err(|error: InvalidValue| {
+            Problem::invalid("idempotency-key", error.to_string())
+        })?;
         // The draft puts the key into quotes (a string of RFC 8941); most clients do not. Both
         // spellings are the same key.
         let unquoted = text
             .strip_prefix('"')
-            .and_then(|text| text.strip_suffix('"'))
-            .filter(|key| !key.is_empty());
-        Ok(Self(unquoted.unwrap_or(text).to_owned()))
+            .and_then(|text| text.strip_suffix('"'));
+        Ok(Self(
+            unquoted.and_then(|text| text.parse().ok()).unwrap_or(key),
+        ))
     }
 }
 

@@ -18,6 +18,7 @@ mod object;
 mod order_request;
 mod orders;
 mod page;
+mod per_customer;
 mod position;
 mod problem;
 mod products;
@@ -104,8 +105,5 @@ fn router(backends: Backends, edge: Edge, identity: &IdentitySettings) -> Router
 fn with_layers<S: Clone + Send + Sync + 'static>(routes: Router<S>, edge: Edge) -> Router<S> {
     routes
         .layer(CatchPanicLayer::custom(edge::panic_response))
-        .layer(middleware::from_fn_with_state(
-            edge,
-            edge::propagate_context,
-        ))
+        .layer(middleware::from_fn_with_state(edge, edge::serve))
 }

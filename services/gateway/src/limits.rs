@@ -28,7 +28,7 @@ const BURST_SECONDS: u32 = 2;
 /// one: many customers share the address of an office. Each costs some ten microseconds.
 const NEW_TOKENS: u32 = 10;
 /// How often callers are forgotten that could send a whole burst again.
-const CLEAN_UP: Duration = Duration::from_secs(10);
+const CLEAN_UP_INTERVAL: Duration = Duration::from_secs(10);
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -152,7 +152,7 @@ impl Limits {
     /// Forgets callers that have been quiet, until `stopping`.
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
         while stopping
-            .run_until_cancelled(tokio::time::sleep(CLEAN_UP))
+            .run_until_cancelled(tokio::time::sleep(CLEAN_UP_INTERVAL))
             .await
             .is_some()
         {

@@ -19,13 +19,16 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::backends::publishers;
+use crate::{
+    backends::publishers,
+    per_customer::{Counted, PerCustomer},
+};
 
 /// How long the subscription outlives its last watcher, and how long a lost one waits for its next
 /// attempt. Watchers that follow each other closely share one subscription.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// At NATS.
+/// The gateway's user at NATS.
 const USER: &str = "gateway";
 /// Live streams of a customer at a time: a stream costs memory and polls for minutes.
 pub const MAX_STREAMS: usize = 32;
@@ -35,8 +38,7 @@ pub const MAX_STREAMS: usize = 32;
 pub struct Live {
     /// Those that nobody watches are not kept.
     watched: Arc<Mutex<HashMap<OrderId, Watched>>>,
-    /// How many watches each customer has; those with none are not kept.
-    streams: Arc<Mutex<HashMap<CustomerId, usize>>>,
+    streams: PerCustomer,
     /// Starts the subscription.
     needed: Arc<Notify>,
 }
@@ -52,21 +54,15 @@ struct Watched {
 /// Watches an order until dropped.
 pub struct Watch {
     live: Live,
-    customer: CustomerId,
     order: OrderId,
+    _stream: Counted,
     changed: Arc<Notify>,
 }
 
 impl Live {
     /// `None` when the customer has [`MAX_STREAMS`] already.
     pub fn watch(&self, customer: CustomerId, order: OrderId) -> Option<Watch> {
-        let mut streams = self.streams.lock();
-        let open = streams.entry(customer).or_default();
-        if *open == MAX_STREAMS {
-            return None;
-        }
-        *open += 1;
-        drop(streams);
+        let stream = self.streams.count(customer, MAX_STREAMS)?;
         let mut watched = self.watched.lock();
         let of_order = watched.entry(order).or_default();
         of_order.watches += 1;
@@ -75,18 +71,18 @@ impl Live {
         self.needed.notify_one();
         Some(Watch {
             live: self.clone(),
-            customer,
             order,
             changed,
+            _stream: stream,
         })
     }
 
-    /// Subscribes while there are watchers, until `shutdown`.
+    /// Subscribes while there are watchers, until `stopping`.
     pub async fn run(
         self,
         broker: BrokerSettings,
         tls_dir: Option<PathBuf>,
-        shutdown: CancellationToken,
+        stopping: CancellationToken,
     ) -> anyhow::Result<()> {
         let subscribe = async {
             loop {
@@ -103,7 +99,7 @@ impl Live {
         };
         tokio::select! {
             () = subscribe => Ok(()),
-            () = shutdown.cancelled() => Ok(()),
+            () = stopping.cancelled() => Ok(()),
         }
     }
 
@@ -166,14 +162,6 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut streams = self.live.streams.lock();
-        if let Entry::Occupied(mut open) = streams.entry(self.customer) {
-            *open.get_mut() -= 1;
-            if *open.get() == 0 {
-                open.remove();
-            }
-        }
-        drop(streams);
         if let Entry::Occupied(mut watched) = self.live.watched.lock().entry(self.order) {
             watched.get_mut().watches -= 1;
             if watched.get().watches == 0 {
@@ -195,7 +183,7 @@ mod tests {
         let being_notified = Arc::clone(&watches[0].changed);
         drop(watches);
         assert!(live.watched.lock().is_empty());
-        assert!(live.streams.lock().is_empty());
+        assert!(live.streams.is_empty());
         drop(being_notified);
     }
 }

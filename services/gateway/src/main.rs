@@ -1,3 +1,5 @@
+//! The gateway as a process.
+
 fn main() -> std::process::ExitCode {
     gateway::main()
 }

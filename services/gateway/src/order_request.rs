@@ -1,8 +1,8 @@
 //! The JSON body that creates an order, parsed into types that cannot hold what `/openapi.json`
 //! does not allow. The order service checks the rest: which products exist, one line for each.
 //!
-//! The limits of the document are literals, because the macros take nothing else; a test in
-//! `document` compares them with those of the contracts.
+//! The limits of the document are literals, because the macros take nothing else; a test of the
+//! responses compares them with those of the contracts.
 
 use contracts::{OrderLine, PaymentMethod, Quantity, Sku};
 use serde::{Deserialize, Deserializer, de::Error as _};

@@ -55,7 +55,7 @@ pub async fn create_order(
     };
     let message = CreateOrderRequest {
         customer_id: customer.to_string(),
-        idempotency_key,
+        idempotency_key: idempotency_key.into(),
         lines: order.items.into_iter().map(line).collect(),
         payment_method: order.payment_method.into(),
     };

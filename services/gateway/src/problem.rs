@@ -218,6 +218,14 @@ impl Problem {
         Self::new(Kind::TooManyRequests, detail)
     }
 
+    pub fn too_many_in_progress(limit: usize) -> Self {
+        let detail = format!(
+            "{limit} of your requests are in progress. Send the same request again when one has \
+             ended."
+        );
+        Self::new(Kind::TooManyRequests, detail)
+    }
+
     pub fn too_many_streams(limit: usize) -> Self {
         let detail = format!("You have {limit} live streams open. Close one, then try again.");
         Self::new(Kind::TooManyRequests, detail)

@@ -208,7 +208,7 @@ impl fmt::Display for Missing {
 
 impl From<Missing> for Problem {
     fn from(missing: Missing) -> Self {
-        tracing::error!(%missing, "invalid response from a service");
+        tracing::error!(%missing, "a response of a service cannot be shown; the client gets 500");
         Self::internal()
     }
 }

@@ -1,3 +1,5 @@
+//! Settings: who issues access tokens, and which API keys there are.
+
 use api_keys::ApiKeySettings;
 use bootstrap::settings::Environment;
 use clap::Args;

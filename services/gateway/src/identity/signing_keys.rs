@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 use super::token::Refusal;
 
 /// How old the keys become before they are read again.
-const REFRESH: Duration = Duration::from_secs(300);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(300);
 const SLOWEST_RETRY: Duration = Duration::from_secs(30);
 /// The least time between two reads: tokens with invented keys must not become a load of the
 /// provider.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a request with an unknown key waits for new keys: longer than the pause.
-const PATIENCE: Duration = Duration::from_secs(2);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many requests wait for new keys at a time.
 const WAITING: usize = 64;
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -124,12 +124,11 @@ impl SigningKeys {
         let Ok(_one_of_few) = provider.waiting.try_acquire() else {
             return Err(Refusal::NoKeys);
         };
-        // The issuer may have begun to use a new key: one that a read shows that begins from now
-        // on.
+        // The issuer may have begun to use a new key: wait for a read that begins after this.
         let next = provider.reading.load(Ordering::Acquire) + 1;
         provider.wanted.notify_one();
         let read = changes.wait_for(|keys| keys.read >= next);
-        match tokio::time::timeout(PATIENCE, read).await {
+        match tokio::time::timeout(WAIT_TIMEOUT, read).await {
             Ok(Ok(keys)) => keys.find(id),
             _ => Err(Refusal::NoKeys),
         }
@@ -152,7 +151,7 @@ impl SigningKeys {
                 let wait = match &read {
                     Ok(_) => {
                         delays = backoff.build();
-                        REFRESH
+                        REFRESH_INTERVAL
                     }
                     Err(error) => {
                         let wait = delays.next().unwrap_or(SLOWEST_RETRY);

@@ -15,12 +15,16 @@ use axum::{
 use contracts::{MAX_TEXT, OrderLine, Quantity};
 use futures::stream;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tonic::Code;
 use tower::ServiceExt as _;
 
 use super::{Api, CUSTOMER, ORDER, Response, Stub, authorization, create_order, edge, get};
-use crate::{edge::MAX_REQUESTS, live::MAX_STREAMS, with_layers};
+use crate::{
+    edge::{MAX_CUSTOMER_REQUESTS, MAX_REQUESTS},
+    live::MAX_STREAMS,
+    with_layers,
+};
 
 fn order_path() -> String {
     format!("/api/v1/orders/{ORDER}")
@@ -257,6 +261,42 @@ async fn more_requests_than_the_gateway_works_on_are_refused_until_one_ends() {
     }
     end.notify_one();
     let admitted = request().await.unwrap().unwrap();
+    assert_eq!(admitted.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_customer_takes_only_a_part_of_the_room() {
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    let waits = async move || {
+        begun.send(()).unwrap();
+        std::future::pending::<()>().await;
+    };
+    let routes = Router::new()
+        .route("/waits", routing::get(waits))
+        .route("/", routing::get(async || ()));
+    let router = with_layers(routes, edge());
+    let request = |customer: &str, path: &str| {
+        let request = Request::get(path).header("authorization", authorization(customer));
+        let request = request.body(Body::empty()).unwrap();
+        tokio::spawn(router.clone().oneshot(request))
+    };
+    let waiting: Vec<_> = (0..MAX_CUSTOMER_REQUESTS)
+        .map(|_| request(CUSTOMER, "/waits"))
+        .collect();
+    for _ in &waiting {
+        begins.recv().await.unwrap();
+    }
+    let refused = Response::read(request(CUSTOMER, "/").await.unwrap().unwrap()).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.problem()["retry_safe"], true);
+    let other = request(ORDER, "/").await.unwrap().unwrap();
+    assert_eq!(other.status(), StatusCode::OK);
+    // A client that is gone makes room.
+    waiting[0].abort();
+    while !waiting[0].is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let admitted = request(CUSTOMER, "/").await.unwrap().unwrap();
     assert_eq!(admitted.status(), StatusCode::OK);
 }
 
