@@ -67,7 +67,7 @@ const TAMPERINGS: &[Tampering] = &[
     tampering(
         "log",
         "order",
-        "UPDATE orders SET total_amount = total_amount + 1",
+        "UPDATE orders SET lines = jsonb_set(lines, '{0,unit_price,amount}', '1')",
     ),
 ];
 
@@ -85,7 +85,7 @@ pub async fn the_auditor_finds_what_is_broken(harness: &Harness) -> Outcome {
     let jetstream = shop.jetstream().await?;
     let event = read_stream(&jetstream, "ORDER").await?.into_iter().next();
     publish(&jetstream, event.context("an event")?.into()).await?;
-    let report = look(&shop, Expectations::default().patience).await?;
+    let report = look(&shop, Expectations::default().timeout).await?;
     ensure!(report.holds(), "{}", report.table());
     ensure!(
         report.table().contains("note: 1 events of order"),
@@ -121,9 +121,9 @@ pub async fn the_auditor_finds_what_is_broken(harness: &Harness) -> Outcome {
     Ok(BTreeSet::new())
 }
 
-async fn look(shop: &Shop, patience: Duration) -> anyhow::Result<Report> {
+async fn look(shop: &Shop, timeout: Duration) -> anyhow::Result<Report> {
     let expectations = Expectations {
-        patience,
+        timeout,
         ..Expectations::default()
     };
     audit::audit(shop.endpoints(), expectations).await

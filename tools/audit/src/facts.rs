@@ -105,6 +105,8 @@ pub(crate) struct NotificationRow {
     pub(crate) kind: String,
     /// Whether its mail has not been sent.
     pub(crate) is_mail_due: bool,
+    /// Whether its mail could not be sent and is not sent any more.
+    pub(crate) is_mail_given_up: bool,
     pub(crate) mail_attempts: i32,
 }
 
@@ -173,8 +175,10 @@ const EVENTS: &str = "SELECT event_id, order_id, subject, payload FROM outbox OR
 const PAYMENTS: &str = "SELECT order_id, status, amount, currency, reference FROM payments";
 const STOCK: &str = "SELECT sku, initial, on_hand, reserved FROM stock";
 const RESERVATIONS: &str = "SELECT order_id, status, lines FROM reservations";
+/// The mails of a customer who was erased are given up on purpose.
 const NOTIFICATIONS: &str =
-    "SELECT order_id, kind, mail_due_at IS NOT NULL AS is_mail_due, mail_attempts
+    "SELECT order_id, kind, mail_due_at IS NOT NULL AS is_mail_due, mail_attempts,
+        mail_given_up_at IS NOT NULL AND customer_id <> order_id AS is_mail_given_up
     FROM notifications";
 const NOT_IN_INBOX: &str = "SELECT event_id FROM unnest($1::uuid[]) AS e (event_id)
     WHERE NOT EXISTS (SELECT FROM inbox WHERE inbox.event_id = e.event_id)";

@@ -19,7 +19,7 @@ use sources::Sources;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expectations {
     /// How long orders, events and refunds may still be in flight.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// How many dead letters there must be.
     pub dead_letters: usize,
     /// How often each event must be in its stream at least: more than once only where a test has
@@ -30,7 +30,7 @@ pub struct Expectations {
 impl Default for Expectations {
     fn default() -> Self {
         Self {
-            patience: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
             dead_letters: 0,
             copies: 1,
         }
@@ -106,7 +106,7 @@ pub fn audit(
     async move {
         let mut sources = Sources::connect(endpoints).await?;
         let in_flight =
-            quiescence::wait_until_quiescent(&mut sources, expectations.patience).await?;
+            quiescence::wait_until_quiescent(&mut sources, expectations.timeout).await?;
         let facts = Facts::read(&mut sources).await?;
         let mut invariants = vec![Invariant {
             name: "settled",

@@ -23,12 +23,12 @@ const UNSETTLED: &str =
         AND stream_sequence + 1 < $1
     FROM outbox_checkpoint ORDER BY id LIMIT 1";
 
-/// Waits until nothing is in flight, at most for `patience`. Returns what still is.
+/// Waits until nothing is in flight, at most for `timeout`. Returns what still is.
 pub(super) async fn wait_until_quiescent(
     sources: &mut Sources,
-    patience: Duration,
+    timeout: Duration,
 ) -> anyhow::Result<Vec<String>> {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     loop {
         let in_flight = look(sources).await?;
         if in_flight.is_empty() || Instant::now() > deadline {

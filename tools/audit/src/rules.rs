@@ -104,6 +104,7 @@ mod fixture {
             order_id: Uuid::nil(),
             kind: kind.to_owned(),
             is_mail_due: false,
+            is_mail_given_up: false,
             mail_attempts: 0,
         }
     }

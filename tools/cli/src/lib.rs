@@ -140,7 +140,7 @@ async fn run(sagacity: Sagacity, names_system: bool) -> anyhow::Result<bool> {
 impl Verify {
     async fn run(&self, endpoints: &Endpoints) -> anyhow::Result<bool> {
         let expectations = Expectations {
-            patience: Duration::from_secs(self.wait),
+            timeout: Duration::from_secs(self.wait),
             dead_letters: self.dead_letters,
             ..Expectations::default()
         };

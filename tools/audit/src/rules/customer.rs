@@ -6,7 +6,10 @@ use contracts::Subject;
 use uuid::Uuid;
 
 use super::{Histories, invariant};
-use crate::{Invariant, facts::Facts};
+use crate::{
+    Invariant,
+    facts::{Facts, NotificationRow},
+};
 
 pub(super) fn customer(facts: &Facts, histories: &Histories<'_>) -> Invariant {
     let mut notified: HashMap<(Uuid, &str), usize> = HashMap::new();
@@ -48,16 +51,21 @@ pub(super) fn customer(facts: &Facts, histories: &Histories<'_>) -> Invariant {
 /// Without a mail server no mail is ever due.
 pub(super) fn mails(facts: &Facts) -> Invariant {
     let due = facts.notifications.iter().filter(|told| told.is_mail_due);
-    let breaches = due.map(|told| {
+    let given_up = facts.notifications.iter();
+    let given_up = given_up.filter(|told| told.is_mail_given_up);
+    let describe = |told: &NotificationRow, what: &str| {
         let (order, kind, attempts) = (told.order_id, &told.kind, told.mail_attempts);
-        format!("order {order}: the mail about {kind} is not sent after {attempts} attempts")
-    });
-    invariant(
-        "mails",
-        "every mail is sent",
-        facts.notifications.len(),
-        breaches.collect(),
-    )
+        format!("order {order}: the mail about {kind} is {what} after {attempts} attempts")
+    };
+    Invariant {
+        notes: given_up.map(|told| describe(told, "given up")).collect(),
+        ..invariant(
+            "mails",
+            "every mail is sent, or given up",
+            facts.notifications.len(),
+            due.map(|told| describe(told, "not sent")).collect(),
+        )
+    }
 }
 
 #[cfg(test)]
@@ -82,10 +90,14 @@ mod tests {
     }
 
     #[test]
-    fn a_mail_that_was_sent_holds_and_one_that_is_due_is_a_breach() {
+    fn a_mail_that_was_sent_holds_one_that_is_due_is_a_breach_and_one_given_up_a_note() {
         let mut facts = fixture::refunded();
         assert!(mails(&facts).breaches.is_empty());
         facts.notifications[0].is_mail_due = true;
         assert_eq!(mails(&facts).breaches.len(), 1);
+        facts.notifications[0].is_mail_due = false;
+        facts.notifications[0].is_mail_given_up = true;
+        let checked = mails(&facts);
+        assert_eq!((checked.breaches.len(), checked.notes.len()), (0, 1));
     }
 }

@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 
 use contracts::Subject;
 use prost::Message as _;
-use proto::order::v1::{CancelReason, OrderCancelled, OrderCreated};
+use proto::{
+    common::v1::OrderLine,
+    order::v1::{CancelReason, OrderCancelled, OrderCreated},
+};
+use serde_json::Value;
 
-use super::{Histories, invariant, quantities};
+use super::{Histories, invariant};
 use crate::{
     Invariant,
     facts::{EventRow, Facts, OrderRow},
@@ -85,6 +89,13 @@ pub(super) fn log(facts: &Facts, histories: &Histories<'_>) -> Invariant {
     )
 }
 
+/// A line of an order.
+#[derive(Debug, PartialEq)]
+struct Line {
+    quantity: i64,
+    unit_price: (i64, String),
+}
+
 /// What both the row and the events of an order state.
 #[derive(Debug, PartialEq)]
 struct FoldedOrder {
@@ -93,8 +104,11 @@ struct FoldedOrder {
     reason: Option<String>,
     paid: bool,
     refunded: bool,
-    quantities: BTreeMap<String, i64>,
+    /// By SKU.
+    lines: BTreeMap<String, Line>,
     total: (i64, String),
+    /// In microseconds since 1970.
+    deadline: i64,
     version: i32,
 }
 
@@ -106,8 +120,9 @@ impl FoldedOrder {
             reason: order.cancel_reason.clone(),
             paid: order.paid,
             refunded: order.refunded,
-            quantities: quantities(&order.lines),
+            lines: lines(&order.lines),
             total: (order.total_amount, order.total_currency.clone()),
+            deadline: (order.deadline * 1e6).round() as i64,
             version: order.version,
         }
     }
@@ -142,12 +157,11 @@ impl FoldedOrder {
             reason: None,
             paid: false,
             refunded: false,
-            quantities: created
-                .lines
-                .into_iter()
-                .map(|line| (line.sku, i64::from(line.quantity)))
-                .collect(),
+            lines: created.lines.into_iter().map(line).collect(),
             total: (total.amount, total.currency),
+            deadline: created.deadline.map_or(0, |deadline| {
+                deadline.seconds * 1_000_000 + i64::from(deadline.nanos) / 1000
+            }),
             version: 1,
         })
     }
@@ -177,6 +191,31 @@ impl FoldedOrder {
         }
         Ok(())
     }
+}
+
+/// The lines of a row.
+fn lines(column: &Value) -> BTreeMap<String, Line> {
+    let line = |line: &Value| {
+        let price = &line["unit_price"];
+        let currency = price["currency"].as_str()?.to_owned();
+        let of_sku = Line {
+            quantity: line["quantity"].as_i64()?,
+            unit_price: (price["amount"].as_i64()?, currency),
+        };
+        Some((line["sku"].as_str()?.to_owned(), of_sku))
+    };
+    let lines = column.as_array().into_iter().flatten();
+    lines.filter_map(line).collect()
+}
+
+/// A line of an event.
+fn line(line: OrderLine) -> (String, Line) {
+    let price = line.unit_price.unwrap_or_default();
+    let of_sku = Line {
+        quantity: line.quantity.into(),
+        unit_price: (price.amount, price.currency),
+    };
+    (line.sku, of_sku)
 }
 
 fn reason(event: &EventRow) -> Result<&'static str, String> {
