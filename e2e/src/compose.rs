@@ -14,6 +14,9 @@ use tokio::process::Command;
 
 use crate::command::output;
 
+/// The label of containers outside the project: `down` does not remove them.
+const EXTRA: &str = "sagacity=extra";
+
 /// How a scenario has left the containers for the next one.
 #[derive(Debug, Default)]
 pub(crate) struct State {
@@ -27,6 +30,22 @@ pub async fn docker(arguments: &[&str]) -> anyhow::Result<String> {
     let mut docker = Command::new("docker");
     docker.args(arguments);
     output(docker, &format!("docker {arguments:?}")).await
+}
+
+/// Removes what [`Compose::run_like`] has started, and a scenario that failed has left.
+async fn remove_extra() -> anyhow::Result<()> {
+    let left = docker(&[
+        "ps",
+        "--all",
+        "--quiet",
+        "--filter",
+        &format!("label={EXTRA}"),
+    ])
+    .await?;
+    for container in left.lines() {
+        docker(&["rm", "--force", container]).await?;
+    }
+    Ok(())
 }
 
 /// Those that `docker-compose.tls.yml` mounts.
@@ -66,6 +85,7 @@ impl Compose {
         };
         let is_tampered = compose.state.is_tampered.swap(true, Ordering::Relaxed);
         if is_tampered || fresh {
+            remove_extra().await?;
             compose
                 .run(&["down", "--volumes", "--timeout", "10"])
                 .await?;
@@ -117,7 +137,14 @@ impl Compose {
         let network =
             inspect("{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}").await?;
         let environment = inspect("{{range .Config.Env}}{{println .}}{{end}}").await?;
-        let mut command = vec!["run", "--detach", "--network", network.trim()];
+        let mut command = vec![
+            "run",
+            "--detach",
+            "--label",
+            EXTRA,
+            "--network",
+            network.trim(),
+        ];
         // Its certificate.
         command.extend(["--volumes-from", &first]);
         command.extend(arguments);

@@ -2,10 +2,10 @@
 //! collected and served at `/metrics`. Traces, metrics and logs are exported by OTLP when
 //! `OTEL_EXPORTER_OTLP_ENDPOINT` is set; otherwise no span is recorded.
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, sync::mpsc};
 
 use anyhow::Context as _;
-use opentelemetry::{global, trace::TracerProvider as _};
+use opentelemetry::{Key, KeyValue, global, trace::TracerProvider as _};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_otlp::{
     LogExporter, MetricExporter, SpanExporter, WithTonicConfig as _,
@@ -28,21 +28,21 @@ const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// The telemetry of a process. Dropping it exports what is left; keep it until the end of `main`.
 #[derive(Debug)]
-pub struct Telemetry {
+pub(crate) struct Telemetry {
     tracer: Option<SdkTracerProvider>,
     logger: Option<SdkLoggerProvider>,
     meter: SdkMeterProvider,
     /// What `/metrics` serves.
-    pub registry: Registry,
+    pub(crate) registry: Registry,
 }
 
 /// Sets up telemetry for this process. Call once, inside the runtime.
 ///
 /// # Errors
 /// When `LOG_FORMAT`, `RUST_LOG` or the exporter's settings are wrong.
-pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
+pub(crate) fn init(service: &'static str) -> anyhow::Result<Telemetry> {
     let export = std::env::var_os(ENDPOINT).is_some_and(|endpoint| !endpoint.is_empty());
-    let resource = Resource::builder().with_service_name(service).build();
+    let resource = resource(service);
     let tracer = export.then(|| tracer(resource.clone())).transpose()?;
     let layer = tracer.as_ref().map(|provider| {
         global::set_text_map_propagator(TraceContextPropagator::new());
@@ -86,6 +86,21 @@ pub fn init(service: &'static str) -> anyhow::Result<Telemetry> {
         meter,
         registry,
     })
+}
+
+fn resource(service: &'static str) -> Resource {
+    const INSTANCE: &str = "service.instance.id";
+    let by_environment = Resource::builder().with_service_name(service).build();
+    if by_environment
+        .get(&Key::from_static_str(INSTANCE))
+        .is_some()
+    {
+        return by_environment;
+    }
+    // The counters of two replicas would be taken for one that goes back now and then.
+    let instance = KeyValue::new(INSTANCE, uuid::Uuid::new_v4().to_string());
+    let resource = Resource::builder().with_service_name(service);
+    resource.with_attribute(instance).build()
 }
 
 fn json() -> anyhow::Result<bool> {
@@ -165,6 +180,10 @@ impl Drop for Telemetry {
         if let Some(logger) = &self.logger {
             let _unsent = logger.shutdown_with_timeout(shutdown::EXPORT);
         }
-        let _unsent = self.meter.shutdown_with_timeout(shutdown::EXPORT);
+        // Its own limit is five seconds, whatever is asked for.
+        let meter = self.meter.clone();
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || done.send(meter.shutdown()));
+        let _unsent = ended.recv_timeout(shutdown::EXPORT);
     }
 }
