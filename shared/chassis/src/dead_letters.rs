@@ -15,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use dead_letters::{Act, DeadLetters, Filter, Letter, Task, Whole};
+use dead_letters::{Act, DeadLetters, Filter, FullLetter, Letter, Task};
 use messaging::Participant;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -132,16 +132,16 @@ async fn show(State(own): State<DeadLetters>, Path(id): Path<String>) -> Respons
     }
 }
 
-fn describe(whole: &Whole) -> Value {
-    let headers = whole.headers.iter().map(|(name, values)| {
+fn describe(full: &FullLetter) -> Value {
+    let headers = full.headers.iter().map(|(name, values)| {
         let values: Vec<&str> = values.iter().map(|value| value.as_str()).collect();
         (name.to_string(), Value::from(values))
     });
     json!({
-        "dead_letter": whole.letter,
+        "dead_letter": full.letter,
         "headers": headers.collect::<Map<_, _>>(),
-        "payload_bytes": whole.payload.len(),
-        "event": whole.event().map(|event| format!("{event:?}")),
+        "payload_bytes": full.payload.len(),
+        "event": full.event().map(|event| format!("{event:?}")),
     })
 }
 

@@ -15,6 +15,7 @@ use axum::{
     routing::post,
 };
 use contracts::{CustomerId, IdempotencyKey};
+use dead_letters::audit;
 use messaging::{Participant, in_time, topology::STREAM_MAX_AGE};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -140,8 +141,7 @@ impl Erasure {
         match self.pass::<E>(true).await {
             Ok((erased, 0)) => {
                 let recorded = self.record(&body.by, "done", json!({ "erased": erased }));
-                let recorded = recorded.await;
-                recorded.context("it is done, but the audit does not show that it has ended")?;
+                audit::done(recorded.await)?;
                 tracing::info!(
                     customer.sha256 = self.hash,
                     ?erased,
@@ -158,10 +158,8 @@ impl Erasure {
             }
             Err(error) => {
                 let details = json!({ "error": format!("{error:#}") });
-                match self.record(&body.by, "failed", details).await {
-                    Ok(()) => Err(error),
-                    Err(audit) => Err(error.context(format!("not in the audit: {audit:#}"))),
-                }
+                let recorded = self.record(&body.by, "failed", details).await;
+                Err(audit::failed(error, recorded))
             }
         }
     }

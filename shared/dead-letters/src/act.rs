@@ -14,7 +14,9 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    DeadLetters, Filter, KEPT_BYTES, Letter, NOT_FOUND, Whole, audit::publish, is_about_delivery,
+    DeadLetters, Filter, FullLetter, KEPT_BYTES, Letter, NOT_FOUND,
+    audit::{self, publish},
+    is_about_delivery,
 };
 
 /// What to do with dead letters.
@@ -110,15 +112,15 @@ impl DeadLetters {
     /// The audit has a line before the act and one after it: an act that fails, or that a crash
     /// cuts short, does not read as done.
     async fn handle(&self, task: &Task, letter: &Letter) -> anyhow::Result<()> {
-        let Some(whole) = self.get(letter.sequence).await? else {
+        let Some(full) = self.get(letter.sequence).await? else {
             bail!("somebody else has redriven or discarded it meanwhile");
         };
         ensure!(
-            whole.letter == *letter,
+            full.letter == *letter,
             "the stream has another dead letter in its place"
         );
         let redriven = match task.act {
-            Act::Redrive => Some(self.prepare(whole).await?),
+            Act::Redrive => Some(self.prepare(full).await?),
             Act::Discard => None,
         };
         if task.dry_run {
@@ -126,16 +128,11 @@ impl DeadLetters {
         }
         self.record(task, letter, "started", None).await?;
         match self.change(letter, redriven).await {
-            Ok(()) => {
-                let recorded = self.record(task, letter, "done", None).await;
-                recorded.context("it is done, but the audit does not show that it has ended")
-            }
+            Ok(()) => audit::done(self.record(task, letter, "done", None).await),
             Err(error) => {
                 let text = format!("{error:#}");
-                match self.record(task, letter, "failed", Some(&text)).await {
-                    Ok(()) => Err(error),
-                    Err(audit) => Err(error.context(format!("not in the audit: {audit:#}"))),
-                }
+                let recorded = self.record(task, letter, "failed", Some(&text)).await;
+                Err(audit::failed(error, recorded))
             }
         }
     }
@@ -160,7 +157,7 @@ impl DeadLetters {
     }
 
     /// The event as the service that gave up gets it: with its own headers, and its first place.
-    async fn prepare(&self, dead: Whole) -> anyhow::Result<Redriven> {
+    async fn prepare(&self, dead: FullLetter) -> anyhow::Result<Redriven> {
         let letter = &dead.letter;
         ensure!(
             !letter.subject.is_empty(),

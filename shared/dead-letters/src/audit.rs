@@ -24,6 +24,22 @@ impl DeadLetters {
     }
 }
 
+/// The end of an act that was done, from whether the audit has its last line.
+///
+/// # Errors
+/// When it has not.
+pub fn done(recorded: anyhow::Result<()>) -> anyhow::Result<()> {
+    recorded.context("it is done, but the audit does not show that it has ended")
+}
+
+/// Why an act has failed, and whether the audit has its last line.
+pub fn failed(error: anyhow::Error, recorded: anyhow::Result<()>) -> anyhow::Error {
+    match recorded {
+        Ok(()) => error,
+        Err(audit) => error.context(format!("not in the audit: {audit:#}")),
+    }
+}
+
 pub(crate) async fn publish(
     jetstream: &jetstream::Context,
     subject: String,

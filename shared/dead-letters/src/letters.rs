@@ -65,7 +65,7 @@ pub struct Letter {
 
 /// A dead letter with all that it keeps.
 #[derive(Clone, Debug)]
-pub struct Whole {
+pub struct FullLetter {
     /// What a list shows of it.
     pub letter: Letter,
     /// Its headers.
@@ -132,7 +132,7 @@ impl Letter {
     }
 }
 
-impl Whole {
+impl FullLetter {
     /// The event as this version reads it; `None` when it cannot.
     pub fn event(&self) -> Option<Event> {
         let subject: Subject = self.letter.subject.parse().ok()?;
@@ -199,13 +199,13 @@ impl DeadLetters {
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub async fn get(&self, sequence: u64) -> anyhow::Result<Option<Whole>> {
+    pub async fn get(&self, sequence: u64) -> anyhow::Result<Option<FullLetter>> {
         if sequence == 0 {
             return Ok(None);
         }
         let found = self.stream().await?.get_raw_message(sequence).await;
         match found {
-            Ok(found) if self.has(&found) => Ok(Some(Whole {
+            Ok(found) if self.has(&found) => Ok(Some(FullLetter {
                 letter: Letter::new(sequence, &found.subject, Some(&found.headers)),
                 headers: found.headers,
                 payload: found.payload.to_vec(),
@@ -220,7 +220,7 @@ impl DeadLetters {
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub async fn find(&self, id: &str) -> anyhow::Result<Vec<Whole>> {
+    pub async fn find(&self, id: &str) -> anyhow::Result<Vec<FullLetter>> {
         let sequence = id.parse::<u64>();
         let sequences = match sequence {
             Ok(sequence) => vec![sequence],
@@ -248,10 +248,10 @@ impl DeadLetters {
     pub async fn containing(&self, text: &str) -> anyhow::Result<Vec<Letter>> {
         let mut found = Vec::new();
         for letter in self.select(&Filter::default(), 0, usize::MAX).await? {
-            let whole = self.get(letter.sequence).await?;
-            let mut payload = whole
+            let full = self.get(letter.sequence).await?;
+            let mut payload = full
                 .iter()
-                .flat_map(|whole| whole.payload.windows(text.len()));
+                .flat_map(|full| full.payload.windows(text.len()));
             if payload.any(|part| part == text.as_bytes()) {
                 found.push(letter);
             }

@@ -4,7 +4,7 @@
 #![warn(missing_docs, unreachable_pub)]
 
 mod act;
-mod audit;
+pub mod audit;
 mod letters;
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use async_nats::{HeaderMap, jetstream::stream::RawMessageErrorKind};
 use contracts::dead_letter::header;
 
 pub use act::{Act, Summary, Task};
-pub use letters::{DeadLetters, Filter, Letter, Whole};
+pub use letters::{DeadLetters, Filter, FullLetter, Letter};
 
 /// Bytes kept of an oversized payload.
 pub const KEPT_BYTES: usize = 256 * 1024;
