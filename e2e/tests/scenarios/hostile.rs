@@ -22,7 +22,7 @@ use crate::{Outcome, close};
 const REQUESTS: u64 = 10_000;
 const CLIENTS: usize = 16;
 /// Longer than the gateway waits for a body that does not come.
-const PATIENCE: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 const METHODS: [&str; 8] = [
     "GET", "POST", "HEAD", "PUT", "DELETE", "TRACE", "PATCH", "get",
@@ -212,7 +212,7 @@ async fn status(gateway: &str, request: &[u8]) -> anyhow::Result<Option<u16>> {
     // The gateway may refuse a request before it has all of it.
     let _refused = stream.write_all(request).await;
     let mut response = Vec::new();
-    let read = timeout(PATIENCE, stream.read_to_end(&mut response)).await;
+    let read = timeout(READ_TIMEOUT, stream.read_to_end(&mut response)).await;
     let _reset = read.context("the connection stays open")?;
     let head = String::from_utf8_lossy(&response[..response.len().min(12)]).into_owned();
     Ok(head

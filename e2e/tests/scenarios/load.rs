@@ -11,7 +11,7 @@ use tokio::{sync::watch, task::JoinSet};
 use uuid::Uuid;
 
 /// How long an order is retried: longer than any failure that a scenario causes.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PLACE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Orders that a customer keeps placing, several at a time, while a fault is injected. It is a
 /// customer of its own: what the API shows of it must be exactly what it was told.
@@ -161,10 +161,10 @@ async fn place_orders(
         let lines = [("SKU-0001", 1), ("SKU-0500", 2)];
         let key = Uuid::now_v7().to_string();
         let accepted = customer
-            .place_with_key(&lines, method, &key, PATIENCE)
+            .place_with_key(&lines, method, &key, PLACE_TIMEOUT)
             .await?;
         if accepted.failures > 0 {
-            let repeated = customer.place_with_key(&lines, method, &key, PATIENCE);
+            let repeated = customer.place_with_key(&lines, method, &key, PLACE_TIMEOUT);
             let again = repeated.await?.id;
             ensure!(
                 again == accepted.id,

@@ -21,7 +21,6 @@ struct LineColumn {
 
 /// Loads the seed catalogue once; existing rows stay as they are. Safe with several replicas.
 pub async fn seed(pool: &PgPool, stock_each: i64) -> sqlx::Result<()> {
-    let mut tx = pool.begin().await?;
     let (mut skus, mut names, mut categories, mut prices) = (vec![], vec![], vec![], vec![]);
     for product in catalogue::seed() {
         skus.push(product.sku);
@@ -31,28 +30,24 @@ pub async fn seed(pool: &PgPool, stock_each: i64) -> sqlx::Result<()> {
     }
     sqlx::query!(
         r#"-- products_seed
-        INSERT INTO products (sku, name, category, price_amount, price_currency)
-        SELECT sku, name, category, price, $5
-        FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS p (sku, name, category, price)
-        WHERE NOT EXISTS (SELECT FROM products)
-        ON CONFLICT DO NOTHING"#,
+        WITH seeded AS (
+            INSERT INTO products (sku, name, category, price_amount, price_currency)
+            SELECT sku, name, category, price, $5
+            FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS p (sku, name, category, price)
+            WHERE NOT EXISTS (SELECT FROM products)
+            ON CONFLICT DO NOTHING
+            RETURNING sku)
+        INSERT INTO stock (sku, initial, on_hand) SELECT sku, $6, $6 FROM seeded"#,
         &skus,
         &names,
         &categories as &[&str],
         &prices,
-        catalogue::CURRENCY
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"-- stock_seed
-        INSERT INTO stock (sku, initial, on_hand) SELECT sku, $1, $1 FROM products
-        ON CONFLICT DO NOTHING"#,
+        catalogue::CURRENCY,
         stock_each
     )
-    .execute(&mut *tx)
+    .execute(pool)
     .await?;
-    tx.commit().await
+    Ok(())
 }
 
 /// Locks reservations by order, in key order, so that batches cannot deadlock. Reservations that do

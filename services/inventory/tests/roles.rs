@@ -172,12 +172,12 @@ async fn the_task_migrate_waits_for_the_role_of_the_service() {
         }
         panic!("the task has ended");
     };
-    tokio::time::timeout(test::PATIENCE, waits).await.unwrap();
+    tokio::time::timeout(test::TIMEOUT, waits).await.unwrap();
     let administrator = url.replace("//test:", "//postgres:");
     let mut administrator = PgConnection::connect(&administrator).await.unwrap();
     let create = format!("CREATE ROLE \"{role}\"");
     administrator.execute(AssertSqlSafe(create)).await.unwrap();
-    let ended = tokio::time::timeout(test::PATIENCE, migrate.wait()).await;
+    let ended = tokio::time::timeout(test::TIMEOUT, migrate.wait()).await;
     assert_eq!(ended.unwrap().unwrap().code(), Some(0));
     let granted = "SELECT has_table_privilege($1, 'stock', 'UPDATE')";
     let granted = sqlx::query_scalar::<_, bool>(granted).bind(role);

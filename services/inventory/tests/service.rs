@@ -57,6 +57,14 @@ async fn replicas_that_start_at_once_load_the_catalogue_once() {
             7
         );
     }
+    // A product whose goods have not come yet.
+    sqlx::query(
+        "INSERT INTO products (sku, name, category, price_amount, price_currency)
+         SELECT 'NEW', name, category, price_amount, price_currency FROM products LIMIT 1",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
     // A later start with another setting changes nothing.
     sqlx::query("UPDATE stock SET initial = 1, on_hand = 1 WHERE sku = 'SKU-0001'")
         .execute(&database)

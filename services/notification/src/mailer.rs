@@ -79,9 +79,20 @@ impl Mailer {
         }))
     }
 
-    /// Works until `stopping`; mails that are being sent are finished. Each is sent and recorded by
-    /// itself: a slow one takes one of [`CONCURRENCY`] places and holds up no other.
+    /// Works until `stopping`; mails that are being sent are finished.
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
+        if !shutdown::ends_in_time(self.work_until(&stopping), &stopping).await {
+            tracing::warn!(
+                "mails that are being sent could not be finished; they are sent again when their \
+                 leases have expired"
+            );
+        }
+        Ok(())
+    }
+
+    /// Each mail is sent and recorded by itself: a slow one takes one of [`CONCURRENCY`] places and
+    /// holds up no other.
+    async fn work_until(&self, stopping: &CancellationToken) {
         let mut sending = JoinSet::new();
         let mut lookback = Lookback::default();
         while !stopping.is_cancelled() {
@@ -112,7 +123,6 @@ impl Mailer {
             }
         }
         while sending.join_next().await.is_some() {}
-        Ok(())
     }
 
     async fn lease(&self, limit: usize, lookback: &mut Lookback) -> anyhow::Result<Vec<Mail>> {
@@ -235,7 +245,7 @@ mod tests {
 
     fn mail(attempts: u32) -> Mail {
         Mail {
-            notification_id: NotificationId::new().0,
+            notification_id: NotificationId::new(),
             order_id: OrderId::new(),
             customer_id: CustomerId::new(),
             kind: Kind::OrderConfirmed,

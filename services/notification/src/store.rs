@@ -20,9 +20,9 @@ pub struct NewNotification {
     pub not_before: Option<OffsetDateTime>,
 }
 
-/// Locks orders for the caller's transaction, in key order, so that batches cannot deadlock: what
-/// one replica tells about an order, the next one sees. Orders have no row here that could be
-/// locked.
+/// Locks orders for the caller's transaction, in key order, so that batches cannot deadlock:
+/// each replica sees the notifications that others have committed. Orders have no row here that
+/// could be locked.
 pub async fn lock(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<()> {
     let orders: Vec<Uuid> = orders.iter().map(|order| order.0).collect();
     sqlx::query!(
@@ -116,7 +116,7 @@ pub async fn withdraw_confirmations(
 
 /// A notification as the table keeps it.
 pub struct Notification {
-    pub notification_id: Uuid,
+    pub notification_id: NotificationId,
     pub kind: Kind,
     pub created_at: OffsetDateTime,
 }
@@ -134,7 +134,7 @@ pub async fn list(pool: &PgPool, order: OrderId) -> sqlx::Result<Vec<Notificatio
     rows.into_iter()
         .map(|row| {
             Ok(Notification {
-                notification_id: row.notification_id,
+                notification_id: NotificationId(row.notification_id),
                 kind: read_kind(&row.kind)?,
                 created_at: row.created_at,
             })
@@ -145,7 +145,7 @@ pub async fn list(pool: &PgPool, order: OrderId) -> sqlx::Result<Vec<Notificatio
 /// A mail that is due.
 #[derive(Debug)]
 pub struct Mail {
-    pub notification_id: Uuid,
+    pub notification_id: NotificationId,
     pub order_id: OrderId,
     pub customer_id: CustomerId,
     pub kind: Kind,
@@ -191,7 +191,7 @@ pub async fn lease(
     rows.into_iter()
         .map(|row| {
             Ok(Mail {
-                notification_id: row.notification_id,
+                notification_id: NotificationId(row.notification_id),
                 order_id: OrderId(row.order_id),
                 customer_id: CustomerId(row.customer_id),
                 kind: read_kind(&row.kind)?,
@@ -215,7 +215,7 @@ pub async fn record_outcome(pool: &PgPool, mail: &Mail, outcome: Outcome) -> sql
             mail_given_up_at = CASE WHEN $3::text IS NOT NULL THEN now() END,
             mail_given_up_reason = $3
         WHERE notification_id = $1 AND mail_due_at IS NOT NULL"#,
-        mail.notification_id,
+        mail.notification_id.0,
         delay as Option<f64>,
         reason as Option<String>
     )

@@ -28,12 +28,13 @@ use proto::{
     order::v1::{OrderCancelled, OrderConfirmed},
     payment::v1::PaymentRefunded,
 };
-use sqlx::PgPool;
+use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, transport::Channel};
 use uuid::Uuid;
 
@@ -333,6 +334,53 @@ async fn each_notification_is_mailed_even_if_the_mail_server_is_unavailable_or_t
     }
 }
 
+/// A way to the database that can fall silent: connections stay open, and nothing comes through.
+/// Returns its URL, and what makes it silent.
+async fn way_to(database_url: &str) -> (String, CancellationToken) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let options: PgConnectOptions = database_url.parse().unwrap();
+    let server = ("127.0.0.1", options.get_port());
+    let port = |port: u16| format!(":{port}/");
+    let own = listener.local_addr().unwrap().port();
+    let url = database_url.replace(&port(server.1), &port(own));
+    let silent = CancellationToken::new();
+    let falls_silent = silent.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let silent = falls_silent.clone();
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(server).await.unwrap();
+                let copied = tokio::io::copy_bidirectional(&mut client, &mut server);
+                if silent.run_until_cancelled(copied).await.is_none() {
+                    // Keeps both connections open.
+                    std::future::pending::<()>().await;
+                }
+            });
+        }
+    });
+    (url, silent)
+}
+
+#[tokio::test]
+async fn the_service_ends_in_time_while_mail_server_and_database_are_silent() {
+    let mut mailing = Mailing::start().await;
+    mailing.service.kill().await.unwrap();
+    let (database_url, silent) = way_to(&mailing.installation.database_url).await;
+    mailing.installation.database_url = database_url;
+    let mut service = mailing.installation.start().await;
+    let customer = CustomerId::new();
+    mailing.mail_server.treat(customer, Treatment::Hold);
+    let order = OrderId::new();
+    publish_event(&mailing.jetstream, order, confirmed(order, customer)).await;
+    test::eventually("the mail is being sent", async || {
+        mailing.mail_server.attempts(customer) == 1
+    })
+    .await;
+    silent.cancel();
+    service.terminate().unwrap();
+    assert_eq!(service.wait().await.unwrap().code(), Some(0));
+}
+
 /// The customers whose mails were given up, with attempts and reason, ordered by reason.
 async fn given_up(database: &PgPool) -> Vec<(CustomerId, i32, String)> {
     let given_up = "SELECT customer_id, mail_attempts, mail_given_up_reason FROM notifications
@@ -519,7 +567,7 @@ async fn a_mail_about_a_cancellation_waits_for_one_about_the_confirmation_that_i
 
     mail_server.released.send_replace(true);
     let mut next = async || {
-        let next = tokio::time::timeout(test::PATIENCE, kept.recv()).await;
+        let next = tokio::time::timeout(test::TIMEOUT, kept.recv()).await;
         next.unwrap().unwrap()
     };
     let mail = next().await;

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use chassis::ticks;
 use messaging::{Participant, in_time};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -46,8 +47,7 @@ impl Admission {
         stopping: CancellationToken,
     ) -> anyhow::Result<()> {
         let left = deadline.mul_f64(2.0 / 3.0);
-        let mut ticks = tokio::time::interval(INTERVAL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = ticks(INTERVAL);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}

@@ -28,7 +28,7 @@ impl Erase for Orders {
             .filter(|order| order.has_ended)
             .map(|order| OrderId(order.order_id))
             .collect();
-        let (ended, events) = erasure::erase_settled(tx, ended).await?;
+        let (ended, events) = erasure::erase_handled(tx, ended).await?;
         let orders = erase_orders(tx, &ended).await.context("erase orders")?;
         let keys = forget_keys(tx, &ended).await;
         let keys = keys.context("delete idempotency keys")?;

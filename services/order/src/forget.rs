@@ -2,18 +2,18 @@
 //! every subscriber has handled it, and it is at least 72 hours old. Its SQL is here.
 //!
 //! Reads each row of the log once, in the order of their positions. Rows keep their places and ids.
-//! A row that an erasure changes meanwhile is left to it, and has no method then.
+//! A row that an erasure has changed since it was read is not written: it has no method any more.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use chassis::ticks;
 use contracts::{Event, IdempotencyKey, Subject};
 use messaging::{
     erasure::{self, Change},
     in_time,
 };
 use sqlx::{PgConnection, PgPool};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -24,8 +24,7 @@ const AGE: Duration = IdempotencyKey::RETENTION;
 
 /// Forgets until `stopping`.
 pub async fn run(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = ticks(INTERVAL);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -69,7 +68,7 @@ async fn forget_next(tx: &mut PgConnection) -> anyhow::Result<bool> {
     };
     let mut rows = read(tx, position).await.context("read the log")?;
     let read = rows.len();
-    // Positions follow time, nearly: what is younger comes again.
+    // Positions follow time only roughly: rows after a young one wait for the next step.
     let old = rows.iter().take_while(|row| row.is_old).count();
     rows.truncate(old);
     let Some(last) = rows.last().map(|row| row.position) else {

@@ -57,11 +57,13 @@ impl OrderApi {
         })
     }
 
+    /// The order that a request asks for, if it can be accepted now.
     async fn price(
         &self,
         requested: OrderRequest,
         context: &RequestContext,
     ) -> Result<PricedOrder, Status> {
+        self.intake.admit()?;
         let prices = self.prices(&requested, context).await?;
         Ok(requested.price(prices, OrderId::new())?)
     }
@@ -123,7 +125,7 @@ impl OrderService for OrderApi {
                 };
                 self.intake.submit(submission).await?
             }
-            // A repetition needs no prices.
+            // A repetition needs neither admission nor prices.
             Err(status) => {
                 let replayed = intake::replay(&self.participant, &key, &fingerprint).await;
                 replayed.map_err(status::from_error)?.ok_or(status)?

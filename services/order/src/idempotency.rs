@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use chassis::ticks;
 use contracts::{CustomerId, IdempotencyKey, OrderId};
 use messaging::in_time;
 use sha2::{Digest, Sha256};
@@ -16,6 +17,9 @@ use crate::domain::OrderRequest;
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// Keys per statement, so that none holds many locks.
 const PRUNE_STEP: i64 = 10_000;
+/// How far the clock of a replica may be ahead or behind. A larger error delays the deletion of a
+/// key, or leaves it to the next process; it never deletes a young one.
+const CLOCK_ERROR: Duration = Duration::from_secs(3600);
 
 /// A key belongs to the customer who sent it.
 pub type Key = (CustomerId, IdempotencyKey);
@@ -120,7 +124,7 @@ pub async fn earlier(tx: &mut PgConnection, keys: &[&Key]) -> sqlx::Result<HashM
 
 /// Deletes keys after [`IdempotencyKey::RETENTION`], until `stopping`.
 pub async fn prune(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(PRUNE_INTERVAL);
+    let mut ticks = ticks(PRUNE_INTERVAL);
     let mut pruned = Uuid::nil();
     loop {
         tokio::select! {
@@ -145,6 +149,9 @@ pub async fn prune(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<
 /// Deletes in steps that begin behind `pruned`, the order of the last key that was deleted: a
 /// snapshot that is held for long keeps deleted rows, and each step would read all of them again.
 ///
+/// The id of an order has the time of a replica, whose clock may be wrong. It bounds what a step
+/// reads; whether a key is old is decided by the database's clock alone.
+///
 /// The table is not partitioned by time, as outbox and inbox are: a partition key would have to be
 /// part of the constraint that makes a key unique, and a key could then be used once a day.
 async fn prune_all(pool: &PgPool, pruned: &mut Uuid) -> anyhow::Result<()> {
@@ -153,10 +160,13 @@ async fn prune_all(pool: &PgPool, pruned: &mut Uuid) -> anyhow::Result<()> {
             r#"-- idempotency_prune
             DELETE FROM idempotency_keys WHERE (customer_id, key) IN (
                 SELECT customer_id, key FROM idempotency_keys
-                WHERE order_id > $1 AND order_id < $2 ORDER BY order_id LIMIT $3)
+                WHERE order_id > $1 AND order_id < $2
+                    AND created_at < now() - make_interval(secs => $3)
+                ORDER BY order_id LIMIT $4)
             RETURNING order_id"#,
             *pruned,
-            messaging::oldest_id(IdempotencyKey::RETENTION),
+            messaging::oldest_id(IdempotencyKey::RETENTION + CLOCK_ERROR),
+            IdempotencyKey::RETENTION.as_secs_f64(),
             PRUNE_STEP
         );
         let deleted = in_time(async { Ok(delete.fetch_all(pool).await?) }).await?;

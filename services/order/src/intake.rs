@@ -60,11 +60,11 @@ pub enum Receipt {
 pub enum IntakeError {
     #[error("the first request with this idempotency key is still in progress")]
     InProgress,
-    #[error("too many orders are waiting; a retry with the same key is safe")]
+    #[error("no new orders are accepted at the moment; a retry with the same key is safe")]
     Busy,
     #[error("the database is unavailable; a retry with the same key is safe")]
     Unavailable,
-    #[error("the service is stopping")]
+    #[error("the service is stopping; a retry with the same key is safe")]
     Stopping,
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
@@ -106,12 +106,17 @@ impl Intake {
         (intake, acceptor.serve(submissions, stopping))
     }
 
+    /// Whether new orders are accepted at the moment.
+    pub fn admit(&self) -> Result<(), IntakeError> {
+        match self.admission.is_closed() {
+            true => Err(IntakeError::Busy),
+            false => Ok(()),
+        }
+    }
+
     /// Waits until the order is committed, or returns the order that the same request created
     /// before.
     pub async fn submit(&self, submission: Submission) -> Result<Receipt, IntakeError> {
-        if self.admission.is_closed() {
-            return Err(IntakeError::Busy);
-        }
         let key = submission.key.clone();
         let guard = InProgress::enter(Arc::clone(&self.in_progress), key);
         let _in_progress = guard.ok_or(IntakeError::InProgress)?;
@@ -280,8 +285,8 @@ impl Acceptor {
     }
 }
 
-/// What an earlier request with the same key led to, without a new order: for a repetition whose
-/// prices cannot be had any more.
+/// What an earlier request with the same key led to, without a new order: for a repetition that is
+/// not admitted, or whose prices cannot be had any more.
 pub async fn replay(
     participant: &Participant,
     key: &Key,

@@ -45,7 +45,9 @@ async fn compare(
     ids: &[OrderId],
     write: bool,
 ) -> anyhow::Result<usize> {
-    let rows = store::lock(tx, ids).await.context("lock orders")?;
+    // A row that cannot be read differs from the log, too.
+    let rows = store::lock_readable(tx, ids).await;
+    let rows = rows.context("lock orders")?;
     let folded = event_log::fold(tx, ids).await?;
     let mut different: Vec<&Order> = folded.iter().collect();
     different.retain(|order| rows.get(&order.id) != Some(*order));
@@ -57,14 +59,10 @@ async fn compare(
         tracing::warn!(order.id = %order.id, "an order differs from its log; {next}");
     }
     if write {
-        // Whole rows: columns that never change are repaired, too.
-        let ids: Vec<OrderId> = different.iter().map(|order| order.id).collect();
-        let repair = async {
-            store::delete(tx, &ids).await?;
-            store::insert(tx, &different).await?;
-            store::update(tx, &different).await
-        };
-        repair.await.context("repair orders")?;
+        for order in &different {
+            let repaired = store::restore(tx, order).await;
+            repaired.with_context(|| format!("repair order {}", order.id))?;
+        }
     }
     Ok(different.len())
 }

@@ -43,6 +43,34 @@ pub async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<HashMa
     by_id(rows)
 }
 
+/// As [`lock`], without the orders whose rows cannot be read: none of them holds up the others.
+pub async fn lock_readable(
+    tx: &mut PgConnection,
+    ids: &[OrderId],
+) -> sqlx::Result<HashMap<OrderId, Order>> {
+    let locked = lock(tx, ids).await;
+    if !locked.as_ref().is_err_and(is_unreadable) {
+        return locked;
+    }
+    let mut orders = HashMap::with_capacity(ids.len());
+    for id in ids {
+        match lock(tx, &[*id]).await {
+            Err(error) if is_unreadable(&error) => tracing::error!(order.id = %id, %error,
+                "the row of an order cannot be read; the order stands still until \
+                 `order rebuild --write` repairs it"),
+            locked => orders.extend(locked?),
+        }
+    }
+    Ok(orders)
+}
+
+const fn is_unreadable(error: &sqlx::Error) -> bool {
+    matches!(
+        error,
+        sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. }
+    )
+}
+
 /// The time of the database, by whose clock deadlines are set.
 pub async fn now(tx: &mut PgConnection) -> sqlx::Result<OffsetDateTime> {
     sqlx::query_scalar!("-- database_now\nSELECT clock_timestamp() AS \"now!\"")
@@ -57,13 +85,10 @@ pub async fn lock_overdue(
     from: OffsetDateTime,
     now: OffsetDateTime,
     limit: i64,
-) -> sqlx::Result<HashMap<OrderId, Order>> {
-    let rows = sqlx::query_as!(
-        Row,
+) -> sqlx::Result<Vec<OrderId>> {
+    let ids = sqlx::query_scalar!(
         r#"-- orders_lock_overdue
-        SELECT order_id, customer_id, status, cancel_reason, paid, refunded, lines AS "lines: Json<Vec<OrderLine>>",
-               total_amount, total_currency, deadline, created_at, updated_at, version
-        FROM orders WHERE status IN ('pending', 'paid') AND deadline > $1 AND deadline <= $2
+        SELECT order_id FROM orders WHERE status IN ('pending', 'paid') AND deadline > $1 AND deadline <= $2
         ORDER BY deadline LIMIT $3 FOR UPDATE SKIP LOCKED"#,
         from,
         now,
@@ -71,7 +96,7 @@ pub async fn lock_overdue(
     )
     .fetch_all(tx)
     .await?;
-    by_id(rows)
+    Ok(ids.into_iter().map(OrderId).collect())
 }
 
 /// One order of a customer; `None` also when it belongs to another.
@@ -179,12 +204,34 @@ pub async fn update(tx: &mut PgConnection, orders: &[&Order]) -> sqlx::Result<()
     Ok(())
 }
 
-/// Deletes locked orders that are inserted again.
-pub async fn delete(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<()> {
-    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+/// Writes a whole row, whether it is there or not. Never deletes it: a transaction that waits for
+/// its lock would find no order.
+pub async fn restore(tx: &mut PgConnection, order: &Order) -> sqlx::Result<()> {
+    let currency = order.total.currency();
     sqlx::query!(
-        "-- orders_delete\nDELETE FROM orders WHERE order_id = ANY($1)",
-        &ids
+        r#"-- orders_restore
+        INSERT INTO orders (order_id, customer_id, status, cancel_reason, paid, refunded, lines, total_amount,
+                            total_currency, deadline, created_at, updated_at, version)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+        ON CONFLICT (order_id) DO UPDATE SET
+            customer_id = excluded.customer_id, status = excluded.status,
+            cancel_reason = excluded.cancel_reason, paid = excluded.paid, refunded = excluded.refunded,
+            lines = excluded.lines, total_amount = excluded.total_amount,
+            total_currency = excluded.total_currency, deadline = excluded.deadline,
+            created_at = excluded.created_at, updated_at = excluded.updated_at, version = excluded.version"#,
+        order.id.0,
+        order.customer_id.0,
+        order.status.as_str(),
+        reason_text(order.status),
+        order.paid,
+        order.refunded,
+        Json(&order.lines) as Json<&Vec<OrderLine>>,
+        order.total.amount(),
+        currency.as_str(),
+        order.deadline,
+        order.created_at,
+        order.updated_at,
+        order.version
     )
     .execute(tx)
     .await?;

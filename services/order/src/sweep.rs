@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use chassis::ticks;
 use contracts::{Cause, CorrelationId, EventId};
 use messaging::{Lookback, Participant, UnitOfWork};
 use tokio_util::sync::CancellationToken;
@@ -15,8 +16,7 @@ const BATCH: i64 = 256;
 
 /// Sweeps until `stopping`. Safe with several replicas: each takes orders that no other has locked.
 pub async fn run(participant: Participant, stopping: CancellationToken) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(INTERVAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticks = ticks(INTERVAL);
     let mut lookback = Lookback::default();
     loop {
         tokio::select! {
@@ -59,9 +59,11 @@ async fn sweep(participant: &Participant, lookback: &mut Lookback) -> anyhow::Re
     let mut tx = participant.pool.begin().await.context("begin")?;
     let now = store::now(&mut tx).await.context("read the clock")?;
     let reach = lookback.reach();
-    let overdue = store::lock_overdue(&mut tx, now - reach, now, BATCH).await;
-    let overdue = overdue.context("lock overdue orders")?;
-    let are_all = overdue.len() < BATCH as usize;
+    let ids = store::lock_overdue(&mut tx, now - reach, now, BATCH).await;
+    let ids = ids.context("lock overdue orders")?;
+    let are_all = ids.len() < BATCH as usize;
+    let overdue = store::lock_readable(&mut tx, &ids).await;
+    let overdue = overdue.context("read overdue orders")?;
     let ids: Vec<_> = overdue.keys().copied().collect();
     let mut work = UnitOfWork::new(overdue);
     let mut cancelled = 0;

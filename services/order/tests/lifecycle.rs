@@ -244,6 +244,28 @@ async fn a_sweep_that_failed_is_repeated_from_its_beginning() {
     assert_ends_well(program).await;
 }
 
+#[tokio::test]
+async fn a_row_that_cannot_be_read_does_not_hold_up_the_sweep() {
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    assert_eq!(migrate(&url).await, Some(0));
+    let prepare = "
+        INSERT INTO orders (order_id, customer_id, status, paid, refunded, lines, total_amount,
+                            total_currency, deadline, created_at, updated_at, version)
+        SELECT gen_random_uuid(), gen_random_uuid(), 'pending', false, false, '[]', 100, currency,
+               now() - age, now(), now(), 1
+        FROM (VALUES ('eur', interval '5 minutes'), ('EUR', '4 minutes')) AS o (currency, age)";
+    sqlx::raw_sql(prepare).execute(&database).await.unwrap();
+    let program = spawn(&url, &broker.url(), "0");
+    eventually("the other order is cancelled", async || {
+        let cancelled = "SELECT total_currency FROM orders WHERE status = 'cancelled'";
+        let cancelled = sqlx::query_scalar::<_, String>(cancelled).fetch_all(&database);
+        cancelled.await.unwrap() == ["EUR"]
+    })
+    .await;
+    assert_ends_well(program).await;
+}
+
 /// Opening a connection under load takes longer than a request may wait for one.
 #[tokio::test]
 async fn a_service_that_is_ready_has_opened_all_its_connections() {
@@ -317,9 +339,9 @@ async fn a_migration_gives_way_to_a_lock_and_tries_again() {
         }
         panic!("the task has ended");
     };
-    tokio::time::timeout(test::PATIENCE, waits).await.unwrap();
+    tokio::time::timeout(test::TIMEOUT, waits).await.unwrap();
     transaction.rollback().await.unwrap();
-    let ended = tokio::time::timeout(test::PATIENCE, migrate.wait()).await;
+    let ended = tokio::time::timeout(test::TIMEOUT, migrate.wait()).await;
     assert_eq!(ended.unwrap().unwrap().code(), Some(0));
 }
 

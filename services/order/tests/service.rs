@@ -14,7 +14,7 @@ use devstack::{
     NatsServer,
     test::{self, Program, eventually},
 };
-use futures::future::{join_all, try_join_all};
+use futures::future::join_all;
 use proto::{
     common::v1::Money,
     inventory::v1::{
@@ -24,13 +24,14 @@ use proto::{
         inventory_service_server::{InventoryService, InventoryServiceServer},
     },
     order::v1::{
-        CreateOrderRequest, CreateOrderResponse, GetOrderRequest, OrderStatus, RequestedLine,
-        order_service_client::OrderServiceClient,
+        CancelOrderRequest, CreateOrderRequest, CreateOrderResponse, GetOrderRequest, OrderStatus,
+        RequestedLine, order_service_client::OrderServiceClient,
     },
 };
 use sqlx::PgPool;
 use tokio::{
     net::{TcpListener, TcpStream},
+    process::Command,
     sync::RwLock,
 };
 use tokio_stream::wrappers::TcpListenerStream;
@@ -98,10 +99,21 @@ impl InventoryService for Inventory {
     }
 }
 
+type Settings = [(&'static str, String); 5];
+
+async fn start(settings: &Settings) -> Program {
+    let settings = settings
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
+    let program = Program::start(env!("CARGO_BIN_EXE_order"), &settings);
+    program.await.unwrap()
+}
+
 struct Fixture {
     _broker: NatsServer,
     replicas: Vec<Program>,
     clients: [Client; 2],
+    settings: Settings,
     database: PgPool,
     inventory: Inventory,
     inventory_stops: CancellationToken,
@@ -118,22 +130,21 @@ impl Fixture {
         let server = Server::builder().add_service(InventoryServiceServer::new(inventory.clone()));
         let served = server.serve_with_incoming(TcpListenerStream::new(listener));
         tokio::spawn(inventory_stops.clone().run_until_cancelled_owned(served));
-        let broker_url = broker.url();
         let settings = [
-            ("DATABASE_URL", database.url.as_str()),
-            ("MIGRATIONS", "check"),
-            ("NATS_URL", &broker_url),
-            ("INVENTORY_URL", &inventory_url),
-            ("ORDER_DEADLINE_SECONDS", deadline_seconds),
+            ("DATABASE_URL", database.url),
+            ("MIGRATIONS", "check".to_owned()),
+            ("NATS_URL", broker.url()),
+            ("INVENTORY_URL", inventory_url),
+            ("ORDER_DEADLINE_SECONDS", deadline_seconds.to_owned()),
         ];
-        let replicas = try_join_all((0..2).map(|_| Program::start(program, &settings)));
-        let replicas = replicas.await.unwrap();
+        let replicas = join_all((0..2).map(|_| start(&settings))).await;
         let client = async |nth: usize| Client::connect(replicas[nth].url.clone()).await.unwrap();
         let clients = [client(0).await, client(1).await];
         Self {
             _broker: broker,
             replicas,
             clients,
+            settings,
             database: database.pool,
             inventory,
             inventory_stops,
@@ -254,6 +265,34 @@ async fn a_key_creates_one_order_across_replicas() {
 }
 
 #[tokio::test]
+async fn a_key_is_forgotten_after_72_hours_by_the_clock_of_the_database() {
+    let fixture = Fixture::new("60").await;
+    // Hours since a replica made the order's id, and since the database saw the key. The third
+    // replica had a clock that was two days behind.
+    for (key, by_replica, by_database) in [("old", 74, 74), ("new", 71, 71), ("behind", 95, 47)] {
+        let insert = "INSERT INTO idempotency_keys
+            VALUES ($1, $2, '', $3, now() - make_interval(hours => $4))";
+        let order_id = messaging::oldest_id(Duration::from_secs(by_replica * 3600));
+        let insert = sqlx::query(insert).bind(Uuid::now_v7()).bind(key);
+        let insert = insert.bind(order_id).bind(by_database);
+        insert.execute(&fixture.database).await.unwrap();
+    }
+    let [old, kept] = [
+        "SELECT count(*) FROM idempotency_keys WHERE key = 'old'",
+        "SELECT count(*) FROM idempotency_keys WHERE key <> 'old'",
+    ];
+    // A replica that starts prunes at once.
+    let mut replica = start(&fixture.settings).await;
+    eventually("the old key is forgotten", async || {
+        fixture.count(old).await == 0
+    })
+    .await;
+    replica.terminate().unwrap();
+    assert!(replica.wait().await.unwrap().success());
+    assert_eq!(fixture.count(kept).await, 2);
+}
+
+#[tokio::test]
 async fn overdue_orders_are_cancelled_once_by_two_sweeping_replicas() {
     let mut fixture = Fixture::new("1").await;
     let customer = Uuid::now_v7();
@@ -321,8 +360,7 @@ async fn new_orders_are_refused_while_accepted_ones_do_not_move() {
     let until = Instant::now() + Duration::from_secs(60);
     let mut placed = 0;
     let refused = loop {
-        let key = Uuid::now_v7().to_string();
-        let request = order(customer, &key, "TEAPOT", 1);
+        let request = order(customer, &placed.to_string(), "TEAPOT", 1);
         match fixture.clients[0].create_order(request).await {
             Ok(_) => placed += 1,
             Err(status) => break status,
@@ -333,6 +371,9 @@ async fn new_orders_are_refused_while_accepted_ones_do_not_move() {
         }
     };
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let repeated = order(customer, "0", "TEAPOT", 1);
+    let repeated = fixture.clients[0].create_order(repeated).await.unwrap();
+    assert!(repeated.into_inner().replayed);
     // All of them time out; then there is room again.
     loop {
         let key = Uuid::now_v7().to_string();
@@ -343,4 +384,61 @@ async fn new_orders_are_refused_while_accepted_ones_do_not_move() {
         assert!(Instant::now() < until, "no order is admitted any more");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// A transaction that waits for a row must find it when the repair is committed.
+#[tokio::test]
+async fn an_order_can_be_cancelled_while_its_row_is_repaired() {
+    let mut fixture = Fixture::new("60").await;
+    let customer = Uuid::now_v7();
+    let mut place = async |key: &str| {
+        let request = order(customer, key, "TEAPOT", 1);
+        let placed = fixture.clients[0].create_order(request).await.unwrap();
+        id(placed.into_inner())
+    };
+    let (damaged, later) = (place("one").await, place("two").await);
+    let database = &fixture.database;
+    let damage = "UPDATE orders SET total_currency = 'eur' WHERE order_id = $1::uuid";
+    let damage = sqlx::query(damage).bind(&damaged).execute(database).await;
+    damage.unwrap();
+    let waiting = async |expected: i64| {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'
+                AND query LIKE '-- orders_lock%'";
+        eventually("it waits for its lock", async || {
+            fixture.count(waiting).await == expected
+        })
+        .await;
+    };
+
+    // The repair locks the first order, and waits for the second.
+    let mut lock = database.begin().await.unwrap();
+    let hold = sqlx::query("SELECT FROM orders WHERE order_id = $1::uuid FOR UPDATE");
+    hold.bind(&later).execute(&mut *lock).await.unwrap();
+    let mut repair = Command::new(env!("CARGO_BIN_EXE_order"));
+    repair
+        .args(["rebuild", "--write"])
+        .env("MIGRATIONS", "check");
+    let repair = repair.env("DATABASE_URL", &fixture.settings[0].1).spawn();
+    let mut repair = repair.unwrap();
+    waiting(1).await;
+    let mut client = fixture.clients[0].clone();
+    let request = CancelOrderRequest {
+        order_id: damaged,
+        customer_id: customer.to_string(),
+    };
+    let cancelled = tokio::spawn(async move { client.cancel_order(request).await });
+    waiting(2).await;
+    lock.rollback().await.unwrap();
+
+    assert!(repair.wait().await.unwrap().success());
+    let cancelled = cancelled
+        .await
+        .unwrap()
+        .unwrap()
+        .into_inner()
+        .order
+        .unwrap();
+    assert_eq!(cancelled.status(), OrderStatus::Cancelled);
+    assert_eq!(cancelled.total.unwrap().currency, "EUR");
 }

@@ -82,7 +82,7 @@ pub fn only_searches(leased: &Leased) -> bool {
 }
 
 /// Makes the calls that a leased charge needs.
-pub async fn settle(provider: &Provider, leased: &Leased, charge: &Charge) -> ProviderOutcome {
+pub async fn call(provider: &Provider, leased: &Leased, charge: &Charge) -> ProviderOutcome {
     let calls = Calls::new(leased, charge);
     if calls.only_searches() {
         return search(provider, &calls, calls.others_are_over).await;

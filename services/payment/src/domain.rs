@@ -136,7 +136,7 @@ pub enum Event {
     Refunded,
 }
 
-/// The provider reported something impossible.
+/// A command that contradicts what has already happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTransition {
     #[error("there is no payment for this order")]
@@ -174,7 +174,8 @@ pub fn decide(
         }
         // The provider may have charged: what it answers or what is found there decides.
         (Command::Cancel(_, cause), Pending | Failed) => Ok(vec![Event::Cancelled(cause)]),
-        // The compensation: out of stock, a missed deadline and a customer's wish all end here.
+        // The compensation: out of stock, a missed deadline and a customer's cancellation all end
+        // here.
         (Command::Cancel(_, cause), Completed) => {
             Ok(vec![Event::Cancelled(cause), Event::RefundRequested])
         }

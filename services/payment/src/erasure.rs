@@ -29,7 +29,7 @@ impl Erase for Payments {
             .filter(|payment| payment.has_ended)
             .map(|payment| OrderId(payment.order_id))
             .collect();
-        let (ended, events) = erasure::erase_settled(tx, ended).await?;
+        let (ended, events) = erasure::erase_handled(tx, ended).await?;
         let payments = erase_payments(tx, &ended).await;
         let payments = payments.context("erase payments")?;
         Ok(Step {

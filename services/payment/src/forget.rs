@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use chassis::ticks;
 use messaging::in_time;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Forgets until `stopping`: replicas of the version before this one may still run.
 pub async fn run(pool: PgPool, stopping: CancellationToken) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(INTERVAL);
+    let mut ticks = ticks(INTERVAL);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}

@@ -157,7 +157,7 @@ impl Provider {
         let url = format!("{}/v1/payment_intents/{}", self.url, intent.id);
         let current = self.call(self.client.get(url)).await;
         parse(&current.map_err(|error| match error {
-            // Of the question, not of the charge.
+            // This read was rejected, not the charge.
             CallError::Rejected(error) => over(error),
             other => other,
         })?)

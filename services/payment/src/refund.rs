@@ -16,7 +16,7 @@ use crate::{
 const ATTEMPTS_BEFORE_SEARCH: i32 = 3;
 
 /// Makes the calls that a leased refund needs. `reference`: the provider's name for the charge.
-pub async fn settle(
+pub async fn call(
     provider: &Provider,
     payment: &Payment,
     reference: &str,

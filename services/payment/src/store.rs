@@ -186,7 +186,7 @@ pub async fn store_bodies(
 
 /// When the next call of a payment is due.
 #[derive(Debug)]
-pub struct Later {
+pub struct NextCall {
     pub order: OrderId,
     pub delay: Duration,
     /// The key of the last call, if that cannot be executed any more. It counts as answered only
@@ -195,16 +195,13 @@ pub struct Later {
 }
 
 /// Schedules the next call of payments that need one.
-pub async fn postpone(tx: &mut PgConnection, later: &[Later]) -> sqlx::Result<()> {
-    if later.is_empty() {
+pub async fn postpone(tx: &mut PgConnection, calls: &[NextCall]) -> sqlx::Result<()> {
+    if calls.is_empty() {
         return Ok(());
     }
-    let orders: Vec<_> = later.iter().map(|later| later.order.0).collect();
-    let delays: Vec<_> = later
-        .iter()
-        .map(|later| later.delay.as_secs_f64())
-        .collect();
-    let keys: Vec<_> = later.iter().map(|later| later.answered_key).collect();
+    let orders: Vec<_> = calls.iter().map(|call| call.order.0).collect();
+    let delays: Vec<_> = calls.iter().map(|call| call.delay.as_secs_f64()).collect();
+    let keys: Vec<_> = calls.iter().map(|call| call.answered_key).collect();
     sqlx::query!(
         r#"-- payments_postpone
         UPDATE payments SET due_at = now() + make_interval(secs => later.delay),

@@ -1,4 +1,4 @@
-//! Calls the provider: leases payments that are due, calls, and records outcome and event in one
+//! InFlight the provider: leases payments that are due, calls, and records outcome and event in one
 //! transaction.
 //!
 //! No database transaction is open during a call: a slow provider would hold locks and connections.
@@ -13,13 +13,14 @@ use std::{
 };
 
 use anyhow::Context as _;
+use bootstrap::shutdown;
+use chassis::ticks;
 use contracts::{Cause, OrderId};
 use messaging::{DedicatedConnection, Lookback, Participant, UnitOfWork, backoff};
 use sqlx::Connection as _;
 use tokio::{
     sync::Notify,
     task::{Id, JoinError, JoinSet},
-    time::{Interval, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +29,7 @@ use crate::{
     domain::{Call, Command, Payment, Status},
     provider::{CALL_TIMEOUT, Provider, ProviderOutcome},
     refund,
-    store::{self, Later, Leased},
+    store::{self, Leased, NextCall},
 };
 
 /// Most calls in flight. Bounds what a slow provider can hold in memory.
@@ -42,7 +43,7 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const SLOWEST_RETRY: Duration = Duration::from_secs(30);
-/// Refunds may be pending for days, and what makes them fail seldom ends in seconds.
+/// Refunds may be pending for days, and one that fails rarely succeeds within seconds.
 const SLOWEST_REFUND: Duration = Duration::from_secs(600);
 /// Refunds that failed one after the other before somebody has to look.
 const FAILED_REFUNDS: i32 = 5;
@@ -59,13 +60,13 @@ pub struct Worker {
 
 /// The calls in flight.
 #[derive(Default)]
-struct Calls {
+struct InFlight {
     tasks: JoinSet<(Payment, ProviderOutcome)>,
     /// The order of each, and when its lease began.
     leases: HashMap<Id, (OrderId, Instant)>,
 }
 
-impl Calls {
+impl InFlight {
     fn spawn(&mut self, provider: Provider, leased: Leased, since: Instant) {
         let order = leased.payment.identity.order_id;
         let task = self.tasks.spawn(async move {
@@ -127,7 +128,17 @@ impl Worker {
 
     /// Works until `stopping`, then waits for the calls in flight and records their outcomes.
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
-        let mut calls = Calls::default();
+        if !shutdown::ends_in_time(self.work_until(&stopping), &stopping).await {
+            tracing::warn!(
+                "outcomes of the last calls could not be recorded; another worker repeats the \
+                 calls with the same keys in {LEASE:?}"
+            );
+        }
+        Ok(())
+    }
+
+    async fn work_until(&self, stopping: &CancellationToken) {
+        let mut calls = InFlight::default();
         let mut renewals = ticks(RENEW_INTERVAL);
         let mut polls = ticks(POLL_INTERVAL);
         let mut lookback = Lookback::default();
@@ -150,7 +161,7 @@ impl Worker {
             tokio::select! {
                 next = calls.next() => match next {
                     Some(first) => self.record(&mut calls, first).await,
-                    None => return Ok(()),
+                    None => return,
                 },
                 _ = renewals.tick() => self.renew(&calls).await,
             }
@@ -159,7 +170,7 @@ impl Worker {
 
     /// A lease that is not renewed expires, and another worker makes the same call with the same
     /// key.
-    async fn renew(&self, calls: &Calls) {
+    async fn renew(&self, calls: &InFlight) {
         let orders = calls.to_renew();
         if orders.is_empty() {
             return;
@@ -181,7 +192,7 @@ impl Worker {
     }
 
     /// Leases due payments and starts their calls; returns whether to look again at once.
-    async fn lease(&self, calls: &mut Calls, lookback: &mut Lookback) -> bool {
+    async fn lease(&self, calls: &mut InFlight, lookback: &mut Lookback) -> bool {
         let free = MAX_CALLS.saturating_sub(calls.tasks.len());
         let room = self.provider.breaker.admits(free);
         if room == 0 {
@@ -226,7 +237,7 @@ impl Worker {
     }
 
     /// Records an outcome and all others that have arrived by now, in one transaction.
-    async fn record(&self, calls: &mut Calls, first: (Payment, ProviderOutcome)) {
+    async fn record(&self, calls: &mut InFlight, first: (Payment, ProviderOutcome)) {
         let mut outcomes = vec![first];
         while let Some(next) = calls.try_next() {
             outcomes.push(next);
@@ -249,9 +260,9 @@ impl Worker {
         let mut tx = connection.begin().await.context("begin")?;
         let locked = store::lock(&mut tx, &ids).await;
         let mut work = UnitOfWork::new(locked.context("lock payments")?);
-        let mut later = Vec::new();
+        let mut next_calls = Vec::new();
         for (called, outcome) in outcomes {
-            later.extend(next_call(called, outcome));
+            next_calls.extend(next_call(called, outcome));
             let Some((command, cause)) = command(called, outcome) else {
                 continue;
             };
@@ -263,7 +274,7 @@ impl Worker {
             }
         }
         work.flush(&mut tx).await.context("save payments")?;
-        store::postpone(&mut tx, &later)
+        store::postpone(&mut tx, &next_calls)
             .await
             .context("postpone retries")?;
         tx.commit().await.context("commit")?;
@@ -278,13 +289,6 @@ impl Worker {
         }
         Ok(())
     }
-}
-
-/// After an outage the ticks that were missed do not follow one another.
-fn ticks(interval: Duration) -> Interval {
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
 }
 
 /// What an outcome means for the payment, and what it follows from: a refund from the cancellation,
@@ -316,7 +320,7 @@ fn command<'a>(
 }
 
 /// When the provider is called next, if the outcome leaves something to be called for. Logs why.
-fn next_call(called: &Payment, outcome: &ProviderOutcome) -> Option<Later> {
+fn next_call(called: &Payment, outcome: &ProviderOutcome) -> Option<NextCall> {
     let Call {
         key_number,
         attempt,
@@ -325,7 +329,7 @@ fn next_call(called: &Payment, outcome: &ProviderOutcome) -> Option<Later> {
         Status::Refunding => SLOWEST_REFUND,
         _ => SLOWEST_RETRY,
     };
-    // A provider that fails under one key after the other is asked ever more seldom.
+    // A provider that fails under several keys in a row is called less and less often.
     let attempts = u32::try_from(attempt.saturating_add(key_number)).unwrap_or_default();
     let delay = backoff::delay_after(attempts, FIRST_RETRY, slowest);
     let (order_id, payment_id) = (called.identity.order_id, called.identity.payment_id);
@@ -359,7 +363,7 @@ fn next_call(called: &Payment, outcome: &ProviderOutcome) -> Option<Later> {
             *is_over
         }
     };
-    Some(Later {
+    Some(NextCall {
         order: called.identity.order_id,
         delay,
         answered_key: is_over.then_some(key_number),
@@ -377,9 +381,9 @@ async fn call(provider: &Provider, leased: &Leased, since: Instant) -> ProviderO
     let calls = async {
         match (payment.status, &payment.charge, &payment.reference) {
             (Status::Refunding, Some(charge), Some(reference)) => {
-                refund::settle(provider, payment, reference, charge.amount).await
+                refund::call(provider, payment, reference, charge.amount).await
             }
-            (Status::Pending, Some(charge), _) => charge::settle(provider, leased, charge).await,
+            (Status::Pending, Some(charge), _) => charge::call(provider, leased, charge).await,
             // The constraints of the table exclude this.
             (status, ..) => unknown(format!("a payment that is {status} needs no call"), true),
         }

@@ -20,7 +20,7 @@ use crate::{
 
 /// How often the file is read again. Notifications of the file system do not show reliably that
 /// Kubernetes has replaced a mounted file: it changes a symbolic link.
-pub const POLL: Duration = Duration::from_secs(2);
+pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A key of the file.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl ApiKeys {
     pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
         let mut reported = None;
         while stopping
-            .run_until_cancelled(tokio::time::sleep(POLL))
+            .run_until_cancelled(tokio::time::sleep(POLL_INTERVAL))
             .await
             .is_some()
         {
@@ -135,7 +135,7 @@ impl ApiKeys {
         Ok(())
     }
 
-    /// A key that has not changed stays the same, with what it has begun.
+    /// A key that has not changed keeps its [`ApiKey`], so that the streams it opened go on.
     fn replace(&self, entries: Vec<Entry>) {
         let mut current = self.current.write();
         let before = std::mem::take(&mut *current);

@@ -14,6 +14,6 @@ mod settings;
 
 pub use file::{Entry, create, read, revoke};
 pub use key::{KeyId, PREFIX};
-pub use keys::{ApiKey, ApiKeys, POLL, Refusal};
+pub use keys::{ApiKey, ApiKeys, POLL_INTERVAL, Refusal};
 pub use scope::{Scope, Scopes};
 pub use settings::ApiKeySettings;

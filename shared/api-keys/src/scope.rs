@@ -1,3 +1,5 @@
+//! Scopes: what an access token or an API key allows.
+
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};

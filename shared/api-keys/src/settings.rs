@@ -1,3 +1,5 @@
+//! Settings of API keys.
+
 use std::path::Path;
 
 use anyhow::Context as _;

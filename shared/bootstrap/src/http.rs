@@ -1,4 +1,4 @@
-//! HTTP servers with a bounded shutdown, and with little patience for slow clients.
+//! HTTP servers with a bounded shutdown, and with time limits for slow clients.
 
 use std::{net::SocketAddr, time::Duration};
 

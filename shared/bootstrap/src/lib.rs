@@ -2,10 +2,10 @@
 //! shutdown.
 //!
 //! A service calls [`process::main`] with its `run(settings, process)`. Read [`process`] first,
-//! then [`shutdown`] and [`admin`].
+//! then [`shutdown`] and `admin`.
 #![warn(missing_docs, unreachable_pub)]
 
-pub mod admin;
+mod admin;
 mod allocator;
 pub mod bearer;
 pub mod context;
@@ -20,12 +20,11 @@ mod rights;
 pub mod settings;
 pub mod shutdown;
 mod supervise;
-pub mod telemetry;
+mod telemetry;
 mod tls;
 
 pub use admin::Readiness;
 pub use context::RequestContext;
 pub use process::Process;
 pub use replicas::Replicas;
-pub use supervise::Supervisor;
 pub use tls::Tls;

@@ -10,12 +10,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::{
-    Readiness, Replicas, Supervisor, Tls,
+    Readiness, Replicas, Tls,
     admin::{self, AddedRoutes, Admin},
     grpc, healthcheck, http,
     listen::Listeners,
     settings::{self, Settings},
     shutdown::{self, Shutdown},
+    supervise::Supervisor,
     telemetry::{self, Telemetry},
 };
 

@@ -42,8 +42,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the replicas of a service are looked up.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(2);
 const MAX_REPLICAS: usize = 64;
-/// How long a replica without a connection comes last: as long as it may take to find that again.
-const LAST: Duration = CONNECT_TIMEOUT;
+/// How long a replica that could not be reached is tried last. One attempt to connect takes this
+/// long.
+const TRIED_LAST_FOR: Duration = CONNECT_TIMEOUT;
 
 /// The replicas of a service; cheap to clone.
 ///
@@ -61,14 +62,14 @@ pub struct Replicas {
 struct Replica {
     address: SocketAddr,
     channel: Channel,
-    absent: Absent,
+    unreachable: Unreachable,
 }
 
-/// Since when there is no connection to a replica: one is being made, or a call found it gone.
+/// Since when a replica cannot be reached: a connection is being made, or a call found none.
 #[derive(Clone, Debug, Default)]
-struct Absent(Arc<Mutex<Option<Instant>>>);
+struct Unreachable(Arc<Mutex<Option<Instant>>>);
 
-impl Absent {
+impl Unreachable {
     fn note(&self) {
         *self.0.lock() = Some(Instant::now());
     }
@@ -78,7 +79,9 @@ impl Absent {
     }
 
     fn is_recent(&self) -> bool {
-        self.0.lock().is_some_and(|since| since.elapsed() < LAST)
+        self.0
+            .lock()
+            .is_some_and(|since| since.elapsed() < TRIED_LAST_FOR)
     }
 }
 
@@ -158,7 +161,7 @@ impl tower::Service<Request<Body>> for Replicas {
                 let request = Request::from_parts(head.clone(), body);
                 match replica.channel.clone().oneshot(request).await {
                     Err(error) if is_unsent(&error) => {
-                        replica.absent.note();
+                        replica.unreachable.note();
                         failure = Status::from_error(error.into());
                     }
                     result => return result.map_err(|error| Status::from_error(error.into())),
@@ -180,7 +183,7 @@ fn in_turn(replicas: &[Replica], turn: usize) -> Vec<&Replica> {
     let first = turn.checked_rem(replicas.len()).unwrap_or_default();
     let (before, after) = replicas.split_at(first);
     let mut in_turn: Vec<_> = after.iter().chain(before).collect();
-    in_turn.sort_by_key(|replica| replica.absent.is_recent());
+    in_turn.sort_by_key(|replica| replica.unreachable.is_recent());
     in_turn
 }
 
@@ -215,11 +218,11 @@ async fn follow(
             replicas.retain(|replica| found.contains(&replica.address));
             for address in found {
                 if replicas.iter().all(|replica| replica.address != address) {
-                    let absent = Absent::default();
+                    let unreachable = Unreachable::default();
                     replicas.push(Replica {
                         address,
-                        channel: server.at(address, absent.clone()),
-                        absent,
+                        channel: server.at(address, unreachable.clone()),
+                        unreachable,
                     });
                 }
             }
@@ -256,7 +259,7 @@ struct Server {
 }
 
 impl Server {
-    fn at(&self, address: SocketAddr, absent: Absent) -> Channel {
+    fn at(&self, address: SocketAddr, unreachable: Unreachable) -> Channel {
         let uri = Uri::builder()
             .scheme("http")
             .authority(address.to_string())
@@ -273,7 +276,7 @@ impl Server {
         match self.tls.clone() {
             None => endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
                 let connecting = async move { connect(address).await.map(TokioIo::new) };
-                in_time(absent.clone(), connecting)
+                in_time(unreachable.clone(), connecting)
             })),
             Some(tls) => {
                 let name = self.service.name();
@@ -283,7 +286,7 @@ impl Server {
                         let stream = connect(address).await?;
                         tls.connect(name, stream).await.map(TokioIo::new)
                     };
-                    in_time(absent.clone(), connecting)
+                    in_time(unreachable.clone(), connecting)
                 }))
             }
         }
@@ -297,13 +300,13 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 async fn in_time<T>(
-    absent: Absent,
+    unreachable: Unreachable,
     connecting: impl Future<Output = io::Result<T>>,
 ) -> io::Result<T> {
-    absent.note();
+    unreachable.note();
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
     let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-    absent.clear();
+    unreachable.clear();
     Ok(connected)
 }
 
@@ -362,8 +365,8 @@ mod tests {
         let listener = socket.listen(1).unwrap();
         let address = listener.local_addr().unwrap();
         let mut queue = Vec::new();
-        let patience = Duration::from_millis(300);
-        while let Ok(connected) = tokio::time::timeout(patience, connect(address)).await {
+        let timeout = Duration::from_millis(300);
+        while let Ok(connected) = tokio::time::timeout(timeout, connect(address)).await {
             queue.push(connected.unwrap());
         }
         (format!("http://{address}"), listener, queue)
@@ -421,7 +424,7 @@ mod tests {
         };
         // One waits for the connection to the lost replica, the other one makes that to the other.
         let first = [tokio::spawn(call()), tokio::spawn(call())];
-        while !lost.absent.is_recent() || !first.iter().any(JoinHandle::is_finished) {
+        while !lost.unreachable.is_recent() || !first.iter().any(JoinHandle::is_finished) {
             tokio::task::yield_now().await;
         }
         try_join_all((0..10).map(|_| call())).await.unwrap();

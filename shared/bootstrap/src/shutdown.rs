@@ -8,6 +8,7 @@
 //! | readiness is off, requests are still accepted | the setting `SHUTDOWN_LAG_SECONDS` |
 //! | requests in flight complete | [`DRAIN`] |
 //! | one step of a task: a statement, a call to another system | [`STEP`] |
+//! | several steps of a task, one after the other | [`STEPS`] |
 //! | all tasks end | [`TASKS`] |
 //! | telemetry is exported | [`EXPORT`] |
 //! | the process has ended, counted from the end of the lag | [`GRACE`] |
@@ -21,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 pub const DRAIN: Duration = Duration::from_secs(5);
 /// The longest single step of a task. Statements and calls to other systems time out within it.
 pub const STEP: Duration = Duration::from_secs(10);
+/// How long a task may go on when it has several steps to take, such as a call and its record.
+pub const STEPS: Duration = Duration::from_secs(14);
 /// How long all tasks together may take to end.
 pub const TASKS: Duration = Duration::from_secs(16);
 /// How long the last spans, metrics and logs may each take to be exported.
@@ -34,8 +37,21 @@ const fn fits(inner: Duration, outer: Duration) -> bool {
 }
 
 // The budgets nest: what a step waits for ends before the step does.
-const _: () = assert!(fits(DRAIN, TASKS) && fits(STEP, TASKS));
+const _: () = assert!(fits(DRAIN, TASKS) && fits(STEP, STEPS) && fits(STEPS, TASKS));
 const _: () = assert!(fits(TASKS.saturating_add(EXPORT.saturating_mul(3)), GRACE));
+
+/// Drops `work` when it has not ended [`STEPS`] after `stopping`. Returns whether it has ended.
+pub async fn ends_in_time(work: impl Future<Output = ()>, stopping: &CancellationToken) -> bool {
+    let too_late = async {
+        stopping.cancelled().await;
+        tokio::time::sleep(STEPS).await;
+    };
+    tokio::select! {
+        biased;
+        () = work => true,
+        () = too_late => false,
+    }
+}
 
 /// The two moments of a shutdown; cheap to clone.
 #[derive(Clone, Debug, Default)]

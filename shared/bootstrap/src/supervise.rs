@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The tasks of a process.
 #[derive(Debug)]
-pub struct Supervisor {
+pub(crate) struct Supervisor {
     tasks: JoinSet<anyhow::Result<()>>,
     names: HashMap<Id, &'static str>,
     shutdown: CancellationToken,
@@ -16,7 +16,7 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// For tasks that all end at `shutdown`.
-    pub fn new(shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(shutdown: CancellationToken) -> Self {
         Self {
             tasks: JoinSet::new(),
             names: HashMap::new(),
@@ -25,7 +25,7 @@ impl Supervisor {
     }
 
     /// Starts a task that must not end before shutdown.
-    pub fn spawn(
+    pub(crate) fn spawn(
         &mut self,
         name: &'static str,
         task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
@@ -34,11 +34,11 @@ impl Supervisor {
         self.names.insert(handle.id(), name);
     }
 
-    /// Waits until shutdown, then for at most `patience` for all tasks to end.
+    /// Waits until shutdown, then for at most `timeout` for all tasks to end.
     ///
     /// # Errors
     /// Names the task that failed, panicked, ended by itself or did not end in time.
-    pub async fn run(mut self, patience: Duration) -> anyhow::Result<()> {
+    pub(crate) async fn run(mut self, timeout: Duration) -> anyhow::Result<()> {
         let mut result = Ok(());
         while result.is_ok() && !self.shutdown.is_cancelled() {
             tokio::select! {
@@ -57,7 +57,7 @@ impl Supervisor {
             }
             result
         };
-        tokio::time::timeout(patience, all)
+        tokio::time::timeout(timeout, all)
             .await
             .context("some tasks did not end in time")?
     }
@@ -81,7 +81,7 @@ impl Supervisor {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
     async fn until(shutdown: CancellationToken) -> anyhow::Result<()> {
         shutdown.cancelled().await;
@@ -94,7 +94,7 @@ mod tests {
         let mut supervisor = Supervisor::new(shutdown.clone());
         supervisor.spawn("steady", until(shutdown.clone()));
         supervisor.spawn("relay", async { anyhow::bail!("no disk") });
-        let error = supervisor.run(PATIENCE).await.unwrap_err();
+        let error = supervisor.run(TIMEOUT).await.unwrap_err();
         assert_eq!(format!("{error:#}"), "task \"relay\" failed: no disk");
         assert!(shutdown.is_cancelled());
     }
@@ -104,13 +104,13 @@ mod tests {
         let mut supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn("sweep", async { panic!("boom") });
         assert!(
-            format!("{:#}", supervisor.run(PATIENCE).await.unwrap_err())
+            format!("{:#}", supervisor.run(TIMEOUT).await.unwrap_err())
                 .starts_with("task \"sweep\" failed")
         );
         let mut supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn("prune", async { Ok(()) });
         assert_eq!(
-            supervisor.run(PATIENCE).await.unwrap_err().to_string(),
+            supervisor.run(TIMEOUT).await.unwrap_err().to_string(),
             "task \"prune\" ended by itself"
         );
     }
@@ -121,6 +121,6 @@ mod tests {
         let mut supervisor = Supervisor::new(shutdown.clone());
         supervisor.spawn("steady", until(shutdown.clone()));
         shutdown.cancel();
-        assert!(supervisor.run(PATIENCE).await.is_ok());
+        assert!(supervisor.run(TIMEOUT).await.is_ok());
     }
 }

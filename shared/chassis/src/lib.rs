@@ -11,7 +11,7 @@ mod operators;
 mod settings;
 pub mod status;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -24,6 +24,7 @@ use contracts::Service;
 use futures::future::BoxFuture;
 use messaging::{Broker, Handler, Login, Participant, StreamSettings};
 use sqlx::{PgPool, migrate::Migrator};
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -114,8 +115,7 @@ impl ServiceContext {
     /// for what is not up yet.
     ///
     /// # Errors
-    /// When the database or the broker refuses the connection, a migration fails, or the API keys
-    /// cannot be read.
+    /// When the broker refuses the connection, a migration fails, or the API keys cannot be read.
     pub async fn join_saga<const PORT: u16, const ADMIN_PORT: u16>(
         &mut self,
         settings: &ServiceSettings<PORT, ADMIN_PORT>,
@@ -218,4 +218,12 @@ impl ServiceContext {
     pub async fn until_shutdown(self) -> anyhow::Result<()> {
         self.process.until_shutdown().await
     }
+}
+
+/// The ticks of a periodic task. Those that were missed during an outage do not follow one another
+/// in a burst.
+pub fn ticks(interval: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }

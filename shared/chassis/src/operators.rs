@@ -61,7 +61,10 @@ impl Operators {
             Err(reason) => Err(reason.to_owned()),
         };
         let key = key.map_err(|reason| {
-            tracing::info!(reason, "refused an API key at the routes of operators");
+            tracing::info!(
+                reason,
+                "an API key was refused at the routes of operators; the client gets 401"
+            );
             needed
         })?;
         match key.scopes.contains(&Scope::Operations) {

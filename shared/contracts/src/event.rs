@@ -1,8 +1,8 @@
 //! All events of the system as one closed enum, and their subjects.
 //!
 //! A subject is `<owner>.<fact>.v<major>`. A breaking change of an event is a new line in the table
-//! below with a new subject, published beside the old one; every other change must pass
-//! `buf breaking`.
+//! below with a new subject, published in its place when every subscriber knows it; every other
+//! change must pass `buf breaking`.
 
 use std::{fmt, str::FromStr, time::SystemTime};
 

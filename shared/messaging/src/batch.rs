@@ -26,7 +26,7 @@ use crate::{
 
 /// Far above any event we publish; anything larger did not come from an outbox.
 const MAX_EVENT_BYTES: usize = 256 * 1024;
-/// While a batch waits it reports progress this often at least. A third of the broker's patience,
+/// While a batch waits it reports progress this often at least. A third of `ACK_WAIT`,
 /// so that one lost report does not cause a redelivery.
 const REPORT_PROGRESS: Duration = Duration::from_millis(ACK_WAIT.as_millis() as u64 / 3);
 
@@ -41,7 +41,8 @@ pub(crate) struct Batches<H> {
 
 impl<H: Handler> Batches<H> {
     /// Applies `messages` and returns one outcome per message, in order. `None` when shutdown came
-    /// while the batch waited for the database: the broker redelivers what was not acknowledged.
+    /// while the batch waited for the database, or was tried one by one: the broker redelivers what
+    /// was not acknowledged.
     pub(crate) async fn apply(
         &self,
         messages: &[Message],
@@ -58,6 +59,9 @@ impl<H: Handler> Batches<H> {
             batch = messages.len(), "a batch failed; its events are tried one by one");
         let mut outcomes = Vec::with_capacity(messages.len());
         for message in messages {
+            if shutdown.is_cancelled() {
+                return None;
+            }
             let alone = std::slice::from_ref(message);
             match self.attempt(alone, messages, shutdown).await? {
                 Ok(outcome) => outcomes.extend(outcome),

@@ -12,8 +12,8 @@ use crate::{backoff, permissions};
 
 /// The oldest version that does not skip events after a power loss (nats-server #5412 and others).
 const OLDEST_SERVER: (u32, u32) = (2, 12);
-/// How long to wait for an answer of the broker. While a cluster elects a leader there is none, and
-/// whatever waits longer than that only waits on.
+/// How long to wait for an answer of the broker. A cluster that elects a leader gives none; a
+/// longer wait would not help.
 pub(crate) const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Half a million orders and more, at about 3 KB an order in three streams.

@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 /// Everything up to `position` was published at or before `stream_sequence`, and everything after
-/// it is published after it.
+/// `position` is published after `stream_sequence`.
 #[derive(Clone, Debug)]
 pub(crate) struct Checkpoint {
     pub(crate) id: i64,
@@ -83,12 +83,12 @@ pub(crate) async fn append(
 
 /// Notes that every subscriber has handled the stream up to `stream_sequence`: checkpoints before
 /// the last one there are deleted.
-pub(crate) async fn settle(
+pub(crate) async fn forget_handled(
     connection: &mut PgConnection,
     stream_sequence: i64,
 ) -> sqlx::Result<()> {
     sqlx::query!(
-        r#"-- checkpoint_settle
+        r#"-- checkpoint_forget_handled
         DELETE FROM outbox_checkpoint WHERE id < (
             SELECT id FROM outbox_checkpoint WHERE stream_sequence <= $1 ORDER BY id DESC LIMIT 1)"#,
         stream_sequence

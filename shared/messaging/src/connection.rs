@@ -38,8 +38,8 @@ impl DedicatedConnection {
 
     /// The connection that was put back, if it still works, else one of the pool.
     ///
-    /// It is closed when it is dropped: its transaction has failed or was given up, and what the
-    /// server makes of that is unknown.
+    /// One that is not put back is closed: its transaction has failed, and the state of its session
+    /// is unknown.
     ///
     /// # Errors
     /// Those of the pool.

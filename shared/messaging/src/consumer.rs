@@ -39,7 +39,8 @@ const PULL_EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long without an event before the loop asks the broker whether there is really none.
 const WATCHDOG: Duration = Duration::from_secs(5);
-/// An event that has failed comes again sooner, if it comes to this replica.
+/// How long the attempts of an event are remembered after the last one. A redelivery to this
+/// replica comes sooner.
 const FORGET_FAILED: Duration = backoff::MAX.saturating_mul(4);
 /// How often an event of an unknown version is delivered again while it waits for a newer replica.
 const UNKNOWN_DELAY: Duration = Duration::from_secs(5);
@@ -210,7 +211,7 @@ impl<H: Handler> Consumer<H> {
     /// Leaves an event that this version cannot read to a newer replica, or gives up.
     async fn postpone(&mut self, message: &Message, error: anyhow::Error) -> anyhow::Result<()> {
         let waits = self.failed(message).since.elapsed();
-        if waits >= self.participant.unknown_patience {
+        if waits >= self.participant.unknown_timeout {
             let error = error.context("no newer replica has handled the event");
             return self.give_up(message, error).await;
         }

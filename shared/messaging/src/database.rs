@@ -33,8 +33,8 @@ pub(crate) fn is_databases_fault(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Whether an error means that the database cannot serve anybody now, and nothing was written: a
-/// caller may retry.
+/// Whether an error means that the database cannot serve anybody now. A commit that got no answer
+/// may have been carried out: only what may be repeated is safe to retry.
 pub fn is_unavailable(error: &anyhow::Error) -> bool {
     sqlx_errors(error).any(|error| match error {
         sqlx::Error::Io(_)

@@ -7,6 +7,7 @@ use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
 use contracts::{
     Service,
     dead_letter::{REDRIVE, header},
+    header as event_header,
 };
 
 use dead_letters::{KEPT_BYTES, is_about_delivery};
@@ -111,7 +112,12 @@ fn describe(
 ) {
     // The broker drops a repetition: one dead letter per service and message. A redriven event is
     // another message, so that its second dead letter is not dropped as a repetition of the first.
-    let id = format!("dlq-{service}-{}-{}", info.stream, info.stream_sequence);
+    // A stream that was deleted gives its sequences to other events.
+    let event = text(Some(headers), event_header::ID).unwrap_or_default();
+    let id = format!(
+        "dlq-{service}-{}-{}-{event}",
+        info.stream, info.stream_sequence
+    );
     headers.insert(NATS_MESSAGE_ID, id);
     headers.insert(header::SERVICE, service.name());
     headers.insert(header::REASON, one_line(reason));

@@ -2,7 +2,7 @@
 //! that are written.
 //!
 //! Rows keep their places and ids, so that relay and reconciler do not notice. Only rows that are
-//! never published again may be changed: see [`erase_settled`].
+//! never published again may be changed: see [`erase_handled`].
 
 use std::collections::HashSet;
 
@@ -17,22 +17,22 @@ use uuid::Uuid;
 /// # Errors
 /// Those of the database, and an event that another version has written: this one would lose what
 /// it does not know of it.
-pub async fn erase_settled(
+pub async fn erase_handled(
     tx: &mut PgConnection,
     mut orders: Vec<OrderId>,
 ) -> anyhow::Result<(Vec<OrderId>, u64)> {
-    let unsettled = unsettled(tx, &orders).await;
-    let unsettled = unsettled.context("compare with the outbox")?;
-    orders.retain(|order| !unsettled.contains(order));
+    let unhandled = unhandled(tx, &orders).await;
+    let unhandled = unhandled.context("compare with the outbox")?;
+    orders.retain(|order| !unhandled.contains(order));
     let events = erase_customers(tx, &orders).await?;
     Ok((orders, events))
 }
 
 /// Those of these orders with an event that some subscriber may not have handled. The relay may
 /// publish it, or publish it again.
-async fn unsettled(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<HashSet<OrderId>> {
+async fn unhandled(tx: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<HashSet<OrderId>> {
     let found = sqlx::query_scalar!(
-        r#"-- outbox_unsettled
+        r#"-- outbox_unhandled
         SELECT DISTINCT order_id FROM outbox
         WHERE order_id = ANY($1) AND position > (SELECT position FROM outbox_checkpoint ORDER BY id LIMIT 1)"#,
         &uuids(orders)

@@ -47,7 +47,7 @@ pub enum Outcome {
     /// written anything for this event.
     Retry(anyhow::Error),
     /// Not known to this version of the service, but perhaps to a newer replica: redelivered for
-    /// [`Participant::unknown_patience`](crate::Participant::unknown_patience), then a dead letter.
+    /// [`Participant::unknown_timeout`](crate::Participant::unknown_timeout), then a dead letter.
     /// Only the consumer returns this.
     Unknown(anyhow::Error),
     /// Can never be applied: a dead letter at once. The handler must not have written anything for

@@ -31,7 +31,7 @@ pub struct Participant {
     pub max_attempts: u32,
     /// How long an event of an unknown version waits for a newer replica before it becomes a dead
     /// letter.
-    pub unknown_patience: Duration,
+    pub unknown_timeout: Duration,
     /// How much room the broker has left.
     pub storage: Storage,
     pub(crate) metrics: Metrics,
@@ -41,7 +41,7 @@ pub struct Participant {
 /// failover of something that a handler depends on.
 const MAX_ATTEMPTS: u32 = 8;
 /// Longer than a rolling upgrade takes.
-const UNKNOWN_PATIENCE: Duration = Duration::from_secs(15 * 60);
+const UNKNOWN_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 impl Participant {
     /// A participant that keeps published events for a week.
@@ -54,7 +54,7 @@ impl Participant {
             progress: Progress::default(),
             outbox_retention: Some(OUTBOX_RETENTION),
             max_attempts: MAX_ATTEMPTS,
-            unknown_patience: UNKNOWN_PATIENCE,
+            unknown_timeout: UNKNOWN_TIMEOUT,
             storage: Storage::default(),
             metrics: Metrics::new(service),
         }

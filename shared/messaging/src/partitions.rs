@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::topology::STREAM_MAX_AGE;
 
-const EVERY: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How many days have their partition before they begin.
 const AHEAD: u32 = 3;
@@ -57,7 +57,7 @@ pub(crate) async fn run(
     outbox_retention: Option<Duration>,
     shutdown: CancellationToken,
 ) {
-    let mut ticks = tokio::time::interval(EVERY);
+    let mut ticks = tokio::time::interval(INTERVAL);
     let mut deleted = Deleted::default();
     loop {
         tokio::select! {
@@ -90,7 +90,7 @@ async fn attempt(what: &str, part: impl Future<Output = sqlx::Result<()>>) {
     };
     tracing::warn!(
         error,
-        "could not {what} of outbox or inbox; the next attempt is in {EVERY:?}"
+        "could not {what} of outbox or inbox; the next attempt is in {INTERVAL:?}"
     );
 }
 
@@ -197,7 +197,8 @@ async fn drop_partition(
         }
         Some(false) => tracing::warn!(
             partition,
-            "a subscriber has not handled all events of a partition of the outbox; it is kept"
+            "a partition of the outbox has events that a subscriber has not handled, or that are \
+             set aside; it is kept until they are handled, or deleted from outbox_set_aside"
         ),
         None => {}
     }
@@ -234,7 +235,7 @@ fn give_way<T>(changed: sqlx::Result<T>, partition: &str, done: &str) -> sqlx::R
                 .is_some_and(|code| matches!(&*code, "55P03" | "42P07" | "42P01" | "23514")) =>
         {
             tracing::debug!(partition, %error,
-                "a partition could not be {done}; the next attempt is in {EVERY:?}");
+                "a partition could not be {done}; the next attempt is in {INTERVAL:?}");
             Ok(None)
         }
         Err(error) => Err(error),
@@ -336,7 +337,7 @@ impl Deleted {
             DELETE FROM outbox_default WHERE position IN (
                 SELECT position FROM (
                     SELECT position, recorded_at FROM outbox_default
-                    WHERE position > $1
+                    WHERE position > $1 AND position NOT IN (SELECT position FROM outbox_set_aside)
                       AND position <= (SELECT position FROM outbox_checkpoint ORDER BY id LIMIT 1)
                     ORDER BY position LIMIT $3) AS oldest
                 WHERE recorded_at < now() - make_interval(secs => $2))

@@ -30,7 +30,7 @@ impl Part {
 }
 
 /// A part without progress for this long is stalled: three times the longest regular pause.
-const PATIENCE: Duration = Duration::from_secs(15);
+const STALLED_AFTER: Duration = Duration::from_secs(15);
 
 impl Progress {
     pub(crate) fn touch(&self, part: &str) {
@@ -57,7 +57,7 @@ impl Progress {
         if parts.is_empty() {
             return Err("consumers have not started yet".to_owned());
         }
-        let stalled = |part: &Part| part.last.elapsed() > PATIENCE;
+        let stalled = |part: &Part| part.last.elapsed() > STALLED_AFTER;
         let Some((name, part)) = parts.iter().find(|(_, part)| stalled(part)) else {
             return Ok(());
         };
@@ -82,7 +82,7 @@ mod tests {
         );
         progress.touch("relay");
         assert_eq!(progress.check(), Ok(()));
-        let long_ago = Instant::now().checked_sub(PATIENCE * 2).unwrap();
+        let long_ago = Instant::now().checked_sub(STALLED_AFTER * 2).unwrap();
         progress.obstruct("consumer of PAYMENT", "disk full".to_owned());
         assert_eq!(progress.check(), Ok(()), "an obstacle may be brief");
         let mut parts = progress.0.lock();

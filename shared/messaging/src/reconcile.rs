@@ -17,10 +17,10 @@
 use anyhow::Context as _;
 use async_nats::jetstream::{
     consumer::Info,
-    context::ConsumerInfoErrorKind,
-    stream::{RawMessageErrorKind, State, Stream},
+    stream::{self, RawMessageErrorKind, State, Stream},
 };
 use contracts::{Service, choreography::subscriptions, header};
+use futures::future::join_all;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -65,17 +65,17 @@ pub(crate) async fn reconcile(
         }
         return Ok(false);
     }
-    let settled = checkpoint::oldest(connection).await?;
-    if newest.position > settled.position && is_dropped_after(settled.stream_sequence, state) {
+    let oldest = checkpoint::oldest(connection).await?;
+    if newest.position > oldest.position && is_dropped_after(oldest.stream_sequence, state) {
         let reason = "the stream has dropped events that a subscriber has not handled";
-        replay::begin(connection, settled.position, last, reason).await?;
+        replay::begin(connection, oldest.position, last, reason).await?;
         tracing::error!(service = %participant.service, stream = name, reason,
-            after = settled.position,
+            after = oldest.position,
             "events are published again, from one position of the outbox to its end");
         return Ok(false);
     }
-    let handled = handled_by_all(participant.service, &stream).await?;
-    checkpoint::settle(connection, i64::try_from(handled)?).await?;
+    let handled = handled_by_all(participant.service, &stream).await;
+    checkpoint::forget_handled(connection, i64::try_from(handled)?).await?;
     Ok(false)
 }
 
@@ -127,18 +127,18 @@ async fn agrees(stream: &Stream, checkpoint: &Checkpoint) -> anyhow::Result<bool
 }
 
 /// The sequence up to which every subscriber has handled the stream.
-async fn handled_by_all(service: Service, stream: &Stream) -> anyhow::Result<u64> {
-    let subscribers = subscribers(service, stream).await?;
+async fn handled_by_all(service: Service, stream: &Stream) -> u64 {
+    let subscribers = subscribers(service, stream).await;
     let handled = subscribers.iter().map(|subscriber| subscriber.handled);
     let last = stream.cached_info().state.last_sequence;
-    Ok(handled.min().unwrap_or(last))
+    handled.min().unwrap_or(last)
 }
 
 /// A service that subscribes to the stream.
 pub(crate) struct Subscriber {
     pub(crate) service: Service,
     /// The sequence up to which it has handled the stream: applied, or kept as a dead letter. 0
-    /// while it has never been there.
+    /// while it has never been there, or cannot be looked at.
     pub(crate) handled: u64,
     /// Whether it has a request for events open, or nothing to ask for.
     pub(crate) is_there: bool,
@@ -146,31 +146,40 @@ pub(crate) struct Subscriber {
 
 /// All subscribers of `service`, whose stream was looked at before: what arrives in between is not
 /// counted as handled.
-pub(crate) async fn subscribers(
-    service: Service,
-    stream: &Stream,
-) -> anyhow::Result<Vec<Subscriber>> {
-    let last = stream.cached_info().state.last_sequence;
-    let mut found = Vec::new();
-    for subscriber in Service::ALL {
-        if subscriptions(subscriber, service).is_empty() {
-            continue;
-        }
-        let (handled, is_there) = match stream.consumer_info(subscriber.name()).await {
-            Ok(info) => {
-                let handled = handled_by(&info, last);
-                (handled, info.num_waiting > 0 || handled == last)
-            }
-            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => (0, false),
-            Err(error) => return Err(error).context("look at a consumer"),
-        };
-        found.push(Subscriber {
+pub(crate) async fn subscribers(service: Service, stream: &Stream) -> Vec<Subscriber> {
+    let stream_info = stream.cached_info();
+    let subscribers = Service::ALL.into_iter();
+    let subscribers = subscribers.filter(|other| !subscriptions(*other, service).is_empty());
+    join_all(subscribers.map(async |subscriber| {
+        let info = stream.consumer_info(subscriber.name()).await;
+        // Whatever the reason is, this subscriber holds up no publication.
+        let info = info.inspect_err(|error| {
+            tracing::debug!(%service, %subscriber, %error,
+                "a consumer cannot be looked at; it counts as away");
+        });
+        let info = info.ok().filter(|info| is_known(info, stream_info));
+        let last = stream_info.state.last_sequence;
+        let handled = info.as_ref().map_or(0, |info| handled_by(info, last));
+        let asks = info.is_some_and(|info| info.num_waiting > 0);
+        Subscriber {
             service: subscriber,
             handled,
-            is_there,
-        });
-    }
-    Ok(found)
+            is_there: asks || handled == last,
+        }
+    }))
+    .await
+}
+
+/// Whether a server of a cluster knows the consumer's state: one that is starting answers with
+/// zeros, and names no leader.
+fn is_known(info: &Info, stream: &stream::Info) -> bool {
+    let leader = info
+        .cluster
+        .as_ref()
+        .and_then(|cluster| cluster.leader.as_ref());
+    // A server without a cluster names itself as the leader of a stream, and none of a consumer.
+    let cluster = stream.cluster.as_ref();
+    cluster.is_none_or(|cluster| cluster.name.is_none()) || leader.is_some()
 }
 
 /// The broker's own floor stops at the last event that a consumer subscribes to.

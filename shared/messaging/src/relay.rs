@@ -131,6 +131,7 @@ async fn stand_by(
     let Participant {
         broker,
         wake,
+        metrics,
         progress,
         ..
     } = participant;
@@ -143,6 +144,8 @@ async fn stand_by(
         {
             return Ok(true);
         }
+        // What it saw when it relayed last is for the other process to tell.
+        metrics.outbox_oldest(None);
         progress.touch(PART);
         if is_last {
             return Ok(false);
@@ -295,14 +298,15 @@ impl<'a> Relay<'a> {
             // Also when there is nothing to publish: readiness then tells of the outage. And the
             // client would keep what is published now and send it, stale, after the outage.
             ensure!(broker.is_connected(), "there is no connection to NATS");
-            progress.touch(PART);
             let read = rows.len();
             if read == 0 {
+                progress.touch(PART);
                 return self.advance_replay().await;
             }
             let service = self.participant.service;
             let published = publish::publish(broker, service, rows, self.replayed_until).await;
             self.conclude(published).await?;
+            progress.touch(PART);
             self.advance_replay().await?;
             if read < BATCH as usize {
                 metrics.outbox_oldest(None);

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Participant, topology};
 
-const EVERY: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(10);
 /// The share of its bytes above which the stream counts as nearly full.
 const FULL: f64 = 0.9;
 
@@ -52,7 +52,7 @@ pub(crate) async fn run(participant: Participant, shutdown: CancellationToken) {
             continue;
         }
         tokio::select! {
-            () = broker.pause(EVERY) => {}
+            () = broker.pause(INTERVAL) => {}
             () = shutdown.cancelled() => return,
         }
     }

@@ -22,7 +22,7 @@ use crate::outbox::{Recorded, Row};
 
 /// How long a gap stays open before the tail looks at who may fill it. Nearly all are filled by
 /// then.
-const PATIENCE: Duration = Duration::from_secs(1);
+const GAP_GRACE: Duration = Duration::from_secs(1);
 
 /// A place in the outbox.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl Tail {
     }
 
     async fn ask_for_writers(&mut self, connection: &mut PgConnection) -> sqlx::Result<()> {
-        let is_old = |gap: &&mut Gap| gap.passed_at.elapsed() >= PATIENCE;
+        let is_old = |gap: &&mut Gap| gap.passed_at.elapsed() >= GAP_GRACE;
         let mut old = self.gaps.iter_mut().filter(is_old).peekable();
         if old.peek().is_none() {
             return Ok(());

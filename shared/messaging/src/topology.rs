@@ -6,9 +6,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use async_nats::jetstream::{
-    self,
+    self, ErrorCode,
     consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
-    stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
+    context::{GetStreamError, GetStreamErrorKind},
+    stream::{
+        Config, ConsumerError, ConsumerErrorKind, DiscardPolicy, Info, RetentionPolicy, StorageType,
+    },
 };
 use contracts::{
     Service, Subject,
@@ -120,8 +123,16 @@ pub(crate) async fn reconcile_stream(broker: &Broker, name: &str) -> Result<(), 
 /// operator may have added some, and a service that is configured otherwise must not take them
 /// away.
 async fn declare(broker: &Broker, mut wanted: Config) -> Result<Info, TopologyError> {
-    let found = broker.jetstream.get_stream(&wanted.name).await;
-    if let Ok(found) = &found {
+    let (name, max_bytes, replicas) = (&wanted.name, wanted.max_bytes, wanted.num_replicas);
+    let what = format!("stream {name} of {max_bytes} bytes in {replicas} copies");
+    let failed = |source: async_nats::Error| TopologyError { what, source };
+    let found = match broker.jetstream.get_stream(&wanted.name).await {
+        Ok(found) => Some(found),
+        Err(error) if is_missing_stream(&error) => None,
+        // What cannot be looked at may exist, with more replicas than are wanted here.
+        Err(error) => return Err(failed(error.into())),
+    };
+    if let Some(found) = &found {
         let found = found.cached_info();
         wanted.num_replicas = wanted.num_replicas.max(found.config.num_replicas);
         if is_as_wanted(&found.config, &wanted) {
@@ -143,9 +154,6 @@ async fn declare(broker: &Broker, mut wanted: Config) -> Result<Info, TopologyEr
             return Ok(found.clone());
         }
     }
-    let (name, max_bytes, replicas) = (&wanted.name, wanted.max_bytes, wanted.num_replicas);
-    let what = format!("stream {name} of {max_bytes} bytes in {replicas} copies");
-    let failed = |source: async_nats::Error| TopologyError { what, source };
     // Users may not update; another service may have created it meanwhile, with the same limits.
     if broker.has_user {
         let created = broker.jetstream.create_stream(wanted).await;
@@ -197,19 +205,41 @@ pub(crate) async fn reconcile_consumer(
     let mut wanted = consumer(service, source);
     let jetstream = &broker.jetstream;
     let existing = jetstream.get_consumer_from_stream::<pull::Config, _, _>(service.name(), stream);
-    if let Ok(existing) = existing.await {
-        let found = &existing.cached_info().config;
-        let news = |filter: &String| !found.filter_subjects.contains(filter);
-        let widens = wanted.filter_subjects.iter().any(news);
-        if !widens && agrees(found, &wanted) {
-            return Ok(existing);
+    let existing = match existing.await {
+        Ok(existing) => existing,
+        Err(error) if is_missing_consumer(&error) => {
+            // Fails when another replica has created it meanwhile.
+            let created = jetstream.create_consumer_strict_on_stream(wanted, stream);
+            return created.await.map_err(|error| failed(error.into()));
         }
-        let kept = found.filter_subjects.iter();
-        let kept = kept.filter(|filter| !wanted.filter_subjects.contains(filter));
-        wanted.filter_subjects = wanted.filter_subjects.iter().chain(kept).cloned().collect();
+        // What cannot be looked at may exist, with wider filters.
+        Err(error) => return Err(failed(error.into())),
+    };
+    let found = &existing.cached_info().config;
+    let news = |filter: &String| !found.filter_subjects.contains(filter);
+    let widens = wanted.filter_subjects.iter().any(news);
+    if !widens && agrees(found, &wanted) {
+        return Ok(existing);
     }
+    let kept = found.filter_subjects.iter();
+    let kept = kept.filter(|filter| !wanted.filter_subjects.contains(filter));
+    wanted.filter_subjects = wanted.filter_subjects.iter().chain(kept).cloned().collect();
     let reconciled = jetstream.create_consumer_on_stream(wanted, stream).await;
     reconciled.map_err(|error| failed(error.into()))
+}
+
+fn is_missing_stream(error: &GetStreamError) -> bool {
+    match error.kind() {
+        GetStreamErrorKind::JetStream(error) => error.error_code() == ErrorCode::STREAM_NOT_FOUND,
+        _ => false,
+    }
+}
+
+fn is_missing_consumer(error: &ConsumerError) -> bool {
+    match error.kind() {
+        ConsumerErrorKind::JetStream(error) => error.error_code() == ErrorCode::CONSUMER_NOT_FOUND,
+        _ => false,
+    }
 }
 
 /// Whether a consumer has the limits that this version wants.

@@ -37,7 +37,7 @@ pub(crate) struct Load {
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
     concurrency: u64,
     /// Orders per second, evenly spaced [default: as fast as they are accepted]
-    #[arg(long)]
+    #[arg(long, value_parser = rate)]
     rate: Option<f64>,
     /// Share of orders whose card is declined
     #[arg(long, default_value = "0%", value_parser = share)]
@@ -45,6 +45,12 @@ pub(crate) struct Load {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok();
+    rate.filter(|rate| (0.01..=1e6).contains(rate))
+        .ok_or_else(|| "expected orders per second, from 0.01 to 1000000".to_owned())
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -56,7 +62,7 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 /// How long the last sagas may take after the last order was accepted.
-const PATIENCE: Duration = Duration::from_secs(120);
+const END_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How many customers share the orders: none sends more than the gateway accepts from one.
 const CUSTOMERS: u64 = 1000;
@@ -183,7 +189,7 @@ impl Run {
     }
 
     async fn wait_for_sagas(&self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + END_TIMEOUT;
         let (mut before, mut since) = (0, Instant::now());
         loop {
             let ended = self.sagas.lock().ended();
@@ -198,7 +204,7 @@ impl Run {
             }
             ensure!(
                 Instant::now() < deadline,
-                "{} sagas have not ended within {PATIENCE:?}",
+                "{} sagas have not ended within {END_TIMEOUT:?}",
                 self.load.orders - ended
             );
             tokio::time::sleep(Duration::from_millis(10)).await;

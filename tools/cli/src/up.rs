@@ -10,7 +10,6 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use devstack::{
     Certificates, Durability, Endpoints, Logs, Options, Ports, Reaper, Stack, programs, services,
-    wipe,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -83,10 +82,7 @@ impl Up {
             built = programs::build(programs, &[]) => built?,
             () = stop_requested() => return Ok(()),
         }
-        if self.fresh {
-            wipe(state)?;
-        }
-        std::fs::create_dir_all(state).with_context(|| format!("create {}", state.display()))?;
+        let _in_use = devstack::state::claim(state, self.fresh)?;
         let (lines, mut received) = mpsc::unbounded_channel::<(String, String)>();
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let printer = tokio::spawn(async move {

@@ -431,7 +431,7 @@ async fn dead_letters_are_selected_by_headers_and_payloads_are_read_one_at_a_tim
     client.flush().await.unwrap();
     let redrive = ["redrive", "--id", &first.to_string(), "--dry-run"];
     assert!(system.dlq(&redrive).await.status.success());
-    let reader = tokio::time::timeout(test::PATIENCE, readers.next()).await;
+    let reader = tokio::time::timeout(test::TIMEOUT, readers.next()).await;
     let reader = reader.unwrap().unwrap();
     let reader: Value = serde_json::from_slice(&reader.payload).unwrap();
     assert_eq!(reader["config"]["headers_only"], true);

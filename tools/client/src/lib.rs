@@ -138,10 +138,10 @@ impl Customer {
         lines: Lines<'a>,
         payment_method: &'a str,
         key: &'a str,
-        patience: Duration,
+        timeout: Duration,
     ) -> BoxFuture<'a, anyhow::Result<Placed>> {
         async move {
-            let deadline = Instant::now() + patience;
+            let deadline = Instant::now() + timeout;
             let mut failures = 0;
             loop {
                 let failure = match self.try_place(lines, payment_method, key).await {
@@ -165,7 +165,7 @@ impl Customer {
                 };
                 ensure!(
                     Instant::now() < deadline,
-                    "the order was not accepted within {patience:?}; last failure: {failure}"
+                    "the order was not accepted within {timeout:?}; last failure: {failure}"
                 );
                 failures += 1;
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 /// Messages per request.
 const PAGE: usize = 500;
 /// How long the broker may take for the next message that it has.
-const PATIENCE: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// After this time the broker forgets a reader that has ended without saying so.
 const READER_EXPIRES: Duration = Duration::from_secs(60);
 
@@ -166,7 +166,7 @@ async fn read_until(
     while sequence < last {
         let mut page = reader.fetch().max_messages(PAGE).messages().await?;
         let mut is_empty = true;
-        while let Some(message) = timeout(PATIENCE, page.next())
+        while let Some(message) = timeout(READ_TIMEOUT, page.next())
             .await
             .context("the broker does not answer")?
         {

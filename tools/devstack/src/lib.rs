@@ -34,6 +34,7 @@ pub mod programs;
 mod readiness;
 mod reaper;
 mod stack;
+pub mod state;
 pub mod test;
 pub mod tools;
 
@@ -50,5 +51,5 @@ pub use postgres::{Durability, Paused, Postgres};
 pub use postgres_cluster::PostgresCluster;
 pub use process::{Logs, Process};
 pub use reaper::Reaper;
-pub use stack::{Options, Stack, wipe};
+pub use stack::{Options, Stack};
 pub use tools::workspace;

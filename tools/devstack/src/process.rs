@@ -19,8 +19,8 @@ use crate::{Reaper, readiness};
 
 /// How long a process may take until it is ready. Migrations run in this time.
 const READY: Duration = Duration::from_secs(60);
-/// How long a process may take to stop; services finish within 12 seconds by themselves.
-const STOP: Duration = Duration::from_secs(20);
+/// How long a process may take to stop; services end within `bootstrap::shutdown::GRACE`.
+const STOP: Duration = Duration::from_secs(25);
 
 /// Where the output of processes goes.
 #[derive(Clone, Debug)]

@@ -597,19 +597,6 @@ async fn stop(mut stack: Stack) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes everything that a private system keeps for `state`.
-pub fn wipe(state: &Path) -> anyhow::Result<()> {
-    for directory in [state.to_owned(), postgres::cluster_directory(state)?] {
-        match std::fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove {}", directory.display()));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 async fn start_postgres(options: &Options, reaper: &Reaper) -> anyhow::Result<Postgres> {
     let directory = postgres::cluster_directory(&options.state)?;
     let (port, durability) = (options.ports.postgres, options.durability);

@@ -291,8 +291,8 @@ async fn a_key_is_in_use_until_its_charge_is_executed_even_if_the_client_hangs_u
     sandbox
         .inject("tok_visa", json!({ "execution_ms": 5000 }))
         .await;
-    let patience = Duration::from_millis(300);
-    let hung_up = sandbox.charge("slow", "100", "tok_visa").timeout(patience);
+    let timeout = Duration::from_millis(300);
+    let hung_up = sandbox.charge("slow", "100", "tok_visa").timeout(timeout);
     assert!(hung_up.send().await.unwrap_err().is_timeout());
     let (status, _, in_use) = send(sandbox.charge("slow", "100", "tok_visa")).await;
     assert_eq!(

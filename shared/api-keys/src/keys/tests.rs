@@ -150,7 +150,7 @@ async fn a_change_is_noticed_and_a_broken_file_changes_nothing() {
     let swapped = directory.path().join("swapped");
     std::os::unix::fs::symlink(&second, &swapped).unwrap();
     fs::rename(&swapped, &link).unwrap();
-    let waited = tokio::time::timeout(10 * POLL, revoked.revoked.cancelled()).await;
+    let waited = tokio::time::timeout(10 * POLL_INTERVAL, revoked.revoked.cancelled()).await;
     assert!(waited.is_ok(), "it is not revoked");
     assert_eq!(keys.verify(&text).unwrap_err(), Refusal::Unknown(id));
     assert!(keys.verify(&stays).is_ok());

@@ -7,7 +7,7 @@ mod retention;
 
 use std::time::Duration;
 
-use contracts::OrderId;
+use contracts::{OrderId, Service};
 use sqlx::postgres::PgPoolOptions;
 
 use crate::fixture::{Fixture, eventually};
@@ -111,7 +111,7 @@ async fn an_unknown_version_waits_for_a_newer_replica_and_then_becomes_a_dead_le
     assert_eq!(fixture.dead_letters().await.len(), 0);
     consumer.stop().await;
 
-    fixture.consumer.unknown_patience = Duration::ZERO;
+    fixture.consumer.unknown_timeout = Duration::ZERO;
     let consumer = fixture.run_consumer();
     eventually("the event is a dead letter", async || {
         fixture.dead_letters().await.len() == 1
@@ -124,7 +124,7 @@ async fn an_unknown_version_waits_for_a_newer_replica_and_then_becomes_a_dead_le
 #[tokio::test]
 async fn any_number_of_unknown_versions_end_as_dead_letters_and_other_events_are_applied() {
     let mut fixture = Fixture::new().await;
-    fixture.consumer.unknown_patience = Duration::from_secs(4);
+    fixture.consumer.unknown_timeout = Duration::from_secs(4);
     fixture.declare().await;
     let more_than_are_in_flight = 4096 + 50;
     for _ in 0..more_than_are_in_flight {
@@ -165,4 +165,21 @@ async fn a_consumer_never_narrows_what_a_newer_replica_subscribes_to() {
         "{filters:?}"
     );
     consumer.stop().await;
+}
+
+/// It may exist, with filters that a newer replica has widened.
+#[tokio::test]
+async fn a_consumer_that_cannot_be_looked_at_is_left_as_it_is() {
+    let fixture = Fixture::with_unseen_consumer().await;
+    fixture.declare().await;
+    fixture.widen_consumer("order.shipped.*").await;
+    let broker = &fixture.consumer.broker;
+    let reconciled = messaging::topology::reconcile_consumers(broker, Service::Notification);
+    let error = reconciled.await.unwrap_err().to_string();
+    assert!(error.contains("consumer notification on ORDER"), "{error}");
+    let filters = fixture.filters("ORDER").await;
+    assert!(
+        filters.contains(&"order.shipped.*".to_owned()),
+        "{filters:?}"
+    );
 }

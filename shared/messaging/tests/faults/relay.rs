@@ -294,3 +294,29 @@ fn statement(name: &str) -> String {
         .find(|query| query.starts_with(&first_line))
         .unwrap()
 }
+
+#[tokio::test]
+async fn a_subscriber_that_cannot_be_looked_at_holds_up_no_publication() {
+    let fixture = Fixture::with_unseen_consumer().await;
+    let publisher = fixture.run_publisher();
+    let order = OrderId::new();
+    fixture.publish(order).await;
+    published(&fixture, &[order]).await;
+    // It may not have handled the event.
+    assert_eq!(fixture.unsettled().await, 1);
+    publisher.stop().await;
+}
+
+#[tokio::test]
+async fn a_relay_that_cannot_publish_is_not_ready() {
+    let fixture = Fixture::new().await;
+    fixture.declare_stream_that_takes_nothing().await;
+    let publisher = fixture.run_publisher();
+    fixture.publish(OrderId::new()).await;
+    let progress = fixture.publisher.progress.clone();
+    eventually("readiness tells that nothing is published", async || {
+        progress.check().is_err()
+    })
+    .await;
+    publisher.stop().await;
+}

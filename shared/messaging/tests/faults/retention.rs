@@ -60,6 +60,10 @@ async fn partitions_are_made_ahead_and_dropped_when_their_events_are_old_and_han
     let old = make_partition(pool, "outbox", 10).await;
     let recent = make_partition(pool, "outbox", 5).await;
     let old_inbox = make_partition(pool, "inbox", 12).await;
+    let with_set_aside = make_partition(pool, "outbox", 11).await;
+    append_old(&fixture, 11).await;
+    let spoil = sqlx::query("UPDATE outbox SET subject = 'order. confirmed'");
+    spoil.execute(pool).await.unwrap();
     append_old(&fixture, 10).await;
     append_old(&fixture, 5).await;
 
@@ -72,7 +76,7 @@ async fn partitions_are_made_ahead_and_dropped_when_their_events_are_old_and_han
     eventually("partitions are made ahead", async || {
         // The default ones, those of the test, and three days; the default inbox is empty, so that
         // today has one, too.
-        partitions(pool, "outbox").await.len() == 7 && partitions(pool, "inbox").await.len() == 5
+        partitions(pool, "outbox").await.len() == 8 && partitions(pool, "inbox").await.len() == 5
     })
     .await;
     assert!(partitions(pool, "outbox").await.contains(&old));
@@ -107,6 +111,8 @@ async fn partitions_are_made_ahead_and_dropped_when_their_events_are_old_and_han
     })
     .await;
     assert!(partitions(pool, "outbox").await.contains(&recent));
+    // It has the only copy of an event that could not be published.
+    assert!(partitions(pool, "outbox").await.contains(&with_set_aside));
     publisher.stop().await;
     consumer.stop().await;
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::Run;
 
 /// How long an order is repeated. An overloaded system refuses new ones until accepted ones move.
-const PATIENCE: Duration = Duration::from_secs(120);
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Places orders until there are enough.
@@ -69,8 +69,8 @@ async fn place(run: &Run, customer: &Customer) -> anyhow::Result<OrderId> {
             Err(error) => format!("{error:#}"),
         };
         ensure!(
-            began.elapsed() < PATIENCE,
-            "an order was not accepted within {PATIENCE:?}; last failure: {failure}"
+            began.elapsed() < ACCEPT_TIMEOUT,
+            "an order was not accepted within {ACCEPT_TIMEOUT:?}; last failure: {failure}"
         );
         run.retries.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(pause).await;

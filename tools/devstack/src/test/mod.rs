@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 pub use program::Program;
 pub use service::ServiceFixture;
-pub use wait::{PATIENCE, eventually, wait_for};
+pub use wait::{TIMEOUT, eventually, wait_for};
 
 pub use crate::jetstream::{StreamMessage, read_stream};
 
@@ -144,6 +144,11 @@ pub fn broker() -> BoxFuture<'static, anyhow::Result<NatsServer>> {
 /// The same with the users of `deploy/nats/users.conf`, and the password of development.
 pub async fn broker_with_users() -> anyhow::Result<NatsServer> {
     start_broker(nats::users()?).await
+}
+
+/// The same with other users: a part of the server's configuration.
+pub async fn broker_with(users: &str) -> anyhow::Result<NatsServer> {
+    start_broker(users.to_owned()).await
 }
 
 fn start_broker(users: String) -> BoxFuture<'static, anyhow::Result<NatsServer>> {

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 /// How long a test waits for what must happen. Generous: a slow machine is no failure.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Waits until `condition` holds; panics when it does not within [`PATIENCE`].
+/// Waits until `condition` holds; panics when it does not within [`TIMEOUT`].
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let waited = wait_for(what, async || Ok(condition().await.then_some(()))).await;
     if let Err(error) = waited {
@@ -18,12 +18,12 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 }
 
 /// Waits until `condition` returns a value, and returns it. An error counts as "not yet"; the last
-/// one is reported when [`PATIENCE`] is over.
+/// one is reported when [`TIMEOUT`] is over.
 pub async fn wait_for<T>(
     what: &str,
     mut condition: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
 ) -> anyhow::Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let last = match condition().await {
             Ok(Some(value)) => return Ok(value),
@@ -32,7 +32,7 @@ pub async fn wait_for<T>(
         };
         ensure!(
             Instant::now() < deadline,
-            "not within {PATIENCE:?}: {what}{last}"
+            "not within {TIMEOUT:?}: {what}{last}"
         );
         tokio::time::sleep(INTERVAL).await;
     }
