@@ -299,11 +299,16 @@ fn statement(name: &str) -> String {
 async fn a_subscriber_that_cannot_be_looked_at_holds_up_no_publication() {
     let fixture = Fixture::with_unseen_consumer().await;
     let publisher = fixture.run_publisher();
-    let order = OrderId::new();
-    fixture.publish(order).await;
-    published(&fixture, &[order]).await;
-    // It may not have handled the event.
-    assert_eq!(fixture.unsettled().await, 1);
+    let (first, second) = (OrderId::new(), OrderId::new());
+    fixture.publish(first).await;
+    published(&fixture, &[first]).await;
+    publisher.stop().await;
+    // A relay that starts looks at the subscribers before it publishes.
+    let publisher = fixture.run_publisher();
+    fixture.publish(second).await;
+    published(&fixture, &[first, second]).await;
+    // They may not have handled the events.
+    assert_eq!(fixture.unsettled().await, 2);
     publisher.stop().await;
 }
 
