@@ -72,7 +72,7 @@ impl Identity {
     /// When no HTTP client can be made for the provider, or the API keys cannot be read.
     pub fn new(settings: &IdentitySettings) -> anyhow::Result<Self> {
         let (keys, issuer) = match settings.issuer() {
-            Some(issuer) => (SigningKeys::of_provider(issuer)?, issuer),
+            Some(issuer) => (SigningKeys::for_provider(issuer)?, issuer),
             None => {
                 tracing::info!(
                     "without OIDC_ISSUER tokens of the development issuer are accepted, which \

@@ -61,9 +61,10 @@ async fn sweep(participant: &Participant, lookback: &mut Lookback) -> anyhow::Re
     let reach = lookback.reach();
     let ids = store::lock_overdue(&mut tx, now - reach, now, BATCH).await;
     let ids = ids.context("lock overdue orders")?;
-    let are_all = ids.len() < BATCH as usize;
     let overdue = store::lock_readable(&mut tx, &ids).await;
     let overdue = overdue.context("read overdue orders")?;
+    // One that could not be read is looked for until it is repaired.
+    let are_all = ids.len() < BATCH as usize && overdue.len() == ids.len();
     let ids: Vec<_> = overdue.keys().copied().collect();
     let mut work = UnitOfWork::new(overdue);
     let mut cancelled = 0;

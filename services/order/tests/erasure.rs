@@ -69,11 +69,11 @@ impl System {
     }
 
     /// As if every subscriber had handled all events.
-    async fn settle(&self) {
-        let settle = "UPDATE outbox_checkpoint SET position = (SELECT max(position) FROM outbox)
-                      WHERE id = (SELECT min(id) FROM outbox_checkpoint)";
-        let settled = sqlx::query(settle).execute(&self.fixture.database).await;
-        settled.unwrap();
+    async fn mark_all_as_handled(&self) {
+        let mark = "UPDATE outbox_checkpoint SET position = (SELECT max(position) FROM outbox)
+                    WHERE id = (SELECT min(id) FROM outbox_checkpoint)";
+        let marked = sqlx::query(mark).execute(&self.fixture.database).await;
+        marked.unwrap();
     }
 
     /// Whether the orders are what their log says.
@@ -155,7 +155,7 @@ async fn a_customer_is_erased_from_orders_log_and_keys() {
     system.order(customer, &["paid", "confirmed"], 73.0).await;
     system.order(customer, &["cancelled"], 73.0).await;
     system.order(other, &["cancelled"], 73.0).await;
-    system.settle().await;
+    system.mark_all_as_handled().await;
     let (id, other) = (customer.to_string(), other.to_string());
     // Two orders, two keys, and four events with a customer.
     assert_eq!(system.mentions(&id).await, 8);
@@ -210,13 +210,13 @@ async fn payment_methods_in_the_log_are_forgotten_when_no_event_comes_again() {
     for hours in [75.0, 74.0, 73.0] {
         system.order(customer, all, hours).await;
     }
-    system.settle().await;
+    system.mark_all_as_handled().await;
     system.order(customer, all, 73.0).await;
     // A replica looks as soon as it starts.
     system.fixture.add_replicas(1).await.unwrap();
     system.until_one_is_left().await;
     system.order(customer, all, 71.0).await;
-    system.settle().await;
+    system.mark_all_as_handled().await;
     // The one before is settled now; this one is too young.
     system.fixture.add_replicas(1).await.unwrap();
     system.until_one_is_left().await;
@@ -231,7 +231,7 @@ async fn an_erasure_is_not_undone_by_a_payment_method_that_is_forgotten_meanwhil
     let mut system = System::start().await;
     let customer = CustomerId::new();
     let order = system.order(customer, &["cancelled"], 73.0).await;
-    system.settle().await;
+    system.mark_all_as_handled().await;
     let mut erased = created(order, customer);
     erased.erase_customer(order);
     let mut erasure = system.fixture.database.begin().await.unwrap();
@@ -275,7 +275,7 @@ async fn an_order_that_something_could_bring_back_is_not_erased() {
     ] {
         let order = system.order(customer, events, hours).await;
         if is_settled {
-            system.settle().await;
+            system.mark_all_as_handled().await;
         }
         let before = system.mentions(&id).await;
         let (status, report) = system.erase(customer, false).await;

@@ -1,4 +1,4 @@
-//! InFlight the provider: leases payments that are due, calls, and records outcome and event in one
+//! Calls the provider: leases payments that are due, calls, and records outcome and event in one
 //! transaction.
 //!
 //! No database transaction is open during a call: a slow provider would hold locks and connections.

@@ -68,11 +68,11 @@ impl System {
     }
 
     /// As if every subscriber had handled all events.
-    async fn settle(&self) {
-        let settle = "UPDATE outbox_checkpoint SET position = (SELECT max(position) FROM outbox)
-                      WHERE id = (SELECT min(id) FROM outbox_checkpoint)";
-        let settled = sqlx::query(settle).execute(&self.fixture.database).await;
-        settled.unwrap();
+    async fn mark_all_as_handled(&self) {
+        let mark = "UPDATE outbox_checkpoint SET position = (SELECT max(position) FROM outbox)
+                    WHERE id = (SELECT min(id) FROM outbox_checkpoint)";
+        let marked = sqlx::query(mark).execute(&self.fixture.database).await;
+        marked.unwrap();
     }
 
     /// How many rows have a text, also within a payload.
@@ -93,7 +93,7 @@ async fn a_customer_is_erased_from_payments_and_events() {
     system.payment(other, "refunded", 73.0).await;
     let (status, report) = system.erase(customer).await;
     assert_eq!(status, 409, "a subscriber has not handled it: {report}");
-    system.settle().await;
+    system.mark_all_as_handled().await;
     let of_other = system.mentions(&other.to_string()).await;
     assert_eq!(system.mentions(&customer.to_string()).await, 4);
     let (status, report) = system.erase(customer).await;
@@ -118,7 +118,7 @@ async fn a_payment_that_has_not_ended_is_not_erased() {
     for (status, hours) in [("pending", 73.0), ("refunding", 73.0), ("refunded", 71.0)] {
         let customer = CustomerId::new();
         system.payment(customer, status, hours).await;
-        system.settle().await;
+        system.mark_all_as_handled().await;
         let (code, report) = system.erase(customer).await;
         assert_eq!(code, 409, "{status}: {report}");
         assert_eq!(system.mentions(&customer.to_string()).await, 2, "{status}");

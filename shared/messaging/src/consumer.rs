@@ -152,7 +152,7 @@ impl<H: Handler> Consumer<H> {
     }
 
     /// Applies one batch and tells the broker the outcome of each message. `None` when shutdown
-    /// came while the batch waited.
+    /// came while the batch waited, or was tried one by one.
     async fn process(&mut self, messages: &[Message], shutdown: &CancellationToken) -> Option<()> {
         self.participant.metrics.batch(messages.len());
         let outcomes = self.batches.apply(messages, shutdown).await?;

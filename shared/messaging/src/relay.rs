@@ -285,7 +285,7 @@ impl<'a> Relay<'a> {
     /// Publishes until a read is not full. An event that is appended later wakes the relay again.
     async fn drain(&mut self) -> anyhow::Result<()> {
         loop {
-            self.reconcile_if_due().await?;
+            let reconciled = self.reconcile_if_due().await;
             let read = async { Ok(self.tail.read(&mut self.session, BATCH).await?) };
             let rows = database::in_time(read).await.context("read the outbox")?;
             let Participant {
@@ -295,6 +295,8 @@ impl<'a> Relay<'a> {
                 ..
             } = self.participant;
             metrics.outbox_oldest(rows.first().map(|oldest| oldest.recorded_at));
+            // After the read: the age of the outbox is told also while the broker does not answer.
+            reconciled?;
             // Also when there is nothing to publish: readiness then tells of the outage. And the
             // client would keep what is published now and send it, stale, after the outage.
             ensure!(broker.is_connected(), "there is no connection to NATS");

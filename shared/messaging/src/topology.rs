@@ -208,7 +208,7 @@ pub(crate) async fn reconcile_consumer(
     let existing = match existing.await {
         Ok(existing) => existing,
         Err(error) if is_missing_consumer(&error) => {
-            // Fails when another replica has created it meanwhile.
+            // Fails when another version has created it meanwhile, with other filters.
             let created = jetstream.create_consumer_strict_on_stream(wanted, stream);
             return created.await.map_err(|error| failed(error.into()));
         }

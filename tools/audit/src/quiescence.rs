@@ -18,7 +18,7 @@ const UNSENT: &str = "SELECT count(*) FROM outbox
             SELECT FROM outbox_set_aside AS aside WHERE aside.position = outbox.position)";
 const REPLAYS: &str = "SELECT count(*) FROM outbox_replay WHERE reached_position < until_position";
 /// Whether the stream may have dropped events that a subscriber has not handled.
-const UNSETTLED: &str =
+const UNCOMPARED: &str =
     "SELECT (SELECT position FROM outbox_checkpoint ORDER BY id DESC LIMIT 1) > position
         AND stream_sequence + 1 < $1
     FROM outbox_checkpoint ORDER BY id LIMIT 1";
@@ -103,11 +103,12 @@ async fn dropped(sources: &mut Sources, owner: Service) -> anyhow::Result<Option
         return Ok(None);
     };
     let first = i64::try_from(found.cached_info().state.first_sequence)?;
-    let unsettled: bool = sqlx::query_scalar(UNSETTLED)
+    let is_uncompared: bool = sqlx::query_scalar(UNCOMPARED)
         .bind(first)
         .fetch_one(sources.database(owner)?)
         .await?;
-    Ok(unsettled.then(|| format!("{stream} has dropped events that its relay has yet to compare")))
+    Ok(is_uncompared
+        .then(|| format!("{stream} has dropped events that its relay has yet to compare")))
 }
 
 /// The events of a stream that `subscriber` has not acknowledged, if there are any.

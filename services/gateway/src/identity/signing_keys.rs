@@ -89,7 +89,7 @@ impl SigningKeys {
     ///
     /// # Errors
     /// When there is no HTTP client.
-    pub fn of_provider(issuer: &str) -> anyhow::Result<Self> {
+    pub fn for_provider(issuer: &str) -> anyhow::Result<Self> {
         let client = Client::builder()
             .timeout(HTTP_TIMEOUT)
             .redirect(redirect::Policy::none())

@@ -173,7 +173,7 @@ async fn an_event_from_before_a_lost_end_is_kept_for_a_subscriber_that_is_away()
     } = Traffic::start(20).await;
     fixture.declare_consumers().await;
     eventually("the relay knows that all have handled all", async || {
-        fixture.unsettled().await == 0
+        fixture.unhandled().await == 0
     })
     .await;
     consumer.stop().await;

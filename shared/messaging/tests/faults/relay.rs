@@ -138,7 +138,7 @@ async fn a_broker_without_its_disk_gets_only_what_a_subscriber_may_have_missed()
     })
     .await;
     // The others subscribe to nothing of what was published, and so have handled it.
-    eventually("the relay knows", async || fixture.unsettled().await == 0).await;
+    eventually("the relay knows", async || fixture.unhandled().await == 0).await;
     consumer.stop().await;
     let missed = OrderId::new();
     fixture.publish(missed).await;
@@ -180,10 +180,10 @@ async fn a_subscriber_that_was_away_for_too_long_gets_what_the_stream_has_droppe
     .await;
     // The others have never been there: the replay has not waited for them, and has not ended.
     assert_eq!(fixture.replays().await, 1);
-    assert!(fixture.unsettled().await > 0);
+    assert!(fixture.unhandled().await > 0);
     fixture.declare_consumers().await;
     eventually("all subscribers have handled all", async || {
-        fixture.unsettled().await == 0
+        fixture.unhandled().await == 0
     })
     .await;
     assert_eq!(fixture.applied().await.len(), orders.len());
@@ -221,7 +221,7 @@ async fn what_a_subscriber_has_missed_arrives_although_the_stream_cannot_hold_it
         fixture.applied().await.len() == 1_001
     })
     .await;
-    eventually("the relay knows", async || fixture.unsettled().await == 0).await;
+    eventually("the relay knows", async || fixture.unhandled().await == 0).await;
     assert_eq!(fixture.replays().await, 1);
     publisher.stop().await;
     consumer.stop().await;
@@ -308,7 +308,7 @@ async fn a_subscriber_that_cannot_be_looked_at_holds_up_no_publication() {
     fixture.publish(second).await;
     published(&fixture, &[first, second]).await;
     // They may not have handled the events.
-    assert_eq!(fixture.unsettled().await, 2);
+    assert_eq!(fixture.unhandled().await, 2);
     publisher.stop().await;
 }
 

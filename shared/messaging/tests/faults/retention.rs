@@ -57,10 +57,10 @@ async fn append_old(fixture: &Fixture, days_ago: i32) {
 async fn partitions_are_made_ahead_and_dropped_when_their_events_are_old_and_handled() {
     let fixture = Fixture::new().await;
     let pool = &fixture.publisher.pool;
+    let with_set_aside = make_partition(pool, "outbox", 11).await;
     let old = make_partition(pool, "outbox", 10).await;
     let recent = make_partition(pool, "outbox", 5).await;
     let old_inbox = make_partition(pool, "inbox", 12).await;
-    let with_set_aside = make_partition(pool, "outbox", 11).await;
     append_old(&fixture, 11).await;
     let spoil = sqlx::query("UPDATE outbox SET subject = 'order. confirmed'");
     spoil.execute(pool).await.unwrap();
@@ -83,7 +83,7 @@ async fn partitions_are_made_ahead_and_dropped_when_their_events_are_old_and_han
     fixture.declare_consumers().await;
     let consumer = fixture.run_consumer();
     eventually("all subscribers have handled all", async || {
-        fixture.unsettled().await == 0
+        fixture.unhandled().await == 0
     })
     .await;
     publisher.stop().await;
