@@ -43,8 +43,8 @@ pub async fn lock(tx: &mut PgConnection, ids: &[OrderId]) -> sqlx::Result<HashMa
     by_id(rows)
 }
 
-/// As [`lock`], without the orders whose rows cannot be read: they do not hold up the others, unless
-/// they fill a batch of the sweep.
+/// As [`lock`], without the orders whose rows cannot be read: they do not hold up the others,
+/// unless they fill a batch of the sweep.
 pub async fn lock_readable(
     tx: &mut PgConnection,
     ids: &[OrderId],

@@ -105,7 +105,8 @@ fn render() -> String {
     }
     line!(
         text,
-        "\n## Streams and consumers\n\n| stream | subjects | consumers, and what they subscribe to in every version |\n|---|---|---|"
+        "\n## Streams and consumers\n\n\
+         | stream | subjects | consumers, and what they subscribe to in every version |\n|---|---|---|"
     );
     for owner in Service::ALL {
         let Some(stream) = owner.stream() else {

@@ -152,7 +152,7 @@ pub(crate) async fn subscribers(service: Service, stream: &Stream) -> Vec<Subscr
     let subscribers = subscribers.filter(|other| !subscriptions(*other, service).is_empty());
     join_all(subscribers.map(async |subscriber| {
         let info = stream.consumer_info(subscriber.name()).await;
-        // Whatever the reason is: the time limit of the request is the longest that it delays others.
+        // Whatever the reason is: others wait for the time limit of the request at the longest.
         let info = info.inspect_err(|error| {
             tracing::debug!(%service, %subscriber, %error,
                 "a consumer cannot be looked at; it counts as away");

@@ -34,7 +34,8 @@ pub fn claim(state: &Path, fresh: bool) -> anyhow::Result<File> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             bail!(
-                "a system that is running uses {shown}: stop it, or choose another directory with --state"
+                "a system that is running uses {shown}: stop it, or choose another directory with \
+                 --state"
             )
         }
         Err(TryLockError::Error(error)) => return Err(error).context("lock the directory"),
