@@ -27,9 +27,9 @@ pub struct Load {
 #[derive(Debug)]
 pub struct Account {
     pub orders: usize,
-    /// Orders with a request that got an error, or no response. The repetition under the same key
-    /// gave the same order.
-    pub repeated: usize,
+    /// What became of the requests that were repeated: an error, or no response. The repetition
+    /// under the same key gave the same order.
+    pub failures: Vec<String>,
 }
 
 impl Load {
@@ -113,10 +113,11 @@ impl Load {
             extra.is_empty(),
             "orders exist that nobody was told of: {extra:?}"
         );
-        let repeated = placed.iter().filter(|placed| placed.failures > 0);
+        let orders = placed.len();
+        let failures = placed.into_iter().flat_map(|placed| placed.failures);
         Ok(Account {
-            orders: placed.len(),
-            repeated: repeated.count(),
+            orders,
+            failures: failures.collect(),
         })
     }
 }
@@ -163,7 +164,7 @@ async fn place_orders(
         let accepted = customer
             .place_with_key(&lines, method, &key, PLACE_TIMEOUT)
             .await?;
-        if accepted.failures > 0 {
+        if !accepted.failures.is_empty() {
             let repeated = customer.place_with_key(&lines, method, &key, PLACE_TIMEOUT);
             let again = repeated.await?.id;
             ensure!(

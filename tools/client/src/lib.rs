@@ -47,8 +47,8 @@ pub type Lines<'a> = &'a [(&'a str, u32)];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
     pub id: String,
-    /// Requests before the accepted one that got an error, or no response.
-    pub failures: usize,
+    /// Why the requests before the accepted one failed: the response, or what came instead of one.
+    pub failures: Vec<String>,
 }
 
 /// An HTTP client for local addresses.
@@ -142,7 +142,7 @@ impl Customer {
     ) -> BoxFuture<'a, anyhow::Result<Placed>> {
         async move {
             let deadline = Instant::now() + timeout;
-            let mut failures = 0;
+            let mut failures = Vec::new();
             loop {
                 let failure = match self.try_place(lines, payment_method, key).await {
                     Ok(response) if response.status() == StatusCode::CREATED => {
@@ -167,7 +167,7 @@ impl Customer {
                     Instant::now() < deadline,
                     "the order was not accepted within {timeout:?}; last failure: {failure}"
                 );
-                failures += 1;
+                failures.push(failure);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
