@@ -46,8 +46,8 @@ const TAMPERINGS: &[Tampering] = &[
     ),
     tampering(
         "orphans",
-        "inventory",
-        "INSERT INTO reservations VALUES (gen_random_uuid(), 'released', '[]')",
+        "notification",
+        "UPDATE notifications SET customer_id = gen_random_uuid() WHERE kind = 'payment_refunded'",
     ),
     tampering(
         "stock",

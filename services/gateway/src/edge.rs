@@ -46,7 +46,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// begins. More would each wait for so long that its client gives up: a refusal costs nothing.
 pub const MAX_REQUESTS: usize = 256;
 /// Most of them of one customer: while a service is slow, there is room for others.
-pub const MAX_CUSTOMER_REQUESTS: usize = MAX_REQUESTS / 4;
+pub const MAX_CUSTOMER_REQUESTS: usize = MAX_REQUESTS / 2;
 
 /// Browsers show no response of the API as a page, run nothing in it, and guess no other type.
 const API_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";

@@ -67,6 +67,7 @@ pub(crate) struct EventRow {
 #[derive(FromRow)]
 pub(crate) struct PaymentRow {
     pub(crate) order_id: Uuid,
+    pub(crate) customer_id: Uuid,
     pub(crate) status: String,
     pub(crate) amount: Option<i64>,
     pub(crate) currency: Option<String>,
@@ -102,6 +103,7 @@ pub(crate) struct ReservationRow {
 #[derive(FromRow)]
 pub(crate) struct NotificationRow {
     pub(crate) order_id: Uuid,
+    pub(crate) customer_id: Uuid,
     pub(crate) kind: String,
     /// Whether its mail has not been sent.
     pub(crate) is_mail_due: bool,
@@ -172,12 +174,13 @@ const SET_ASIDE: &str = "SELECT event_id, subject, reason FROM outbox_set_aside"
 const REPLAYS: &str = "SELECT after_position, until_position, reason, at::text AS at
     FROM outbox_replay ORDER BY id";
 const EVENTS: &str = "SELECT event_id, order_id, subject, payload FROM outbox ORDER BY position";
-const PAYMENTS: &str = "SELECT order_id, status, amount, currency, reference FROM payments";
+const PAYMENTS: &str =
+    "SELECT order_id, customer_id, status, amount, currency, reference FROM payments";
 const STOCK: &str = "SELECT sku, initial, on_hand, reserved FROM stock";
 const RESERVATIONS: &str = "SELECT order_id, status, lines FROM reservations";
 /// The mails of a customer who was erased are given up on purpose.
 const NOTIFICATIONS: &str =
-    "SELECT order_id, kind, mail_due_at IS NOT NULL AS is_mail_due, mail_attempts,
+    "SELECT order_id, customer_id, kind, mail_due_at IS NOT NULL AS is_mail_due, mail_attempts,
         mail_given_up_at IS NOT NULL AND customer_id <> order_id AS is_mail_given_up
     FROM notifications";
 const NOT_IN_INBOX: &str = "SELECT event_id FROM unnest($1::uuid[]) AS e (event_id)

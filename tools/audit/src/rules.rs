@@ -102,6 +102,7 @@ mod fixture {
     pub(super) fn notification(kind: &str) -> NotificationRow {
         NotificationRow {
             order_id: Uuid::nil(),
+            customer_id: Uuid::nil(),
             kind: kind.to_owned(),
             is_mail_due: false,
             is_mail_given_up: false,
@@ -123,6 +124,7 @@ mod fixture {
             ],
             payments: vec![PaymentRow {
                 order_id: Uuid::nil(),
+                customer_id: Uuid::nil(),
                 status: "refunded".to_owned(),
                 amount: Some(500),
                 currency: Some("EUR".to_owned()),

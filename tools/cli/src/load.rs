@@ -222,7 +222,8 @@ impl Run {
                 continue;
             };
             if let Some(status @ ("confirmed" | "cancelled")) = found["status"].as_str() {
-                self.sagas.lock().look_up(order, status == "confirmed");
+                let mut sagas = self.sagas.lock();
+                sagas.look_up(order, Instant::now(), status == "confirmed");
             }
         }
     }

@@ -63,7 +63,8 @@ pub(crate) fn services_resident_mb(usages: &Usages) -> f64 {
     MEMBERS
         .iter()
         .filter(|member| !member.stand_in)
-        .filter_map(|member| usages.get(member.name))
+        .flat_map(|member| [member.name.to_owned(), format!("{}-replica", member.name)])
+        .filter_map(|name| usages.get(&name))
         .map(|usage| usage.resident_mb)
         .sum()
 }

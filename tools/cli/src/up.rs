@@ -18,8 +18,8 @@ use tokio::{
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Up {
-    /// Start empty: remove the data of earlier runs
-    #[arg(long)]
+    /// Start empty: remove the data of earlier runs. What other servers keep is not removed
+    #[arg(long, conflicts_with_all = ["database", "nats"])]
     fresh: bool,
     /// Administrator's URL of a PostgreSQL server to use instead of a private one
     #[arg(
@@ -45,6 +45,9 @@ pub(crate) struct Up {
     #[arg(long = "set", value_name = "SERVICE:NAME=VALUE", value_parser = setting)]
     settings: Vec<Setting>,
 }
+
+/// How long servers may fail to be replaced: one may end while another one is replaced.
+const HEAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// (service, name, value)
 type Setting = (String, String, String);
@@ -82,7 +85,7 @@ impl Up {
             built = programs::build(programs, &[]) => built?,
             () = stop_requested() => return Ok(()),
         }
-        let _in_use = devstack::state::claim(state, self.fresh)?;
+        let _in_use = devstack::state::claim(state, self.fresh, &self.kind())?;
         let (lines, mut received) = mpsc::unbounded_channel::<(String, String)>();
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let printer = tokio::spawn(async move {
@@ -99,28 +102,41 @@ impl Up {
         };
         stack.endpoints().write(state)?;
         welcome(&stack, state, began);
-        let mut ticks = tokio::time::interval(Duration::from_millis(500));
-        let ended = loop {
-            tokio::select! {
-                () = stop_requested() => break None,
-                _ = ticks.tick() => match stack.is_highly_available() {
-                    true => for line in stack.heal().await? {
-                        println!("{line}");
-                    },
-                    false => if let Some(ended) = stack.ended() { break Some(ended) },
-                },
-            }
+        let ended = tokio::select! {
+            ended = watch(&mut stack, state) => Some(ended),
+            () = stop_requested() => None,
         };
         Endpoints::remove(state);
         println!("stopping ...");
         let stopped = stack.stop().await;
         printer.abort();
         if let Some(ended) = ended {
-            bail!("{ended}; its last lines are above");
+            bail!(ended);
         }
         stopped?;
         println!("stopped; the data is kept in {}", state.display());
         Ok(())
+    }
+
+    /// What the data in the state directory belongs to.
+    fn kind(&self) -> String {
+        let server = |name: &str, url: &Option<String>| {
+            let url = url.as_ref()?;
+            let host = url.rsplit('@').next().unwrap_or_default();
+            Some(format!("--{name} {}", host.trim_start_matches("nats://")))
+        };
+        let servers = [("database", &self.database), ("nats", &self.nats)];
+        let servers = servers.iter().filter_map(|(name, url)| server(name, url));
+        let options: Vec<_> = self
+            .ha
+            .then(|| "--ha".to_owned())
+            .into_iter()
+            .chain(servers)
+            .collect();
+        match options.is_empty() {
+            true => "a system with its own servers".to_owned(),
+            false => format!("a system with {}", options.join(" ")),
+        }
     }
 
     fn options(self, state: &Path, programs: &Path, logs: Logs) -> anyhow::Result<Options> {
@@ -145,6 +161,41 @@ impl Up {
             logs,
             server_logs: Logs::Directory(state.join("logs")),
         })
+    }
+}
+
+/// Waits until a process ends that is not replaced, and returns what happened. In a highly available
+/// system all are replaced; a failure to do so may pass.
+async fn watch(stack: &mut Stack, state: &Path) -> String {
+    let mut ticks = tokio::time::interval(Duration::from_millis(500));
+    let mut failing_since = None;
+    loop {
+        ticks.tick().await;
+        if !stack.is_highly_available() {
+            match stack.ended() {
+                Some(ended) => return ended,
+                None => continue,
+            }
+        }
+        let healed = async {
+            let done = stack.heal().await?;
+            if !done.is_empty() {
+                println!("{}", done.join("\n"));
+                // With the new process ids.
+                stack.endpoints().write(state)?;
+            }
+            anyhow::Ok(())
+        };
+        match healed.await {
+            Ok(()) => failing_since = None,
+            Err(error) => {
+                let since = *failing_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > HEAL_TIMEOUT {
+                    return format!("what has ended could not be replaced: {error:#}");
+                }
+                println!("what has ended could not be replaced; trying again: {error:#}");
+            }
+        }
     }
 }
 

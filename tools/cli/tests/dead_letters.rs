@@ -402,6 +402,7 @@ async fn a_flag_wins_over_an_exported_variable() {
         admin: BTreeMap::new(),
         pids: BTreeMap::new(),
     };
+    let _in_use = devstack::state::claim(directory.path(), false, "a system").unwrap();
     endpoints.write(directory.path()).unwrap();
     let list = async |flags: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sagacity"));

@@ -109,6 +109,11 @@ impl Cluster {
         Ok(done)
     }
 
+    /// The process ids of the servers, by name.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = (String, u32)> {
+        self.nats.pids().chain(self.postgres.pids())
+    }
+
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         self.nats.stop().await?;
         self.postgres.stop().await

@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{Certificates, Ports, certificates::postgres_url, databases, members, nats, postgres};
+use crate::{
+    Certificates, Ports, certificates::postgres_url, databases, members, nats, postgres, state,
+};
 
 /// Addresses of a running system. `up` writes them to a file that the other commands read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,9 +79,15 @@ impl Endpoints {
     /// Reads what `up` has written.
     pub fn read(state: &Path) -> anyhow::Result<Self> {
         let path = state.join(Self::FILE);
+        // A system that was killed leaves the file behind.
+        ensure!(
+            state::is_claimed(state),
+            "no running system uses {}; start one with `cargo sagacity up`",
+            state.display()
+        );
         let text = std::fs::read(&path).with_context(|| {
             format!(
-                "no running system: {} does not exist; start one with `cargo sagacity up`",
+                "the system is not ready: {} does not exist yet",
                 path.display()
             )
         })?;

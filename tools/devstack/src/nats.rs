@@ -3,14 +3,18 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 
-use crate::{Certificates, Logs, Process, Reaper, ports, process::Spec, tools};
+use crate::{
+    Certificates, Logs, Process, Reaper, ports,
+    process::{START_TIMEOUT, Spec},
+    tools,
+};
 
 /// What the server may store; as in deploy/nats/nats.conf.
 const STORE: &str = "10GB";
@@ -120,7 +124,8 @@ impl NatsServer {
         reaper: &Reaper,
     ) -> anyhow::Result<Self> {
         let mut process = Process::start(&spec, logs, reaper)?;
-        for _ in 0..600 {
+        let began = Instant::now();
+        while began.elapsed() < START_TIMEOUT {
             if let Some(status) = process.exit_status() {
                 bail!("nats-server ended with {status}; its log has the reason");
             }
@@ -135,7 +140,7 @@ impl NatsServer {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        bail!("nats-server did not answer within 12 s; its log may have the reason")
+        bail!("nats-server did not answer within {START_TIMEOUT:?}; its log may have the reason")
     }
 
     /// `nats://host:port`.

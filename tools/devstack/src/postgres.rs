@@ -2,14 +2,18 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection as _, PgConnection};
 
-use crate::{Certificates, Logs, Process, Reaper, certificates, ports, process::Spec, tools};
+use crate::{
+    Certificates, Logs, Process, Reaper, certificates, ports,
+    process::{START_TIMEOUT, Spec},
+    tools,
+};
 
 /// What a commit guarantees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +142,8 @@ impl Postgres {
     }
 
     async fn wait_until_it_answers(&mut self) -> anyhow::Result<()> {
-        for _ in 0..600 {
+        let began = Instant::now();
+        while began.elapsed() < START_TIMEOUT {
             if let Some(status) = self.process.exit_status() {
                 bail!("PostgreSQL ended with {status}; its log has the reason");
             }
@@ -147,7 +152,7 @@ impl Postgres {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        bail!("PostgreSQL did not answer within 30 s; its log may have the reason")
+        bail!("PostgreSQL did not answer within {START_TIMEOUT:?}; its log may have the reason")
     }
 }
 

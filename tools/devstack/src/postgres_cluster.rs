@@ -181,6 +181,10 @@ impl PostgresCluster {
         let directory = |index| self.directory.join(name(index)).join("data");
         let (from, to) = (directory(self.primary), directory(index));
         let mut primary = self.connect(self.primary).await?;
+        ensure!(
+            primary.server_version_num() >= Some(150_000),
+            "three servers need PostgreSQL 15 or later: 14 has no pg_backup_start"
+        );
         let begin = sqlx::query("SELECT pg_backup_start($1, fast => true)");
         begin.bind(name(index)).execute(&mut primary).await?;
         let copied = {

@@ -19,6 +19,9 @@ use crate::{Reaper, readiness};
 
 /// How long a process may take until it is ready. Migrations run in this time.
 const READY: Duration = Duration::from_secs(60);
+/// How long a server may take until it answers: one that was killed first reads what it has kept,
+/// gigabytes after a long load, and would begin again if it was killed meanwhile.
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a process may take to stop; services end within `bootstrap::shutdown::GRACE`.
 const STOP: Duration = Duration::from_secs(25);
 

@@ -19,7 +19,7 @@ pub struct Reaper(Arc<Mutex<ChildStdin>>);
 
 /// Reads `add PID SIGNAL`, `del PID` and `dir PATH`. At the end of the pipe it resumes what a test
 /// has paused, sends the signals, waits for up to three seconds, kills what is left and removes the
-/// directories.
+/// directories. A path may contain spaces.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
 pids=' '
@@ -27,7 +27,7 @@ while read -r what first second; do
     case "$what" in
         add) pids="$pids$first:$second " ;;
         del) pids=$(printf '%s' "$pids" | sed "s/ $first:[A-Z]* / /") ;;
-        dir) set -- "$@" "$first" ;;
+        dir) set -- "$@" "$first${second:+ $second}" ;;
     esac
 done
 for each in $pids; do
@@ -80,5 +80,31 @@ impl Reaper {
                 "the reaper has ended; processes and directories may be left behind"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::TemporaryDirectory;
+
+    #[test]
+    fn a_directory_with_a_space_in_its_path_is_removed_and_no_other() {
+        let reaper = Reaper::new().unwrap();
+        let directory = TemporaryDirectory::new(&reaper).unwrap();
+        let [neighbour, other] = ["my", "my directory"].map(|name| directory.path().join(name));
+        std::fs::create_dir(&neighbour).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        let second = Reaper::new().unwrap();
+        second.remove_at_end(&other);
+        drop(second);
+        let began = Instant::now();
+        while other.exists() {
+            assert!(began.elapsed() < Duration::from_secs(60), "it stays");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(neighbour.exists());
     }
 }

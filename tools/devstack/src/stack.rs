@@ -177,6 +177,7 @@ impl Stack {
     ) -> anyhow::Result<()> {
         let mut process = Process::start(&spec, &self.options.logs, &self.reaper)?;
         process.wait_until_ready(&admin).await?;
+        self.endpoints.pids.insert(spec.name.clone(), process.pid());
         self.replicas.push(Replica {
             service,
             spec,
@@ -255,6 +256,8 @@ impl Stack {
             if replica.process.exit_status().is_some() {
                 let (logs, reaper) = (&self.options.logs, &self.reaper);
                 replica.process = Process::start(&replica.spec, logs, reaper)?;
+                let (name, pid) = (replica.spec.name.clone(), replica.process.pid());
+                self.endpoints.pids.insert(name, pid);
                 restarted.push(replica.spec.name.clone());
             }
         }
@@ -270,7 +273,10 @@ impl Stack {
     /// Replaces what has ended in a highly available system, as an orchestrator does, and describes
     /// what was done.
     pub async fn heal(&mut self) -> anyhow::Result<Vec<String>> {
-        let mut done = self.cluster()?.heal().await?;
+        let cluster = self.cluster()?;
+        let mut done = cluster.heal().await?;
+        let pids: Vec<_> = cluster.pids().collect();
+        self.endpoints.pids.extend(pids);
         for process in self.restart_ended()? {
             done.push(format!("{process} had ended; it is restarted"));
         }
@@ -349,8 +355,14 @@ impl Stack {
         Ok(())
     }
 
-    /// The first service that has ended by itself, with its exit status.
+    /// The first process that has ended by itself, with its exit status if it is one of a service.
     pub fn ended(&mut self) -> Option<String> {
+        if self.postgres.as_mut().is_some_and(Postgres::has_ended) {
+            return Some("PostgreSQL has ended; its log has the reason".to_owned());
+        }
+        if self.nats.as_mut().is_some_and(NatsServer::has_ended) {
+            return Some("nats-server has ended; its log has the reason".to_owned());
+        }
         let running = self.running.iter_mut();
         let running = running.map(|(name, process)| (*name, process));
         let replicas = self.replicas.iter_mut();
@@ -358,7 +370,9 @@ impl Stack {
         let mut all = running.chain(replicas);
         all.find_map(|(name, process)| {
             let status = process.exit_status()?;
-            Some(format!("{name} ended with {status}"))
+            Some(format!(
+                "{name} ended with {status}; its last lines are above"
+            ))
         })
     }
 
@@ -489,7 +503,7 @@ async fn start(mut options: Options, reaper: Reaper) -> anyhow::Result<Stack> {
     let mut gateway = options.ports.get("gateway")?.api;
     if let Some(cluster) = &cluster {
         gateway = cluster.gateways.port();
-        pids.extend(cluster.nats.pids().chain(cluster.postgres.pids()));
+        pids.extend(cluster.pids());
     }
     let (databases, owners) = create_databases(&admin_url, &options).await?;
     let endpoints = Endpoints {

@@ -2,34 +2,39 @@
 
 use std::{
     fs::{File, TryLockError},
-    io::ErrorKind,
+    io::{ErrorKind, Read as _, Seek as _, Write as _},
     path::Path,
 };
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::postgres;
+use crate::{Endpoints, postgres};
 
-/// Held by the system that uses the directory.
-const LOCK: &str = "lock";
-/// What a system writes first: a directory that has one of these was made by a system.
-const MARKS: [&str; 2] = [LOCK, "nats.conf"];
+/// Held by the system that uses the directory; a system writes it first. It contains the kind of
+/// that system.
+const LOCK: &str = "sagacity.lock";
 
 /// Takes the directory for as long as the file is open; with `fresh` without what earlier systems
-/// have kept in it.
+/// have kept in it. `kind` names what the data belongs to: the ledger of the provider fits only the
+/// databases that it was written with.
 ///
 /// # Errors
-/// When another system uses the directory, or `fresh` would remove what no system has written.
-/// Nothing is removed then.
-pub fn claim(state: &Path, fresh: bool) -> anyhow::Result<File> {
+/// When another system uses the directory, when it has files that no system has written, and,
+/// without `fresh`, when it has those of a system of another kind. Nothing is removed then.
+pub fn claim(state: &Path, fresh: bool, kind: &str) -> anyhow::Result<File> {
     let shown = state.display();
     std::fs::create_dir_all(state).with_context(|| format!("create {shown}"))?;
+    let path = state.join(LOCK);
     let is_empty = std::fs::read_dir(state)?.next().is_none();
     ensure!(
-        !fresh || is_empty || MARKS.iter().any(|mark| state.join(mark).exists()),
-        "{shown} has other files: nothing is removed, choose another directory with --state"
+        is_empty || path.exists(),
+        "{shown} has files that are not of a system: choose another directory with --state"
     );
-    let lock = File::create(state.join(LOCK)).with_context(|| format!("create {shown}/{LOCK}"))?;
+    let mut options = File::options();
+    let lock = options.read(true).write(true).create(true).truncate(false);
+    let mut lock = lock
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -42,8 +47,27 @@ pub fn claim(state: &Path, fresh: bool) -> anyhow::Result<File> {
     }
     if fresh {
         wipe(state)?;
+    } else {
+        let mut before = String::new();
+        lock.read_to_string(&mut before)?;
+        ensure!(
+            before.is_empty() || before == kind,
+            "{shown} has the data of {before}, and this is {kind}: add --fresh to remove the data, \
+             or choose another directory with --state"
+        );
+        // Of a system that was killed.
+        Endpoints::remove(state);
     }
+    lock.set_len(0)?;
+    lock.rewind()?;
+    lock.write_all(kind.as_bytes())?;
     Ok(lock)
+}
+
+/// Whether a running system has the directory.
+pub(crate) fn is_claimed(state: &Path) -> bool {
+    let lock = File::open(state.join(LOCK));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Removes everything that a system keeps for `state`, but for the lock.
@@ -79,17 +103,25 @@ mod tests {
         let directory = TemporaryDirectory::new(&Reaper::new().unwrap()).unwrap();
         let (state, other) = (directory.path().join("state"), directory.path());
         let data = state.join("data");
-        let first = claim(&state, false).unwrap();
+        let first = claim(&state, false, "one kind").unwrap();
+        assert!(is_claimed(&state));
         std::fs::write(&data, "kept").unwrap();
-        let refused = claim(&state, true).unwrap_err().to_string();
+        let refused = claim(&state, true, "one kind").unwrap_err().to_string();
         assert!(refused.contains("a system that is running"), "{refused}");
-        assert!(data.exists());
         drop(first);
-        drop(claim(&state, true).unwrap());
+        assert!(!is_claimed(&state));
+        drop(claim(&state, false, "one kind").unwrap());
+        let refused = claim(&state, false, "another").unwrap_err().to_string();
+        assert!(refused.contains("has the data of one kind"), "{refused}");
+        assert!(data.exists());
+        drop(claim(&state, true, "another").unwrap());
         assert!(!data.exists());
+        drop(claim(&state, false, "another").unwrap());
 
-        let refused = claim(other, true).unwrap_err().to_string();
-        assert!(refused.contains("has other files"), "{refused}");
+        for fresh in [false, true] {
+            let refused = claim(other, fresh, "one kind").unwrap_err().to_string();
+            assert!(refused.contains("not of a system"), "{refused}");
+        }
         assert!(state.exists());
     }
 }

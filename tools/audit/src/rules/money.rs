@@ -111,6 +111,7 @@ mod tests {
     fn payment(status: &str) -> PaymentRow {
         PaymentRow {
             order_id: Uuid::nil(),
+            customer_id: Uuid::nil(),
             status: status.to_owned(),
             amount: Some(500),
             currency: Some("EUR".to_owned()),

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use client::Customer;
 use contracts::OrderId;
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Run;
@@ -64,7 +64,12 @@ async fn place(run: &Run, customer: &Customer) -> anyhow::Result<OrderId> {
             }
             Ok(response) => {
                 let status = response.status();
-                format!("{status} {}", response.text().await.unwrap_or_default())
+                let problem: Value = response.json().await.unwrap_or_default();
+                ensure!(
+                    !status.is_client_error() || problem["retry_safe"] == json!(true),
+                    "the gateway rejected an order: {status} {problem}"
+                );
+                format!("{status} {problem}")
             }
             Err(error) => format!("{error:#}"),
         };

@@ -22,6 +22,8 @@ pub(super) struct Sagas {
     pub(super) accepts: Vec<Sample>,
     /// From the response to the end of the saga, in the order of ends.
     pub(super) ends: Vec<Sample>,
+    /// When the last end was seen or looked up.
+    last_end: Option<Instant>,
     pub(super) confirmed: u64,
     pub(super) cancelled: u64,
     /// Of these, how many ends were not seen, because the broker was away or has forgotten them.
@@ -58,10 +60,11 @@ impl Sagas {
             .collect()
     }
 
-    /// Counts an end that was not seen. When it happened is not known.
-    pub(super) fn look_up(&mut self, order: OrderId, confirmed: bool) {
+    /// Counts an end that was not seen. When it happened is not known, only that it was before `at`.
+    pub(super) fn look_up(&mut self, order: OrderId, at: Instant, confirmed: bool) {
         if self.accepted.remove(&order).is_some() {
             self.looked_up += 1;
+            self.last_end = self.last_end.max(Some(at));
             self.count(confirmed);
         }
     }
@@ -78,6 +81,7 @@ impl Sagas {
         let latency = ended.saturating_duration_since(accepted);
         let at = ended.max(accepted);
         self.ends.push(Sample { at, latency });
+        self.last_end = self.last_end.max(Some(at));
         self.count(confirmed);
     }
 
@@ -94,9 +98,8 @@ impl Sagas {
     }
 
     pub(super) fn seconds_since(&self, began: Instant) -> f64 {
-        self.ends
-            .last()
-            .map_or(0.0, |last| last.at.duration_since(began).as_secs_f64())
+        self.last_end
+            .map_or(0.0, |last| last.duration_since(began).as_secs_f64())
     }
 }
 

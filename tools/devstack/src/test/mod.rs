@@ -5,10 +5,16 @@ mod program;
 mod service;
 mod wait;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs::DirEntry,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use futures::future::{BoxFuture, FutureExt as _};
+use parking_lot::Mutex;
 use sqlx::{PgPool, migrate::Migrator};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
@@ -23,6 +29,9 @@ use crate::{
     Certificates, Durability, Logs, NatsServer, Options, Ports, Postgres, Reaper, Stack,
     TemporaryDirectory, databases::Administrator, free_port, nats, programs, tools,
 };
+
+/// How long the logs of tests are kept.
+const KEEP_LOGS: Duration = Duration::from_secs(24 * 3600);
 
 /// What all tests of one binary share.
 struct Shared {
@@ -69,9 +78,32 @@ impl Shared {
     }
 }
 
+/// Where the logs with this name go. Those of an earlier process with the same id are removed, and
+/// all that are older than a day.
 fn logs(name: &str) -> Logs {
-    let directory = format!("{}-{name}", std::process::id());
-    Logs::Directory(tools::target_directory().join("test-logs").join(directory))
+    static USED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let all = tools::target_directory().join("test-logs");
+    let directory = all.join(format!("{}-{name}", std::process::id()));
+    let mut used = USED.lock();
+    if used.is_empty() {
+        remove_old(&all);
+    }
+    if used.insert(directory.clone()) {
+        let _not_there = std::fs::remove_dir_all(&directory);
+    }
+    Logs::Directory(directory)
+}
+
+fn remove_old(logs: &Path) {
+    let is_old = |entry: &DirEntry| {
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let age = modified.map(|modified| modified.elapsed().unwrap_or_default());
+        age.is_ok_and(|age| age > KEEP_LOGS)
+    };
+    let entries = std::fs::read_dir(logs).into_iter().flatten().flatten();
+    for entry in entries.filter(is_old) {
+        let _removed_by_another_test = std::fs::remove_dir_all(entry.path());
+    }
 }
 
 /// The URL of a new, empty database.
