@@ -10,6 +10,7 @@ mod grpc;
 mod kind;
 mod mailer;
 mod saga;
+mod smtp;
 mod store;
 
 use std::process::ExitCode;

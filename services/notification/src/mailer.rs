@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use bootstrap::shutdown;
 use lettre::{
-    AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor,
+    Message,
     message::{Mailbox, header::ContentType},
-    transport::smtp::{self, response::Category},
 };
 use messaging::{Lookback, backoff, in_time};
 use opentelemetry::{KeyValue, global, metrics::Counter};
@@ -24,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     kind::Kind,
+    smtp::SmtpServer,
     store::{self, Mail, Outcome},
 };
 
-/// Mails that are sent at the same time: as many as the client keeps connections.
+/// Mails that are sent at the same time.
 const CONCURRENCY: usize = 10;
 /// How often to look for mails that are due.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -40,11 +40,13 @@ const SLOWEST_RETRY: Duration = Duration::from_secs(3600);
 /// A mail that could not be sent by then is given up. With the delays above that is after about
 /// three days: the first ten attempts take an hour, the others are one to two hours apart.
 const LAST_ATTEMPT: u32 = 57;
+/// What is kept of a reason, in characters.
+const MAX_REASON: usize = 500;
 
 #[derive(Clone)]
 pub struct Mailer {
     pool: PgPool,
-    server: AsyncSmtpTransport<Tokio1Executor>,
+    server: SmtpServer,
     from: Mailbox,
     /// Domain of the customers' addresses.
     domain: String,
@@ -64,7 +66,6 @@ impl Mailer {
         let Some(url) = &config.smtp_url else {
             return Ok(None);
         };
-        let server = AsyncSmtpTransport::<Tokio1Executor>::from_url(url.expose_secret());
         let meter = global::meter("notification");
         let mails = meter
             .u64_counter("notification.mails")
@@ -72,7 +73,7 @@ impl Mailer {
             .with_unit("{mail}");
         Ok(Some(Self {
             pool,
-            server: server.context("SMTP_URL")?.build(),
+            server: SmtpServer::from_url(url.expose_secret()).context("SMTP_URL")?,
             from: config.mail_from.clone(),
             domain: config.mail_customer_domain.clone(),
             mails: mails.build(),
@@ -167,24 +168,15 @@ impl Mailer {
         // It would be composed the same way next time.
         let message = self.message(mail).context("compose the mail");
         let message = message.map_err(Failure::Permanent)?;
-        let Err(error) = self.server.send(message).await else {
+        let Err(error) = self.server.send(&message).await else {
             return Ok(());
         };
-        let is_refused = self.is_refused(&error).await;
+        let is_refused = self.server.has_refused_for_good(&error).await;
         let error = anyhow!(error).context("send the mail");
         Err(match is_refused {
             true => Failure::Permanent(error),
             false => Failure::Temporary(error),
         })
-    }
-
-    /// Whether the server refuses this very mail for good: 55z. A permanent code with another
-    /// second digit is about the session, a wrong password for example (RFC 5321, section 4.2.1),
-    /// and so is 554 instead of a greeting (section 3.1): that says nothing about the mail.
-    async fn is_refused(&self, error: &smtp::Error) -> bool {
-        let code = error.status().filter(|_| error.is_permanent());
-        code.is_some_and(|code| code.category == Category::MailSystem)
-            && self.server.test_connection().await.unwrap_or(false)
     }
 
     fn message(&self, mail: &Mail) -> anyhow::Result<Message> {
@@ -226,7 +218,10 @@ fn outcome(mail: &Mail, sent: Result<(), Failure>) -> Outcome {
             Outcome::Retry(delay)
         }
         Err(Failure::Temporary(error) | Failure::Permanent(error)) => {
+            // PostgreSQL stores no NUL, and no log should get a second line.
             let reason = format!("{error:#}");
+            let reason = reason.chars().filter(|letter| !letter.is_control());
+            let reason: String = reason.take(MAX_REASON).collect();
             tracing::warn!(order.id = %order, kind = ?mail.kind, attempts,
                 error = reason,
                 "a mail was given up and is not sent again; mail_given_up_reason keeps the reason, \
@@ -259,7 +254,7 @@ mod tests {
             pool: PgPoolOptions::new()
                 .connect_lazy("postgres://nowhere/nothing")
                 .unwrap(),
-            server: AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous("nowhere").build(),
+            server: SmtpServer::from_url("smtp://nowhere").unwrap(),
             from: "shop@sagacity.example".parse().unwrap(),
             domain: "two words".to_owned(),
             mails: global::meter("test").u64_counter("mails").build(),

@@ -113,6 +113,8 @@ enum Treatment {
     RefuseRecipient(&'static str),
     /// Refuses the mail itself with this answer, when it has all of it.
     RefuseMail(&'static str),
+    /// Has all of the mail, and accepts it when the test says so.
+    AcceptLate,
     /// Does not answer until the test lets it.
     Hold,
 }
@@ -189,7 +191,9 @@ impl MailServer {
                             let _test_ended = released.wait_for(|released| *released).await;
                             "250 fine"
                         }
-                        Treatment::Accept | Treatment::RefuseMail(_) => "250 fine",
+                        Treatment::Accept | Treatment::RefuseMail(_) | Treatment::AcceptLate => {
+                            "250 fine"
+                        }
                     }
                 }
                 Some("DATA") if self.busy.swap(false, Ordering::Relaxed) => "451 try again later",
@@ -199,6 +203,10 @@ impl MailServer {
                     while let Some(line) = lines.next_line().await?.filter(|line| line != ".") {
                         mail.push_str(&line);
                         mail.push('\n');
+                    }
+                    if let Treatment::AcceptLate = treatment {
+                        let mut released = self.released.subscribe();
+                        let _test_ended = released.wait_for(|released| *released).await;
                     }
                     if let Treatment::RefuseMail(answer) = treatment {
                         answer
@@ -381,6 +389,52 @@ async fn the_service_ends_in_time_while_mail_server_and_database_are_silent() {
     assert_eq!(service.wait().await.unwrap().code(), Some(0));
 }
 
+/// A reply that comes when nobody waits for it any more must not count as the reply to another mail.
+#[tokio::test]
+async fn a_mail_that_is_accepted_late_decides_over_no_other() {
+    let Mailing {
+        service: _service,
+        mail_server,
+        mut kept,
+        database,
+        jetstream,
+        installation: _installation,
+    } = Mailing::start().await;
+    mail_server.busy.store(false, Ordering::Relaxed);
+    let (late, refused) = (CustomerId::new(), CustomerId::new());
+    mail_server.treat(late, Treatment::AcceptLate);
+    mail_server.treat(refused, Treatment::RefuseMail("451 come back later"));
+    let order = OrderId::new();
+    publish_event(&jetstream, order, confirmed(order, late)).await;
+    test::eventually("the service has given up waiting", async || {
+        let retried = "SELECT count(*) FROM notifications
+            WHERE mail_attempts > 0 AND mail_due_at < now() + interval '15 seconds'
+                AND created_at < now() - interval '5 seconds'";
+        let retried = sqlx::query_scalar::<_, i64>(retried);
+        retried.fetch_one(&database).await.unwrap() == 1
+    })
+    .await;
+    mail_server.treat(late, Treatment::Accept);
+    mail_server.released.send_replace(true);
+    let mut next = async || {
+        let next = tokio::time::timeout(test::TIMEOUT, kept.recv()).await;
+        next.unwrap().unwrap()
+    };
+    // The first one too late, the second one in time.
+    for _ in 0..2 {
+        assert!(next().await.contains(&order.to_string()));
+    }
+
+    let order = OrderId::new();
+    publish_event(&jetstream, order, confirmed(order, refused)).await;
+    test::eventually("it is refused twice", async || {
+        mail_server.attempts(refused) == 2
+    })
+    .await;
+    mail_server.treat(refused, Treatment::Accept);
+    assert!(next().await.contains(&order.to_string()));
+}
+
 /// The customers whose mails were given up, with attempts and reason, ordered by reason.
 async fn given_up(database: &PgPool) -> Vec<(CustomerId, i32, String)> {
     let given_up = "SELECT customer_id, mail_attempts, mail_given_up_reason FROM notifications
@@ -413,10 +467,12 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
     } = Mailing::start().await;
     let treated = [
         Treatment::RefuseRecipient("550 no such mailbox"),
-        Treatment::RefuseMail("554 spam"),
+        // PostgreSQL stores no NUL.
+        Treatment::RefuseMail("554 \0spam"),
         Treatment::RefuseRecipient("451 come back later"),
         Treatment::RefuseRecipient("451 never in the mood"),
         Treatment::RefuseRecipient("535 who are you"),
+        Treatment::RefuseRecipient("554 5.7.1 nothing is relayed for you"),
         Treatment::Hold,
     ]
     .map(|treatment| {
@@ -424,7 +480,7 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
         mail_server.treat(customer, treatment);
         customer
     });
-    let [unknown, spam, greylisted, moody, stranger, held] = treated;
+    let [unknown, spam, greylisted, moody, stranger, outsider, held] = treated;
     let others: Vec<_> = (0..20).map(|_| CustomerId::new()).collect();
     for customer in treated.iter().chain(&others) {
         let order = OrderId::new();
@@ -456,7 +512,7 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
     // What is refused for now, or because of the session, is tried again.
     test::eventually("other refusals are tried again", async || {
         let again = |customer| mail_server.attempts(customer) > 1;
-        [greylisted, moody, stranger].into_iter().all(again)
+        [greylisted, moody, stranger, outsider].into_iter().all(again)
     })
     .await;
     mail_server.treat(greylisted, Treatment::Accept);

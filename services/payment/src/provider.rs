@@ -267,9 +267,8 @@ fn classify(status: StatusCode, is_replayed: bool, error: ApiError) -> CallError
     let reason = format!("{status}: {error}");
     match (status, error.r#type.as_str()) {
         // The card is declined, or the request is wrong.
-        (StatusCode::PAYMENT_REQUIRED, _)
-        | (
-            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND,
+        (
+            StatusCode::BAD_REQUEST | StatusCode::PAYMENT_REQUIRED | StatusCode::NOT_FOUND,
             "invalid_request_error" | "card_error",
         ) => CallError::Rejected(error),
         (StatusCode::BAD_REQUEST, "idempotency_error") => CallError::OtherBody(reason),
