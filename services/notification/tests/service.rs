@@ -512,7 +512,9 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
     // What is refused for now, or because of the session, is tried again.
     test::eventually("other refusals are tried again", async || {
         let again = |customer| mail_server.attempts(customer) > 1;
-        [greylisted, moody, stranger, outsider].into_iter().all(again)
+        [greylisted, moody, stranger, outsider]
+            .into_iter()
+            .all(again)
     })
     .await;
     mail_server.treat(greylisted, Treatment::Accept);

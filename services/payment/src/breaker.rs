@@ -1,4 +1,7 @@
 //! A circuit breaker: after failures in a row it stops calls for a while, then lets one through.
+//!
+//! Charges and refunds have one each: a key without the right to refund, for example, stops no
+//! charge.
 
 use std::time::{Duration, Instant};
 
@@ -9,8 +12,12 @@ const THRESHOLD: u32 = 10;
 /// How long it stays open.
 const COOL_DOWN: Duration = Duration::from_secs(3);
 
-#[derive(Debug, Default)]
-pub struct Breaker(Mutex<State>);
+#[derive(Debug)]
+pub struct Breaker {
+    /// What it stops, for the log.
+    calls: &'static str,
+    state: Mutex<State>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -19,10 +26,17 @@ struct State {
 }
 
 impl Breaker {
+    pub fn new(calls: &'static str) -> Self {
+        Self {
+            calls,
+            state: Mutex::default(),
+        }
+    }
+
     /// How many calls may be made now, at most `max`: none while the circuit is open, one after
     /// each cool-down.
     pub fn admits(&self, max: usize) -> usize {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let now = Instant::now();
         match state.open_until {
             None => max,
@@ -36,10 +50,13 @@ impl Breaker {
 
     /// Records a call. `ok`: any response that is not an outage; a declined card is one.
     pub fn record(&self, ok: bool) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if ok {
             if state.open_until.is_some() {
-                tracing::info!("the provider responds again; the circuit is closed");
+                tracing::info!(
+                    calls = self.calls,
+                    "the provider responds again; the circuit is closed"
+                );
             }
             *state = State::default();
             return;
@@ -48,8 +65,9 @@ impl Breaker {
         if state.failures >= THRESHOLD {
             if state.open_until.is_none() {
                 tracing::warn!(
+                    calls = self.calls,
                     failures = state.failures,
-                    "the provider keeps failing; the circuit is open, payments wait for {COOL_DOWN:?}"
+                    "the provider keeps failing; the circuit is open, calls wait for {COOL_DOWN:?}"
                 );
             }
             state.open_until = Instant::now().checked_add(COOL_DOWN);
@@ -63,14 +81,14 @@ mod tests {
 
     #[test]
     fn the_circuit_opens_after_failures_in_a_row_probes_once_and_closes() {
-        let breaker = Breaker::default();
+        let breaker = Breaker::new("charges");
         for _ in 1..THRESHOLD {
             breaker.record(false);
         }
         assert_eq!(breaker.admits(64), 64);
         breaker.record(false);
         assert_eq!(breaker.admits(64), 0);
-        breaker.0.lock().open_until = Some(Instant::now());
+        breaker.state.lock().open_until = Some(Instant::now());
         assert_eq!(breaker.admits(64), 1);
         assert_eq!(breaker.admits(64), 0, "the call that was let through lasts");
         breaker.record(true);

@@ -33,7 +33,9 @@ pub struct Provider {
     client: reqwest::Client,
     url: String,
     key: SecretString,
-    pub breaker: Arc<Breaker>,
+    /// For charges, and for refunds.
+    pub charges: Arc<Breaker>,
+    pub refunds: Arc<Breaker>,
 }
 
 /// The outcome of a call.
@@ -133,7 +135,8 @@ impl Provider {
             client,
             url: url.trim_end_matches('/').to_owned(),
             key,
-            breaker: Arc::default(),
+            charges: Arc::new(Breaker::new("charges")),
+            refunds: Arc::new(Breaker::new("refunds")),
         })
     }
 
@@ -144,7 +147,7 @@ impl Provider {
             .header("idempotency-key", key)
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(body);
-        let response = self.call(request).await?;
+        let response = self.call(request, &self.charges).await?;
         // A proxy may have answered, while the API is still at work.
         let intent: Intent = parse(&response).map_err(|error| CallError::Unknown {
             reason: error.to_string(),
@@ -155,7 +158,7 @@ impl Provider {
         }
         // The stored response of our key never changes; only the intent itself does.
         let url = format!("{}/v1/payment_intents/{}", self.url, intent.id);
-        let current = self.call(self.client.get(url)).await;
+        let current = self.call(self.client.get(url), &self.charges).await;
         parse(&current.map_err(|error| match error {
             // This read was rejected, not the charge.
             CallError::Rejected(error) => over(error),
@@ -179,7 +182,8 @@ impl Provider {
         loop {
             let mut query = vec![("limit", PAGE)];
             query.extend(cursor.as_deref().map(|cursor| ("starting_after", cursor)));
-            let response = self.list("/v1/payment_intents", &query).await?;
+            let response = self.list("/v1/payment_intents", &query, &self.charges);
+            let response = response.await?;
             let page: List<Intent> = parse(&response)?;
             let oldest = match (oldest, response.sent_at) {
                 (Some(oldest), _) => oldest,
@@ -204,31 +208,41 @@ impl Provider {
         let request = self.client.post(format!("{}/v1/refunds", self.url));
         let request = request.header("idempotency-key", key);
         let form = [("payment_intent", intent)];
-        parse(&self.call(request.form(&form)).await?)
+        parse(&self.call(request.form(&form), &self.refunds).await?)
     }
 
     /// A refund as it is now.
     pub async fn get_refund(&self, id: &str) -> Result<Refund, CallError> {
         let url = format!("{}/v1/refunds/{id}", self.url);
-        parse(&self.call(self.client.get(url)).await?)
+        parse(&self.call(self.client.get(url), &self.refunds).await?)
     }
 
     /// The refunds of a charge.
     pub async fn find_refunds(&self, intent: &str) -> Result<Vec<Refund>, CallError> {
         let query = [("payment_intent", intent), ("limit", PAGE)];
-        let list: List<Refund> = parse(&self.list("/v1/refunds", &query).await?)?;
+        let list = self.list("/v1/refunds", &query, &self.refunds).await?;
+        let list: List<Refund> = parse(&list)?;
         Ok(list.data)
     }
 
-    async fn list(&self, path: &str, query: &[(&str, &str)]) -> Result<Response, CallError> {
+    async fn list(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        breaker: &Breaker,
+    ) -> Result<Response, CallError> {
         let url = Url::parse_with_params(&format!("{}{path}", self.url), query);
-        self.call(self.client.get(url.map_err(over)?)).await
+        self.call(self.client.get(url.map_err(over)?), breaker)
+            .await
     }
 
-    async fn call(&self, request: RequestBuilder) -> Result<Response, CallError> {
+    async fn call(
+        &self,
+        request: RequestBuilder,
+        breaker: &Breaker,
+    ) -> Result<Response, CallError> {
         let result = self.send(request).await;
-        self.breaker
-            .record(!matches!(result, Err(CallError::Unknown { .. })));
+        breaker.record(!matches!(result, Err(CallError::Unknown { .. })));
         result
     }
 

@@ -94,6 +94,14 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
     row.map(Row::read).transpose()
 }
 
+/// For how many calls there is room; a charge waits for the refunds that are leased before it.
+#[derive(Clone, Copy)]
+pub struct Room {
+    pub all: usize,
+    pub refunds: usize,
+    pub charges: usize,
+}
+
 /// Leases up to `limit` payments that are due, refunds first: customers do not wait for their money
 /// behind a backlog of charges. Counts the attempt, and keeps other workers off for `lease`.
 /// Committed before the call to the provider: a payment without attempts is unknown there.
@@ -104,7 +112,7 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
 /// Reads payments that became due at most `reach` ago: see [`Lookback`](messaging::Lookback).
 pub async fn lease(
     connection: &mut PgConnection,
-    limit: i64,
+    room: Room,
     lease: Duration,
     reach: Duration,
 ) -> sqlx::Result<Vec<Leased>> {
@@ -114,12 +122,12 @@ pub async fn lease(
         WITH refunds AS MATERIALIZED (
             SELECT order_id FROM payments
             WHERE status = 'refunding' AND due_at <= now() AND due_at > now() - make_interval(secs => $3)
-            ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+            ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED),
         charges AS MATERIALIZED (
             SELECT order_id FROM payments
             WHERE status = 'pending' AND due_at <= now() AND due_at > now() - make_interval(secs => $3)
               AND (attempts > 0 OR deadline IS NULL OR deadline > now())
-            ORDER BY due_at LIMIT $1 - (SELECT count(*) FROM refunds) FOR UPDATE SKIP LOCKED)
+            ORDER BY due_at LIMIT least($5, $1 - (SELECT count(*) FROM refunds)) FOR UPDATE SKIP LOCKED)
         UPDATE payments SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
         WHERE order_id IN (SELECT order_id FROM refunds UNION ALL SELECT order_id FROM charges)
         RETURNING order_id, payment_id, customer_id, status, amount, currency, method,
@@ -127,9 +135,11 @@ pub async fn lease(
                   charge_correlation_id, charge_causation_id, charge_traceparent,
                   cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, answered, key_number,
                   refund_id, reference, failure_code, updated_at, created_at, now() AS "now!" "#,
-        limit,
+        room.all as i64,
         lease.as_secs_f64(),
-        reach.as_secs_f64()
+        reach.as_secs_f64(),
+        room.refunds as i64,
+        room.charges as i64
     )
     .fetch_all(connection)
     .await?;

@@ -29,7 +29,7 @@ use crate::{
     domain::{Call, Command, Payment, Status},
     provider::{CALL_TIMEOUT, Provider, ProviderOutcome},
     refund,
-    store::{self, Leased, NextCall},
+    store::{self, Leased, NextCall, Room},
 };
 
 /// Most calls in flight. Bounds what a slow provider can hold in memory.
@@ -194,8 +194,12 @@ impl Worker {
     /// Leases due payments and starts their calls; returns whether to look again at once.
     async fn lease(&self, calls: &mut InFlight, lookback: &mut Lookback) -> bool {
         let free = MAX_CALLS.saturating_sub(calls.tasks.len());
-        let room = self.provider.breaker.admits(free);
-        if room == 0 {
+        let room = Room {
+            all: free,
+            refunds: self.provider.refunds.admits(free),
+            charges: self.provider.charges.admits(free),
+        };
+        if room.refunds == 0 && room.charges == 0 {
             return false;
         }
         let since = Instant::now();
@@ -211,10 +215,14 @@ impl Worker {
                 return false;
             }
         };
-        let may_be_more = leased.len() == room;
-        if !may_be_more {
+        let is_refund = |leased: &&Leased| leased.payment.status == Status::Refunding;
+        let refunds = leased.iter().filter(is_refund).count();
+        let charges = leased.len() - refunds;
+        let found_all = refunds < room.refunds && charges < room.charges.min(free - refunds);
+        if found_all {
             lookback.found_all(reach);
         }
+        let may_be_more = !found_all && !leased.is_empty();
         for leased in leased {
             calls.spawn(self.provider.clone(), leased, since);
         }
@@ -223,9 +231,9 @@ impl Worker {
 
     /// Committed before the calls: `attempts` counts calls that may have reached the provider, and
     /// a body that is sent is stored.
-    async fn lease_up_to(&self, room: usize, reach: Duration) -> anyhow::Result<Vec<Leased>> {
+    async fn lease_up_to(&self, room: Room, reach: Duration) -> anyhow::Result<Vec<Leased>> {
         let mut connection = self.connection.take().await.context("connect")?;
-        let leased = store::lease(&mut connection, room as i64, LEASE, reach).await?;
+        let leased = store::lease(&mut connection, room, LEASE, reach).await?;
         // Only payments that a replica of the version before this one has written lack a body.
         let without = leased.iter().map(|leased| &leased.payment);
         let bodies: Vec<_> = without.filter_map(charge::missing_body).collect();

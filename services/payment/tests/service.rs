@@ -641,6 +641,35 @@ async fn a_refund_that_was_answered_with_a_500_is_found_or_made_again() {
     fixture.assert_refunded_once(order).await;
 }
 
+/// A key that may charge and not refund, for example.
+#[tokio::test]
+async fn refunds_that_fail_stop_no_charge() {
+    let fixture = Fixture::new().await;
+    let _payment = fixture.start().await;
+    let mut cancelled = Vec::new();
+    for _ in 0..30 {
+        let fault = json!({ "unavailable_rate": 1.0 });
+        cancelled.push(fixture.cancelled_order(fault).await);
+    }
+    let failed = "SELECT sum(attempts) FROM payments WHERE status = 'refunding'";
+    eventually("the circuit of refunds is open", async || {
+        let failed = sqlx::query_scalar::<_, Option<i64>>(failed);
+        let failed = failed.fetch_one(&fixture.database).await.unwrap();
+        failed.unwrap_or_default() > 40
+    })
+    .await;
+    // All are due: one of them is the call that the circuit lets through.
+    let due = "UPDATE payments SET due_at = now() - interval '1 second' WHERE status = 'refunding'";
+    sqlx::query(due).execute(&fixture.database).await.unwrap();
+    let order = fixture.publish_order().await;
+    fixture.assert_charged_once(order).await;
+    assert_ne!(fixture.status(cancelled[0]).await.0, "refunded");
+    fixture.inject_at("refund", json!({})).await;
+    for order in cancelled {
+        fixture.assert_refunded_once(order).await;
+    }
+}
+
 /// The method and the request of a payment.
 async fn stored(fixture: &Fixture, order: OrderId) -> (Option<String>, Option<String>) {
     let stored = sqlx::query_as("SELECT method, request FROM payments WHERE order_id = $1");
