@@ -28,6 +28,8 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct SmtpServer {
     host: String,
     port: u16,
+    /// How this client introduces itself.
+    name: ClientId,
     encryption: Encryption,
     credentials: Option<Credentials>,
 }
@@ -45,7 +47,8 @@ enum Encryption {
 
 impl SmtpServer {
     /// The server at `smtp://host`, `smtp://host?tls=required`, `smtp://host?tls=opportunistic` or
-    /// `smtps://host`, with `user:password@` if it asks for them.
+    /// `smtps://host`, with `user:password@` if it asks for them. The path is the name of this client
+    /// in EHLO.
     ///
     /// # Errors
     /// When it is another URL.
@@ -58,7 +61,7 @@ impl SmtpServer {
             ("smtp", None) => (25, Encryption::None),
             ("smtp", Some("opportunistic")) => (587, Encryption::Opportunistic(parameters()?)),
             ("smtp", Some("required")) => (587, Encryption::Required(parameters()?)),
-            ("smtps", None) => (465, Encryption::Implicit(parameters()?)),
+            ("smtps", _) => (465, Encryption::Implicit(parameters()?)),
             _ => bail!("expected smtp or smtps, and tls=required or tls=opportunistic with smtp"),
         };
         let decode = |text| percent_decode_str(text).decode_utf8().map(String::from);
@@ -66,8 +69,13 @@ impl SmtpServer {
             Some(password) => Some(Credentials::new(decode(url.username())?, decode(password)?)),
             None => None,
         };
+        let name = match url.path().trim_matches('/') {
+            "" => ClientId::default(),
+            name => ClientId::Domain(name.to_owned()),
+        };
         Ok(Self {
             host,
+            name,
             port: url.port().unwrap_or(port),
             encryption,
             credentials,
@@ -105,18 +113,18 @@ impl SmtpServer {
     }
 
     async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
-        let name = ClientId::default();
+        let name = &self.name;
         let implicit = match &self.encryption {
             Encryption::Implicit(parameters) => Some(parameters.clone()),
             _ => None,
         };
         let address = (&*self.host, self.port);
-        let connection = AsyncSmtpConnection::connect_tokio1(address, None, &name, implicit, None);
+        let connection = AsyncSmtpConnection::connect_tokio1(address, None, name, implicit, None);
         let mut connection = connection.await?;
         match &self.encryption {
             Encryption::Opportunistic(_) if !connection.can_starttls() => {}
             Encryption::Opportunistic(parameters) | Encryption::Required(parameters) => {
-                connection.starttls(parameters.clone(), &name).await?;
+                connection.starttls(parameters.clone(), name).await?;
             }
             Encryption::None | Encryption::Implicit(_) => {}
         }
@@ -148,7 +156,11 @@ mod tests {
         assert!(matches!(implicit.encryption, Encryption::Implicit(_)));
         let expected = Credentials::new("user@shop".to_owned(), "p/w".to_owned());
         assert_eq!(implicit.credentials, Some(expected));
-        let required = server("smtp://mail?tls=required");
+        let required = server("smtp://mail/shop.example.com?tls=required");
+        assert_eq!(
+            required.name,
+            ClientId::Domain("shop.example.com".to_owned())
+        );
         assert!(matches!(required.encryption, Encryption::Required(_)));
         for wrong in [
             "http://mail",

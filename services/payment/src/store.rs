@@ -94,6 +94,13 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
     row.map(Row::read).transpose()
 }
 
+/// How far back to read: see [`Lookback`](messaging::Lookback).
+#[derive(Clone, Copy)]
+pub struct Reach {
+    pub refunds: Duration,
+    pub charges: Duration,
+}
+
 /// For how many calls there is room; a charge waits for the refunds that are leased before it.
 #[derive(Clone, Copy)]
 pub struct Room {
@@ -109,12 +116,12 @@ pub struct Room {
 /// A charge whose deadline has passed is leased only when the provider may know of it already: its
 /// outcome must be found out. Otherwise it waits for the cancellation.
 ///
-/// Reads payments that became due at most `reach` ago: see [`Lookback`](messaging::Lookback).
+/// Reads payments that became due at most `reach` ago.
 pub async fn lease(
     connection: &mut PgConnection,
     room: Room,
     lease: Duration,
-    reach: Duration,
+    reach: Reach,
 ) -> sqlx::Result<Vec<Leased>> {
     let rows = sqlx::query_as!(
         Row,
@@ -125,7 +132,7 @@ pub async fn lease(
             ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED),
         charges AS MATERIALIZED (
             SELECT order_id FROM payments
-            WHERE status = 'pending' AND due_at <= now() AND due_at > now() - make_interval(secs => $3)
+            WHERE status = 'pending' AND due_at <= now() AND due_at > now() - make_interval(secs => $6)
               AND (attempts > 0 OR deadline IS NULL OR deadline > now())
             ORDER BY due_at LIMIT least($5, $1 - (SELECT count(*) FROM refunds)) FOR UPDATE SKIP LOCKED)
         UPDATE payments SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
@@ -137,9 +144,10 @@ pub async fn lease(
                   refund_id, reference, failure_code, updated_at, created_at, now() AS "now!" "#,
         room.all as i64,
         lease.as_secs_f64(),
-        reach.as_secs_f64(),
+        reach.refunds.as_secs_f64(),
         room.refunds as i64,
-        room.charges as i64
+        room.charges as i64,
+        reach.charges.as_secs_f64()
     )
     .fetch_all(connection)
     .await?;

@@ -29,7 +29,7 @@ use crate::{
     domain::{Call, Command, Payment, Status},
     provider::{CALL_TIMEOUT, Provider, ProviderOutcome},
     refund,
-    store::{self, Leased, NextCall, Room},
+    store::{self, Leased, NextCall, Reach, Room},
 };
 
 /// Most calls in flight. Bounds what a slow provider can hold in memory.
@@ -47,6 +47,13 @@ const SLOWEST_RETRY: Duration = Duration::from_secs(30);
 const SLOWEST_REFUND: Duration = Duration::from_secs(600);
 /// Refunds that failed one after the other before somebody has to look.
 const FAILED_REFUNDS: i32 = 5;
+
+/// While the circuit of one kind is open, the other one is looked at as usual.
+#[derive(Default)]
+struct Lookbacks {
+    refunds: Lookback,
+    charges: Lookback,
+}
 
 /// The worker of one process; any number of replicas may run.
 pub struct Worker {
@@ -141,7 +148,7 @@ impl Worker {
         let mut calls = InFlight::default();
         let mut renewals = ticks(RENEW_INTERVAL);
         let mut polls = ticks(POLL_INTERVAL);
-        let mut lookback = Lookback::default();
+        let mut lookback = Lookbacks::default();
         let mut may_be_due = true;
         while !stopping.is_cancelled() {
             // What is due while every place is taken waits for one.
@@ -192,7 +199,7 @@ impl Worker {
     }
 
     /// Leases due payments and starts their calls; returns whether to look again at once.
-    async fn lease(&self, calls: &mut InFlight, lookback: &mut Lookback) -> bool {
+    async fn lease(&self, calls: &mut InFlight, lookback: &mut Lookbacks) -> bool {
         let free = MAX_CALLS.saturating_sub(calls.tasks.len());
         let room = Room {
             all: free,
@@ -203,7 +210,10 @@ impl Worker {
             return false;
         }
         let since = Instant::now();
-        let reach = lookback.reach();
+        let reach = Reach {
+            refunds: lookback.refunds.reach(),
+            charges: lookback.charges.reach(),
+        };
         let leased = match messaging::in_time(self.lease_up_to(room, reach)).await {
             Ok(leased) => leased,
             Err(error) => {
@@ -211,18 +221,23 @@ impl Worker {
                     error = format!("{error:#}"),
                     "payments cannot be leased; the worker retries in {POLL_INTERVAL:?}"
                 );
-                *lookback = Lookback::default();
+                *lookback = Lookbacks::default();
                 return false;
             }
         };
         let is_refund = |leased: &&Leased| leased.payment.status == Status::Refunding;
         let refunds = leased.iter().filter(is_refund).count();
         let charges = leased.len() - refunds;
-        let found_all = refunds < room.refunds && charges < room.charges.min(free - refunds);
-        if found_all {
-            lookback.found_all(reach);
+        let room_for_charges = room.charges.min(free - refunds);
+        if refunds < room.refunds {
+            lookback.refunds.found_all(reach.refunds);
         }
-        let may_be_more = !found_all && !leased.is_empty();
+        if charges < room_for_charges {
+            lookback.charges.found_all(reach.charges);
+        }
+        // Of a kind without room none is leased now, however many are due.
+        let may_be_more = (refunds > 0 && refunds == room.refunds)
+            || (charges > 0 && charges == room_for_charges);
         for leased in leased {
             calls.spawn(self.provider.clone(), leased, since);
         }
@@ -231,7 +246,7 @@ impl Worker {
 
     /// Committed before the calls: `attempts` counts calls that may have reached the provider, and
     /// a body that is sent is stored.
-    async fn lease_up_to(&self, room: Room, reach: Duration) -> anyhow::Result<Vec<Leased>> {
+    async fn lease_up_to(&self, room: Room, reach: Reach) -> anyhow::Result<Vec<Leased>> {
         let mut connection = self.connection.take().await.context("connect")?;
         let leased = store::lease(&mut connection, room, LEASE, reach).await?;
         // Only payments that a replica of the version before this one has written lack a body.

@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
@@ -18,6 +19,8 @@ use crate::{
 };
 
 const SERVERS: usize = 3;
+/// How long a server may take until it answers.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running cluster. Dropping it kills every server.
 #[derive(Debug)]
@@ -170,7 +173,10 @@ impl PostgresCluster {
             logs,
             reaper,
         );
-        self.servers[index] = Some(start.await?);
+        // A standby whose primary is lost meanwhile never answers.
+        let started = tokio::time::timeout(START_TIMEOUT, start).await;
+        let started = started.with_context(|| format!("{} does not answer", name(index)))?;
+        self.servers[index] = Some(started?);
         Ok(())
     }
 
