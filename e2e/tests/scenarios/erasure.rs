@@ -113,6 +113,7 @@ pub async fn a_customer_is_not_erased_while_something_is_under_way(harness: &Har
 /// Runs `sagacity erase`; returns whether it succeeded, and what it said.
 async fn erase(shop: &Shop, arguments: &[&str]) -> anyhow::Result<(bool, String)> {
     let state = TemporaryDirectory::new(&Reaper::new()?)?;
+    let _in_use = devstack::state::claim(state.path(), false, "a system")?;
     shop.endpoints().write(state.path())?;
     let mut command = Command::new(programs().await?.join("sagacity"));
     command
