@@ -47,8 +47,8 @@ enum Encryption {
 
 impl SmtpServer {
     /// The server at `smtp://host`, `smtp://host?tls=required`, `smtp://host?tls=opportunistic` or
-    /// `smtps://host`, with `user:password@` if it asks for them. The path is the name of this client
-    /// in EHLO.
+    /// `smtps://host`, with `user:password@` if it asks for them. The path is the name of this
+    /// client in EHLO.
     ///
     /// # Errors
     /// When it is another URL.

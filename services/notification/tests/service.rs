@@ -113,7 +113,7 @@ enum Treatment {
     RefuseRecipient(&'static str),
     /// Refuses the mail itself with this answer, when it has all of it.
     RefuseMail(&'static str),
-    /// Has all of the mail, and accepts it when the test says so.
+    /// Receives the whole mail, and accepts it when the test lets it.
     AcceptLate,
     /// Does not answer until the test lets it.
     Hold,
@@ -389,7 +389,13 @@ async fn the_service_ends_in_time_while_mail_server_and_database_are_silent() {
     assert_eq!(service.wait().await.unwrap().code(), Some(0));
 }
 
-/// A reply that comes when nobody waits for it any more must not count as the reply to another mail.
+/// The next mail that the server accepts.
+async fn next_mail(kept: &mut mpsc::UnboundedReceiver<String>) -> String {
+    let next = tokio::time::timeout(test::TIMEOUT, kept.recv()).await;
+    next.unwrap().unwrap()
+}
+
+/// A reply that comes when nobody waits for it any more does not count for another mail.
 #[tokio::test]
 async fn a_mail_that_is_accepted_late_decides_over_no_other() {
     let Mailing {
@@ -416,13 +422,9 @@ async fn a_mail_that_is_accepted_late_decides_over_no_other() {
     .await;
     mail_server.treat(late, Treatment::Accept);
     mail_server.released.send_replace(true);
-    let mut next = async || {
-        let next = tokio::time::timeout(test::TIMEOUT, kept.recv()).await;
-        next.unwrap().unwrap()
-    };
     // The first one too late, the second one in time.
     for _ in 0..2 {
-        assert!(next().await.contains(&order.to_string()));
+        assert!(next_mail(&mut kept).await.contains(&order.to_string()));
     }
 
     let order = OrderId::new();
@@ -432,7 +434,7 @@ async fn a_mail_that_is_accepted_late_decides_over_no_other() {
     })
     .await;
     mail_server.treat(refused, Treatment::Accept);
-    assert!(next().await.contains(&order.to_string()));
+    assert!(next_mail(&mut kept).await.contains(&order.to_string()));
 }
 
 /// The customers whose mails were given up, with attempts and reason, ordered by reason.
@@ -624,15 +626,11 @@ async fn a_mail_about_a_cancellation_waits_for_one_about_the_confirmation_that_i
     }
 
     mail_server.released.send_replace(true);
-    let mut next = async || {
-        let next = tokio::time::timeout(test::TIMEOUT, kept.recv()).await;
-        next.unwrap().unwrap()
-    };
-    let mail = next().await;
+    let mail = next_mail(&mut kept).await;
     assert!(mail.contains("confirmed"), "{mail}");
     let due = "UPDATE notifications SET mail_due_at = now() WHERE kind = 'order_cancelled'";
     sqlx::query(due).execute(&database).await.unwrap();
-    let mail = next().await;
+    let mail = next_mail(&mut kept).await;
     assert!(mail.contains("cancelled"), "{mail}");
 }
 

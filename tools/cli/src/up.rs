@@ -164,8 +164,8 @@ impl Up {
     }
 }
 
-/// Waits until a process ends that is not replaced, and returns what happened. In a highly available
-/// system all are replaced; a failure to do so may pass.
+/// Waits until a process ends that is not replaced, and returns what happened. In a highly
+/// available system all are replaced; a failure to do so may pass.
 async fn watch(stack: &mut Stack, state: &Path) -> String {
     let mut ticks = tokio::time::interval(Duration::from_millis(500));
     let mut failing_since = None;

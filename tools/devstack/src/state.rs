@@ -31,8 +31,8 @@ pub fn claim(state: &Path, fresh: bool, kind: &str) -> anyhow::Result<File> {
     let is_empty = std::fs::read_dir(state)?.next().is_none();
     ensure!(
         is_empty || path.exists(),
-        "{shown} has files that are not of a system: remove it yourself if you do not need them, or \
-         choose another directory with --state"
+        "{shown} has files that are not of a system: remove it yourself if you do not need them, \
+         or choose another directory with --state"
     );
     let mut options = File::options();
     let lock = options.read(true).write(true).create(true).truncate(false);

@@ -60,7 +60,7 @@ impl Sagas {
             .collect()
     }
 
-    /// Counts an end that was not seen. When it happened is not known, only that it was before `at`.
+    /// Counts an end that was not seen. All that is known of its time is that it was before `at`.
     pub(super) fn look_up(&mut self, order: OrderId, at: Instant, confirmed: bool) {
         if self.accepted.remove(&order).is_some() {
             self.looked_up += 1;
