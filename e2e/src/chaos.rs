@@ -55,7 +55,7 @@ pub async fn reverse(jetstream: &jetstream::Context, name: &str) -> anyhow::Resu
 /// Publishes every event a second time as soon as it appears, until the task is aborted.
 pub async fn duplicate_all(url: &str) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
     let client = devstack::jetstream::connect(async_nats::ConnectOptions::new(), url).await?;
-    let jetstream = jetstream::new(client.clone());
+    let jetstream = devstack::jetstream::context(client.clone());
     let mut subscriptions = Vec::new();
     for owner in Service::ALL
         .into_iter()

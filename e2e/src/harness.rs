@@ -10,11 +10,12 @@ use crate::{Compose, Deployment, Kubernetes, Shop, compose, kubernetes};
 /// containers, or in the cluster of `KUBECONFIG` if that is set.
 const TARGET: &str = "SAGACITY_TARGET";
 
-/// Scenarios have one customer, who sends more than a real one.
-const WITHOUT_LIMITS: [(&str, &str, &str); 3] = [
+/// Scenarios have one customer, who sends more than a real one, and a machine that may be slow.
+const SETTINGS: [(&str, &str, &str); 4] = [
     ("gateway", "CUSTOMER_REQUESTS_PER_SECOND", "0"),
     ("gateway", "API_KEY_REQUESTS_PER_SECOND", "0"),
     ("gateway", "ADDRESS_REQUESTS_PER_SECOND", "0"),
+    ("order", "ORDER_DEADLINE_SECONDS", "150"),
 ];
 
 /// Opens a system for each scenario. The clones of one harness share the containers or the cluster.
@@ -50,8 +51,8 @@ impl Harness {
     }
 
     /// Opens a system; `settings` are (service, name, value). Without other settings the gateway
-    /// accepts any number of requests. In containers or a cluster it may hold the settled orders of
-    /// earlier scenarios.
+    /// accepts any number of requests, and an order has 150 seconds. In containers or a cluster it
+    /// may hold the settled orders of earlier scenarios.
     pub async fn open(&self, name: &str, settings: &[(&str, &str, &str)]) -> anyhow::Result<Shop> {
         Shop::new(self.deploy(name, settings, false).await?).await
     }
@@ -76,7 +77,7 @@ impl Harness {
     }
 
     async fn deploy_processes(name: &str, system: System<'_>) -> anyhow::Result<Deployment> {
-        let settings = [&WITHOUT_LIMITS, system.settings].concat();
+        let settings = [&SETTINGS, system.settings].concat();
         let system = System {
             settings: &settings,
             ..system
@@ -91,7 +92,7 @@ impl Harness {
         settings: &[(&str, &str, &str)],
         fresh: bool,
     ) -> anyhow::Result<Deployment> {
-        let with_defaults = [&WITHOUT_LIMITS, settings].concat();
+        let with_defaults = [&SETTINGS, settings].concat();
         match &self.0 {
             Place::Processes => {
                 let system = System {

@@ -3,11 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context as _, ensure};
-use async_nats::{ConnectOptions, jetstream};
+use async_nats::jetstream;
 use audit::{Expectations, audit};
 use client::{Customer, Lines, http_client};
 use contracts::{EventId, Service, Subject};
-use devstack::{Endpoints, test::wait_for};
+use devstack::{
+    Endpoints,
+    test::{TIMEOUT, wait_for},
+};
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
@@ -24,6 +27,7 @@ pub struct Shop {
 impl Shop {
     pub(crate) async fn new(deployment: Deployment) -> anyhow::Result<Self> {
         let customer = Customer::new(http_client()?, &deployment.endpoints().gateway);
+        let customer = customer.with_patience(TIMEOUT);
         let shop = Self {
             deployment,
             customer,
@@ -49,7 +53,8 @@ impl Shop {
             last = self.customer.order(order).await?;
             Ok(condition(&last).then(|| last.clone()))
         });
-        found.await.with_context(|| format!("order {order}"))
+        let found = found.await;
+        found.with_context(|| format!("order {order} was last: {last}"))
     }
 
     /// Waits for a status and its reason.
@@ -149,9 +154,7 @@ impl Shop {
     }
 
     pub async fn jetstream(&self) -> anyhow::Result<jetstream::Context> {
-        Ok(jetstream::new(
-            devstack::jetstream::connect(ConnectOptions::new(), &self.endpoints().nats).await?,
-        ))
+        devstack::jetstream::open(&self.endpoints().nats).await
     }
 
     /// Waits until the provider was called for an order.
@@ -163,6 +166,16 @@ impl Shop {
                 sqlx::query_scalar::<_, i32>("SELECT attempts FROM payments WHERE order_id = $1");
             let attempts = query.bind(order).fetch_optional(&mut database).await?;
             Ok(attempts.filter(|attempts| *attempts > 0).map(drop))
+        })
+        .await
+    }
+
+    /// Waits until the provider has charged an order.
+    pub async fn until_charged(&self, order: &str) -> anyhow::Result<()> {
+        let url = format!("{}/sandbox/ledger", self.endpoints().provider);
+        wait_for("the provider has charged", async || {
+            let ledger = http_client()?.get(&url).send().await?.text().await?;
+            Ok(ledger.contains(order).then_some(()))
         })
         .await
     }

@@ -1,7 +1,8 @@
 //! The HTTP API: idempotency, bad input, lists, unavailable parts.
 
 use anyhow::ensure;
-use e2e::Harness;
+use client::Customer;
+use e2e::{Harness, wait_for};
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 use tokio::time::Duration;
@@ -10,18 +11,16 @@ use crate::{Outcome, close};
 
 pub async fn a_repeated_key_returns_the_same_order(harness: &Harness) -> Outcome {
     let shop = harness.open("same_key", &[]).await?;
-    let first = shop
-        .customer
-        .try_place(&[("SKU-0001", 1)], "tok_visa", "one")
-        .await?;
+    let place = async |customer: &Customer, quantity| {
+        let request = customer.order_request(&[("SKU-0001", quantity)], "tok_visa", "one");
+        customer.send(request).await
+    };
+    let first = place(&shop.customer, 1).await?;
     let location = first.headers().get("location").cloned();
     let (status, first): (_, Value) = (first.status(), first.json().await?);
     shop.until_status(first["id"].as_str().unwrap_or_default(), "confirmed", None)
         .await?;
-    let again = shop
-        .customer
-        .try_place(&[("SKU-0001", 1)], "tok_visa", "one")
-        .await?;
+    let again = place(&shop.customer, 1).await?;
     ensure!(again.headers().get("location").cloned() == location && location.is_some());
     ensure!(again.headers().contains_key("idempotent-replayed"));
     let (again_status, again): (_, Value) = (again.status(), again.json().await?);
@@ -29,10 +28,7 @@ pub async fn a_repeated_key_returns_the_same_order(harness: &Harness) -> Outcome
         (status.as_u16(), &first) == (201, &again) && status == again_status,
         "{first} {again}"
     );
-    let other = shop
-        .customer
-        .try_place(&[("SKU-0001", 2)], "tok_visa", "one")
-        .await?;
+    let other = place(&shop.customer, 2).await?;
     ensure!(other.status() == 422, "{other:?}");
     let problem: Value = other.json().await?;
     ensure!(
@@ -41,9 +37,7 @@ pub async fn a_repeated_key_returns_the_same_order(harness: &Harness) -> Outcome
     );
     // A key belongs to the customer who sent it.
     let other = shop.customer.another(contracts::CustomerId::new());
-    let elsewhere = other
-        .try_place(&[("SKU-0001", 2)], "tok_visa", "one")
-        .await?;
+    let elsewhere = place(&other, 2).await?;
     ensure!(elsewhere.status() == 201, "{elsewhere:?}");
     close(shop).await
 }
@@ -52,10 +46,9 @@ pub async fn fifty_clients_with_one_key_create_one_order(harness: &Harness) -> O
     let shop = harness.open("fifty_clients", &[]).await?;
     let place = async || {
         loop {
-            let response = shop
-                .customer
-                .try_place(&[("SKU-0002", 1)], "tok_visa", "fifty")
-                .await?;
+            let lines = [("SKU-0002", 1)];
+            let request = shop.customer.order_request(&lines, "tok_visa", "fifty");
+            let response = shop.customer.send(request).await?;
             match response.status().as_u16() {
                 201 => return anyhow::Ok(response.json::<Value>().await?["id"].clone()),
                 409 => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -125,12 +118,11 @@ pub async fn bad_input_is_rejected_and_the_field_is_named(harness: &Harness) -> 
     let shop = harness.open("bad_input", &[]).await?;
     for (what, body, field) in invalid_orders() {
         let request = shop.customer.request("POST", "/api/v1/orders");
-        let response = request
+        let request = request
             .header("content-type", "application/json")
             .header("idempotency-key", what)
-            .body(body)
-            .send()
-            .await?;
+            .body(body);
+        let response = shop.customer.send(request).await?;
         let status = response.status();
         let kind = response.headers().get("content-type").cloned();
         let problem: Value = response.json().await?;
@@ -141,8 +133,8 @@ pub async fn bad_input_is_rejected_and_the_field_is_named(harness: &Harness) -> 
     }
     // The order service writes the reason, and the gateway passes it on.
     let lines = [("SKU-0001", 1), ("SKU-9999", 1)];
-    let response = shop.customer.try_place(&lines, "tok_visa", "unknown");
-    let problem: Value = response.await?.json().await?;
+    let request = shop.customer.order_request(&lines, "tok_visa", "unknown");
+    let problem: Value = shop.customer.send(request).await?.json().await?;
     let is_named = problem["status"] == 400 && problem["field"] == "items[1].sku";
     let detail = &problem["detail"];
     ensure!(
@@ -155,7 +147,8 @@ pub async fn bad_input_is_rejected_and_the_field_is_named(harness: &Harness) -> 
         ("/api/v1/products/%00".to_owned(), 400),
         ("/api/v1/orders?limit=0".to_owned(), 400),
     ] {
-        let response = shop.customer.request("GET", &path).send().await?;
+        let request = shop.customer.request("GET", &path);
+        let response = shop.customer.send(request).await?;
         let has_id = response.headers().contains_key("x-correlation-id");
         ensure!(
             response.status() == status && has_id,
@@ -202,7 +195,8 @@ pub async fn another_customer_sees_nothing(harness: &Harness) -> Outcome {
         let operations = item.as_object().into_iter().flatten();
         for (method, _) in operations.filter(|_| path.contains("{id}")) {
             let path = path.replace("{id}", &placed[0]);
-            let response = other.request(&method.to_uppercase(), &path).send().await?;
+            let request = other.request(&method.to_uppercase(), &path);
+            let response = other.send(request).await?;
             ensure!(response.status() == 404, "{method} {path}: {response:?}");
             tried.push(path);
         }
@@ -231,23 +225,20 @@ pub async fn an_order_is_shown_even_if_parts_are_unavailable(harness: &Harness) 
         order["unavailable"] == json!(["payment", "reservation", "notifications"]),
         "{order}"
     );
-    let timeline = shop
-        .customer
-        .get(&format!("/api/v1/orders/{id}/timeline"))
-        .await?;
-    ensure!(
-        timeline["unavailable"] == json!(["payment", "inventory"]),
-        "{timeline}"
-    );
+    let path = format!("/api/v1/orders/{id}/timeline");
+    wait_for("the timeline lacks two logs", async || {
+        let timeline = shop.customer.get(&path).await?;
+        Ok((timeline["unavailable"] == json!(["payment", "inventory"])).then_some(()))
+    })
+    .await?;
     shop.deployment.kill("order").await?;
-    let response = shop
-        .customer
-        .try_place(&[("SKU-0001", 1)], "tok_visa", "later")
-        .await?;
-    ensure!(
-        response.status() == 503 && response.headers().contains_key("retry-after"),
-        "{response:?}"
-    );
+    let lines = [("SKU-0001", 1)];
+    wait_for("an order is refused", async || {
+        let response = shop.customer.try_place(&lines, "tok_visa", "later").await?;
+        let may_retry = response.headers().contains_key("retry-after");
+        Ok((response.status() == 503 && may_retry).then_some(()))
+    })
+    .await?;
     for service in ["inventory", "payment", "notification", "order"] {
         shop.deployment.start_service(service).await?;
         shop.deployment.wait_until_ready(service).await?;

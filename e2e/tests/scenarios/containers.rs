@@ -53,7 +53,7 @@ pub async fn a_process_lives_with_little(harness: &Harness) -> Outcome {
     load.advance(40).await?;
     load.stop().await?;
     for id in ids {
-        docker(&["stop", "--time=20", &id]).await?;
+        docker(&["stop", "--time=120", &id]).await?;
         let status = docker(&[
             "inspect",
             "--format={{.State.ExitCode}} {{.State.OOMKilled}}",

@@ -1,6 +1,6 @@
 //! The documentation of the HTTP API.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use devstack::{Reaper, TemporaryDirectory};
@@ -98,7 +98,7 @@ pub async fn the_documentation_page_works_in_a_browser(harness: &Harness) -> Out
         .arg(format!("{}/docs/", shop.endpoints().gateway))
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(Duration::from_secs(60), browser)
+    let output = tokio::time::timeout(devstack::test::TIMEOUT, browser)
         .await
         .context("the browser hangs")??;
     let log = String::from_utf8_lossy(&output.stderr);

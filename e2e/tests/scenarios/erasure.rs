@@ -70,12 +70,15 @@ pub async fn a_customer_who_is_erased_is_found_nowhere(harness: &Harness) -> Out
     ensure!(after.is_empty(), "{after:#?}");
     for order in &orders {
         let path = format!("/api/v1/orders/{order}");
-        let found = customer.request("GET", &path).send().await?;
+        let found = customer.send(customer.request("GET", &path)).await?;
         ensure!(found.status() == 404, "{found:?}");
     }
     let listed = customer.get("/api/v1/orders").await?;
     ensure!(listed["orders"] == json!([]), "{listed}");
-    ensure!(other.order(&kept).await?["status"] == "confirmed");
+    wait_for("the order of another is confirmed", async || {
+        Ok((other.order(&kept).await?["status"] == "confirmed").then_some(()))
+    })
+    .await?;
     let (is_done, said) = erase(&shop, &[]).await?;
     ensure!(
         is_done && said.contains("erased 0 idempotency_keys, 0 orders"),

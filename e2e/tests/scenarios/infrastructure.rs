@@ -337,8 +337,8 @@ pub fn faketime() -> Option<&'static str> {
     all.find(|path| Path::new(path).exists()).copied()
 }
 
-/// Two replicas of each service, whose clocks are a minute apart, which is the deadline of an
-/// order: one that compared its own clock with a deadline of the other would cancel every order.
+/// Two replicas of each service, whose clocks are as far apart as the deadline of an order is away:
+/// one that compared its own clock with a deadline of the other would cancel every order.
 pub async fn replicas_whose_clocks_differ_cancel_nothing_early(harness: &Harness) -> Outcome {
     let library = faketime().context("libfaketime is not installed")?;
     let clock = |offset| {
@@ -348,16 +348,17 @@ pub async fn replicas_whose_clocks_differ_cancel_nothing_early(harness: &Harness
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ]
     };
-    let mut shop = harness.open("clocks", &[]).await?;
+    let settings = [("order", "ORDER_DEADLINE_SECONDS", "150")];
+    let mut shop = harness.open("clocks", &settings).await?;
     let mut load = start_load(&shop);
     for service in ["order", "payment", "notification"] {
         let stack = shop.deployment.processes()?;
-        stack.add_replica(service, &clock("+60s")).await?;
+        stack.add_replica(service, &clock("+150s")).await?;
     }
     load.advance(2 * SOME).await?;
     // And the one that accepts orders and sets their deadlines is behind.
     let stack = shop.deployment.processes()?;
-    for (name, value) in clock("-60s") {
+    for (name, value) in clock("-150s") {
         stack.set("order", name, value);
     }
     stack.stop_service("order").await?;

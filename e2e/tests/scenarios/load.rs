@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
-use client::{Customer, Placed};
+use client::{Customer, Failure, Placed};
 use contracts::CustomerId;
 use e2e::wait_for;
 use serde_json::Value;
@@ -29,7 +29,7 @@ pub struct Account {
     pub orders: usize,
     /// What became of the requests that were repeated: an error, or no response. The repetition
     /// under the same key gave the same order.
-    pub failures: Vec<String>,
+    pub failures: Vec<Failure>,
 }
 
 impl Load {
@@ -175,6 +175,7 @@ async fn place_orders(
         }
         if order % 5 == 0 {
             // The service may be down at the moment; then the order is simply not cancelled.
+            let customer = customer.clone().with_patience(Duration::ZERO);
             let _response = customer.cancel(&accepted.id).await;
         }
         placed.send_modify(|placed| placed.push(accepted));

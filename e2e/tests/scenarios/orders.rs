@@ -1,17 +1,33 @@
 //! Orders from the first request to their end.
 
-use std::pin::pin;
+use std::{collections::BTreeSet, pin::pin};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use e2e::{Harness, Shop, wait_for};
 use futures::TryStreamExt as _;
 use serde_json::json;
 
 use crate::{Outcome, close};
 
-/// The live stream shows every event, and neither a clean start nor an order logs a warning.
+/// The live stream shows every event, and neither a clean start nor an order logs a warning. A
+/// process that had to wait for the machine may log one, so that it is tried again.
 pub async fn an_order_is_confirmed_and_streamed_live(harness: &Harness) -> Outcome {
-    let shop = harness.open_new("confirmed").await?;
+    let mut pairs = BTreeSet::new();
+    for name in ["confirmed", "confirmed_2", "confirmed_3"] {
+        let (shop, warnings) = confirm_an_order(harness, name).await?;
+        pairs.extend(close(shop).await?);
+        if warnings.is_empty() {
+            return Ok(pairs);
+        }
+        let are_warnings = warnings.iter().all(|line| line.contains("\"WARN\""));
+        ensure!(are_warnings, "{warnings:#?}");
+        eprintln!("a clean start logged warnings: {warnings:#?}");
+    }
+    bail!("three clean starts logged warnings");
+}
+
+async fn confirm_an_order(harness: &Harness, name: &str) -> anyhow::Result<(Shop, Vec<String>)> {
+    let shop = harness.open_new(name).await?;
     let id = shop
         .customer
         .place(&[("SKU-0001", 2), ("SKU-0002", 1)], "tok_visa")
@@ -26,33 +42,21 @@ pub async fn an_order_is_confirmed_and_streamed_live(harness: &Harness) -> Outco
         names.contains(&"payment.completed.v1") && names.contains(&"order.confirmed.v1"),
         "{names:?}"
     );
-    let order = shop
-        .until(&id, "the notification", |order| {
-            order["notifications"]
-                .as_array()
-                .is_some_and(|n| n.len() == 1)
-        })
-        .await?;
-    ensure!(
-        order["status"] == "confirmed" && order["refund"] == "none",
-        "{order}"
-    );
-    ensure!(
-        order["payment"]["status"] == "completed" && order["payment"]["amount"] == order["total"],
-        "{order}"
-    );
-    ensure!(
-        order["reservation"] == "reserved" && order["unavailable"] == json!([]),
-        "{order}"
-    );
-    ensure!(
-        order["notifications"][0]["kind"] == "order_confirmed",
-        "{order}"
-    );
+    shop.until(&id, "everything is done, and shown", |order| {
+        let told = order["notifications"].as_array();
+        order["status"] == "confirmed"
+            && order["refund"] == "none"
+            && order["payment"]["status"] == "completed"
+            && order["payment"]["amount"] == order["total"]
+            && order["reservation"] == "reserved"
+            && order["unavailable"] == json!([])
+            && told.is_some_and(|told| told.len() == 1)
+            && order["notifications"][0]["kind"] == "order_confirmed"
+    })
+    .await?;
     check_timeline(&shop, &id).await?;
     let warnings = shop.warnings().await?;
-    ensure!(warnings.is_empty(), "{warnings:#?}");
-    close(shop).await
+    Ok((shop, warnings))
 }
 
 /// Each event has its cause, and all belong to one request and one trace.
@@ -69,7 +73,8 @@ async fn check_timeline(shop: &Shop, id: &str) -> anyhow::Result<()> {
     let (timeline, events) = wait_for("four events in the timeline", async || {
         let timeline = shop.customer.get(&path).await?;
         let events = timeline["events"].as_array().cloned().unwrap_or_default();
-        Ok((events.len() >= EVENTS.len()).then_some((timeline, events)))
+        let is_whole = timeline["unavailable"] == json!([]) && events.len() >= EVENTS.len();
+        Ok(is_whole.then_some((timeline, events)))
     })
     .await?;
     let names: Vec<_> = events
@@ -102,27 +107,22 @@ pub async fn a_declined_card_cancels_the_order(harness: &Harness) -> Outcome {
     for (method, code) in [
         ("tok_chargeDeclined", "generic_decline"),
         ("tok_chargeDeclinedInsufficientFunds", "insufficient_funds"),
+        ("tok_nonsense", "resource_missing"),
     ] {
-        let order = shop
-            .order_until(&[("SKU-0003", 1)], method, "cancelled")
+        let id = shop.customer.place(&[("SKU-0003", 1)], method).await?;
+        shop.until_status(&id, "cancelled", Some("payment_failed"))
             .await?;
-        ensure!(
-            order["reason"] == "payment_failed" && order["refund"] == "none",
-            "{order}"
-        );
-        ensure!(order["payment"]["failure_code"] == code, "{order}");
+        let order = shop
+            .until(&id, "the code of the provider", |order| {
+                order["payment"]["failure_code"] == code
+            })
+            .await?;
+        ensure!(order["refund"] == "none", "{order}");
         ensure!(
             order["reservation"].is_null() || order["reservation"] == "released",
             "{order}"
         );
     }
-    let unknown = shop
-        .order_until(&[("SKU-0003", 1)], "tok_nonsense", "cancelled")
-        .await?;
-    ensure!(
-        unknown["payment"]["failure_code"] == "resource_missing",
-        "{unknown}"
-    );
     close(shop).await
 }
 
@@ -133,17 +133,14 @@ pub async fn an_order_that_is_out_of_stock_is_refunded(harness: &Harness) -> Out
         .customer
         .place(&[("SKU-0008", 1), ("SKU-0007", 2)], "tok_visa")
         .await?;
-    let order = shop
-        .until(&id, "the refund", |order| order["refund"] == "done")
+    shop.until_status(&id, "cancelled", Some("out_of_stock"))
         .await?;
-    ensure!(
-        order["status"] == "cancelled" && order["reason"] == "out_of_stock",
-        "{order}"
-    );
-    ensure!(
-        order["payment"]["status"] == "refunded" && order["reservation"] == "rejected",
-        "{order}"
-    );
+    shop.until(&id, "the refund", |order| {
+        order["refund"] == "done"
+            && order["payment"]["status"] == "refunded"
+            && order["reservation"] == "rejected"
+    })
+    .await?;
     // Nothing of a rejected order is reserved, not even a product that is in stock.
     let product = shop.customer.get("/api/v1/products/SKU-0008").await?;
     ensure!(product["available"] == 1_000_000, "{product}");
@@ -169,27 +166,45 @@ pub async fn an_order_that_misses_its_deadline_is_cancelled(harness: &Harness) -
     close(shop).await
 }
 
-/// The provider has charged, but its response misses the deadline: the order is cancelled and the
+/// The provider has charged, and is away until after the deadline: the order is cancelled and the
 /// charge refunded.
 pub async fn a_capture_after_the_deadline_is_refunded(harness: &Harness) -> Outcome {
-    let shop = harness
-        .open("late_capture", &[("order", "ORDER_DEADLINE_SECONDS", "1")])
+    // Long enough for a busy machine to ask for the charge in time.
+    let settings = [("order", "ORDER_DEADLINE_SECONDS", "15")];
+    let mut shop = harness.open("late_capture", &settings).await?;
+    // On a machine that pauses the service may ask again before the provider is away.
+    for _ in 0..5 {
+        let stall = json!({ "stall_after_charge_ms": 600_000 });
+        shop.fault("tok_visa", stall).await?;
+        let id = shop.customer.place(&[("SKU-0005", 1)], "tok_visa").await?;
+        shop.until_charged(&id).await?;
+        shop.deployment.kill("psp-sandbox").await?;
+        let order = shop.until(&id, "the end", has_ended).await?;
+        shop.deployment.start_service("psp-sandbox").await?;
+        shop.deployment.wait_until_ready("psp-sandbox").await?;
+        if order["status"] == "confirmed" {
+            continue;
+        }
+        ensure!(order["reason"] == "timed_out", "{order}");
+        shop.until(&id, "the refund", |order| {
+            order["refund"] == "done" && order["payment"]["status"] == "refunded"
+        })
         .await?;
-    shop.fault("tok_visa", json!({ "stall_after_charge_ms": 7000 }))
-        .await?;
-    let id = shop.customer.place(&[("SKU-0005", 1)], "tok_visa").await?;
-    shop.until_status(&id, "cancelled", Some("timed_out"))
-        .await?;
-    let order = shop
-        .until(&id, "the refund", |order| order["refund"] == "done")
-        .await?;
-    ensure!(order["payment"]["status"] == "refunded", "{order}");
-    close(shop).await
+        return close(shop).await;
+    }
+    bail!("no charge was late");
 }
 
-/// Refund and release are independent reactions to the cancellation; either may come first.
+fn has_ended(order: &serde_json::Value) -> bool {
+    matches!(order["status"].as_str(), Some("confirmed" | "cancelled"))
+}
+
+/// Refund and release are independent reactions to the cancellation; either may come first. The
+/// parts of an order are read from their services at the same time, and may differ for a moment.
 fn is_undone(order: &serde_json::Value) -> bool {
-    order["refund"] == "done" && order["reservation"] == "released"
+    order["refund"] == "done"
+        && order["payment"]["status"] == "refunded"
+        && order["reservation"] == "released"
 }
 
 pub async fn a_cancellation_before_the_charge_voids_the_payment(harness: &Harness) -> Outcome {
@@ -219,8 +234,7 @@ pub async fn a_cancellation_during_the_charge_is_refunded(harness: &Harness) -> 
     let id = shop.customer.place(&[("SKU-0006", 1)], "tok_visa").await?;
     shop.until_charging(&id).await?;
     ensure!(shop.customer.cancel(&id).await?.status() == 202);
-    let order = shop.until(&id, "refund and release", is_undone).await?;
-    ensure!(order["payment"]["status"] == "refunded", "{order}");
+    shop.until(&id, "refund and release", is_undone).await?;
     close(shop).await
 }
 
@@ -231,8 +245,7 @@ pub async fn a_confirmed_order_can_be_cancelled_and_is_refunded(harness: &Harnes
         .await?;
     let id = order["id"].as_str().unwrap_or_default();
     ensure!(shop.customer.cancel(id).await?.status() == 202);
-    let order = shop.until(id, "refund and release", is_undone).await?;
-    ensure!(order["payment"]["status"] == "refunded", "{order}");
+    shop.until(id, "refund and release", is_undone).await?;
     // An order that failed cannot be cancelled.
     let declined = shop
         .order_until(&[("SKU-0006", 1)], "tok_chargeDeclined", "cancelled")
@@ -255,12 +268,9 @@ pub async fn the_last_unit_is_sold_once(harness: &Harness) -> Outcome {
             shop.customer.place(&lines, "tok_visa"),
             shop.customer.place(&lines, "tok_visa")
         )?;
-        let ended = |order: &serde_json::Value| {
-            matches!(order["status"].as_str(), Some("confirmed" | "cancelled"))
-        };
         let (one, other) = tokio::try_join!(
-            shop.until(&one, "the end", ended),
-            shop.until(&other, "the end", ended)
+            shop.until(&one, "the end", has_ended),
+            shop.until(&other, "the end", has_ended)
         )?;
         let statuses = [one["status"].as_str(), other["status"].as_str()];
         ensure!(

@@ -58,7 +58,7 @@ pub async fn naive_publish_loses_what_the_outbox_keeps(_: &Harness) -> Outcome {
         Arc::new(PublishOnly),
         shutdown.clone(),
     ));
-    let jetstream = async_nats::jetstream::new(async_nats::connect(broker.url()).await?);
+    let jetstream = devstack::jetstream::open(&broker.url()).await?;
     let published = wait_for("the event of the outbox", async || {
         let messages = read_stream(&jetstream, "INVENTORY").await?;
         Ok((!messages.is_empty()).then_some(messages))

@@ -33,7 +33,7 @@ const LINES: &[(&str, u32)] = &[("SKU-0001", 1)];
 pub async fn an_overload_is_refused_and_every_accepted_order_ends(harness: &Harness) -> Outcome {
     let smallest_pool = |service| (service, "DATABASE_POOL_SIZE", "6");
     let settings = [
-        ("order", "ORDER_DEADLINE_SECONDS", "9"),
+        ("order", "ORDER_DEADLINE_SECONDS", "30"),
         smallest_pool("order"),
         smallest_pool("payment"),
         smallest_pool("inventory"),

@@ -1,6 +1,6 @@
 //! Settings of the services.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use anyhow::ensure;
 use e2e::Harness;
@@ -94,7 +94,7 @@ pub async fn a_wrong_setting_stops_the_process_and_is_named(_: &Harness) -> Outc
             .envs(settings.iter().copied())
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(Duration::from_secs(10), output).await??;
+        let output = tokio::time::timeout(devstack::test::TIMEOUT, output).await??;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.code() == Some(2),

@@ -87,7 +87,7 @@ async fn a_process_is_alive_before_its_database_answers() {
 async fn readiness_turns_off_first_and_requests_in_flight_complete() {
     let broker = test::broker().await.unwrap();
     let (database, url) = test::database(&[]).await.unwrap();
-    let mut program = spawn(&url, &broker.url(), "1");
+    let mut program = spawn(&url, &broker.url(), "60");
     until_readiness_is(&program, 200).await;
     assert!(is(&program, "/startupz", 200).await);
 
@@ -117,6 +117,8 @@ async fn readiness_turns_off_first_and_requests_in_flight_complete() {
     let answered = late.get_order(request("mine")).await.unwrap_err();
     assert_eq!(answered.code(), Code::InvalidArgument);
     drop(late);
+    // A second signal ends the lag.
+    program.terminate().unwrap();
     let address = program.url.trim_start_matches("http://").to_owned();
     let is_closed = async || TcpStream::connect(&address).await.is_err();
     eventually("the listener is closed", is_closed).await;

@@ -18,7 +18,7 @@ pub use letters::{DeadLetters, Filter, FullLetter, Letter};
 /// Bytes kept of an oversized payload.
 pub const KEPT_BYTES: usize = 256 * 1024;
 /// How long the broker may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 /// There is no message with this sequence.
 const NOT_FOUND: RawMessageErrorKind = RawMessageErrorKind::NoMessageFound;
 

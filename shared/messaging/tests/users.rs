@@ -6,11 +6,14 @@
     reason = "this publishes what no service should"
 )]
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
-use async_nats::{Client, ConnectOptions, Event, jetstream};
+use async_nats::{Client, ConnectOptions, Event};
 use contracts::{Service, Subject};
-use devstack::{NatsServer, test::broker_with_users};
+use devstack::{
+    NatsServer,
+    test::{self, broker_with_users},
+};
 use messaging::{Broker, Login, permissions, topology};
 use tokio::sync::mpsc;
 
@@ -51,7 +54,7 @@ impl User {
     }
 
     async fn must_be_refused(&mut self, what: &str, subject: &str) {
-        let refused = tokio::time::timeout(Duration::from_secs(10), self.refused.recv()).await;
+        let refused = tokio::time::timeout(test::TIMEOUT, self.refused.recv()).await;
         let refused = refused.unwrap_or_else(|_| panic!("{what} {subject} is accepted"));
         let refused = refused.unwrap();
         assert!(refused.contains("permissions violation"), "{refused}");
@@ -83,7 +86,7 @@ async fn a_service_can_publish_its_own_events_and_no_others() {
     let server = server().await;
     for service in Service::ALL {
         let mut user = User::connect(&server.url(), service.name()).await;
-        let jetstream = jetstream::new(user.client.clone());
+        let jetstream = devstack::jetstream::context(user.client.clone());
         for subject in Subject::ALL {
             if subject.owner() == service {
                 let published = jetstream.publish(subject.as_str(), "x".into()).await;

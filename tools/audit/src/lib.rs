@@ -30,7 +30,7 @@ pub struct Expectations {
 impl Default for Expectations {
     fn default() -> Self {
         Self {
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_secs(300),
             dead_letters: 0,
             copies: 1,
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Context as _;
 use async_nats::{
-    ConnectOptions, HeaderMap,
+    HeaderMap,
     jetstream::{self, Message},
 };
 use contracts::{Service, dead_letter};
@@ -37,10 +37,9 @@ impl Sources {
                 database.with_context(|| format!("connect to the database of {service}"))?;
             databases.insert(service, database);
         }
-        let nats = devstack::jetstream::connect(ConnectOptions::new(), &endpoints.nats).await?;
         Ok(Self {
             databases,
-            jetstream: jetstream::new(nats),
+            jetstream: devstack::jetstream::open(&endpoints.nats).await?,
             http: client::http_client()?,
             provider: endpoints.provider.clone(),
         })

@@ -11,10 +11,13 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use async_nats::{ConnectOptions, jetstream};
+use async_nats::ConnectOptions;
 use clap::Args;
 use contracts::Service;
-use devstack::{Endpoints, jetstream::connect};
+use devstack::{
+    Endpoints,
+    jetstream::{connect, context},
+};
 use sqlx::{Connection as _, PgConnection, Row as _};
 
 use crate::load::Load;
@@ -121,7 +124,7 @@ async fn counts(endpoints: &Endpoints) -> anyhow::Result<Counts> {
         &endpoints.nats,
     )
     .await?;
-    let jetstream = jetstream::new(client);
+    let jetstream = context(client);
     for stream in Service::ALL.into_iter().filter_map(Service::stream) {
         let found = jetstream.get_stream(stream).await;
         let found = found.with_context(|| format!("look at the stream {stream}"))?;

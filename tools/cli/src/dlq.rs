@@ -8,7 +8,7 @@ use contracts::{Service, dead_letter::AUDIT};
 use dead_letters::{Act, DeadLetters, Filter, Letter, Task};
 use devstack::{
     Endpoints,
-    jetstream::{connect, read_stream},
+    jetstream::{connect, context, read_stream},
 };
 use serde_json::json;
 
@@ -108,7 +108,7 @@ impl Dlq {
             None => endpoints()?.nats,
         };
         let client = connect(ConnectOptions::new().name("sagacity dlq"), &url).await?;
-        let jetstream = jetstream::new(client);
+        let jetstream = context(client);
         match &self.act {
             Command::List { conditions, json } => list(jetstream, conditions, *json).await?,
             Command::Show { id } => show(jetstream, id).await?,

@@ -12,7 +12,7 @@ use contracts::{CustomerId, Service, dead_letter::REDRIVE};
 use dead_letters::DeadLetters;
 use devstack::{
     Endpoints,
-    jetstream::{Part, connect, for_each_message},
+    jetstream::{Part, connect, context, for_each_message},
 };
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ impl Erase {
         admin.extend(self.admin.iter().cloned());
         let nats = nats.context("the broker has no known address")?;
         let client = connect(ConnectOptions::new().name("sagacity erase"), &nats).await?;
-        let jetstream = jetstream::new(client);
+        let jetstream = context(client);
 
         // First all checks: a customer who cannot be erased everywhere is erased nowhere.
         let mut may_erase = self.check_others(&jetstream).await?;

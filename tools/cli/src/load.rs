@@ -99,7 +99,11 @@ impl Load {
     /// Returns whether all invariants hold.
     pub(crate) async fn run(&self, endpoints: &Endpoints) -> anyhow::Result<bool> {
         let mut figures = self.measure(endpoints).await?;
-        let report = audit::audit(endpoints, Expectations::default()).await?;
+        let expectations = Expectations {
+            timeout: END_TIMEOUT,
+            ..Expectations::default()
+        };
+        let report = audit::audit(endpoints, expectations).await?;
         let holds = report.holds();
         figures.invariants = Some(report);
         match self.json {

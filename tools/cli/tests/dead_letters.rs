@@ -95,7 +95,7 @@ impl System {
         let shutdown = CancellationToken::new();
         let run = messaging::run::run(participant, Arc::clone(&handler), shutdown.clone());
         let running = tokio::spawn(run);
-        let jetstream = jetstream::new(async_nats::connect(&nats).await.unwrap());
+        let jetstream = devstack::jetstream::open(&nats).await.unwrap();
         eventually("the streams exist", async || {
             jetstream.get_stream("AUDIT").await.is_ok()
         })
@@ -451,7 +451,7 @@ async fn dead_letters_are_selected_by_headers_and_payloads_are_read_one_at_a_tim
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_is_read_to_its_end_while_another_reader_deletes() {
     let server = test::broker().await.unwrap();
-    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let jetstream = devstack::jetstream::open(&server.url()).await.unwrap();
     let config = jetstream::stream::Config {
         name: "SHRINKING".to_owned(),
         subjects: vec!["shrinking".to_owned()],

@@ -25,6 +25,7 @@ pub use stream::StreamEvent;
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// How long [`Customer::place`] retries.
 const PLACE_FOR: Duration = Duration::from_secs(60);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A customer at the gateway; cheap to clone.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub struct Customer {
     pub id: CustomerId,
     /// Of the development issuer, or an API key.
     token: String,
+    /// How long [`Customer::send`] retries.
+    patience: Duration,
 }
 
 fn token(customer: CustomerId) -> String {
@@ -47,8 +50,17 @@ pub type Lines<'a> = &'a [(&'a str, u32)];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
     pub id: String,
-    /// Why the requests before the accepted one failed: the response, or what came instead of one.
-    pub failures: Vec<String>,
+    /// The requests before the accepted one.
+    pub failures: Vec<Failure>,
+}
+
+/// A request that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// How long it took.
+    pub after: Duration,
+    /// The response, or what came instead of one.
+    pub reason: String,
 }
 
 /// An HTTP client for local addresses.
@@ -74,7 +86,14 @@ impl Customer {
             gateway: gateway.to_owned(),
             id,
             token: token(id),
+            patience: Duration::ZERO,
         }
+    }
+
+    /// The same customer, who sends a request again for so long while a service is unavailable or
+    /// late.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Another customer who shares the connections of this one.
@@ -104,6 +123,23 @@ impl Customer {
             .bearer_auth(&self.token)
     }
 
+    /// A request for an order.
+    pub fn order_request(
+        &self,
+        lines: Lines<'_>,
+        payment_method: &str,
+        key: &str,
+    ) -> RequestBuilder {
+        let items: Vec<Value> = lines
+            .iter()
+            .map(|(sku, quantity)| json!({ "sku": sku, "quantity": quantity }))
+            .collect();
+        self.request("POST", "/api/v1/orders")
+            .header("idempotency-key", key)
+            .json(&json!({ "items": items, "payment_method": payment_method }))
+            .timeout(TIMEOUT)
+    }
+
     /// Sends one request for an order, and returns the response whatever its status.
     pub fn try_place(
         &self,
@@ -111,17 +147,35 @@ impl Customer {
         payment_method: &str,
         key: &str,
     ) -> BoxFuture<'static, anyhow::Result<Response>> {
-        let items: Vec<Value> = lines
-            .iter()
-            .map(|(sku, quantity)| json!({ "sku": sku, "quantity": quantity }))
-            .collect();
-        let request = self
-            .request("POST", "/api/v1/orders")
-            .header("idempotency-key", key)
-            .json(&json!({ "items": items, "payment_method": payment_method }))
-            .timeout(TIMEOUT)
-            .send();
+        let request = self.order_request(lines, payment_method, key).send();
         async { request.await.context("no response from the gateway") }.boxed()
+    }
+
+    /// Sends a request, and repeats it [for a while](Self::with_patience) when the gateway responds
+    /// that a service is unavailable or late. Returns the last response.
+    pub fn send(&self, request: RequestBuilder) -> BoxFuture<'_, anyhow::Result<Response>> {
+        async move {
+            let deadline = Instant::now() + self.patience;
+            let mut is_repeated = false;
+            loop {
+                let Some(again) = request.try_clone() else {
+                    return Ok(request.send().await?);
+                };
+                let response = again.send().await?;
+                let is_final = match response.status() {
+                    StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => false,
+                    // The request before may still hold the idempotency key.
+                    StatusCode::CONFLICT => !is_repeated,
+                    _ => true,
+                };
+                if is_final || Instant::now() >= deadline {
+                    return Ok(response);
+                }
+                is_repeated = true;
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+        }
+        .boxed()
     }
 
     /// Places an order and returns its id. Retries with the same key while the response says that
@@ -144,7 +198,8 @@ impl Customer {
             let deadline = Instant::now() + timeout;
             let mut failures = Vec::new();
             loop {
-                let failure = match self.try_place(lines, payment_method, key).await {
+                let began = Instant::now();
+                let reason = match self.try_place(lines, payment_method, key).await {
                     Ok(response) if response.status() == StatusCode::CREATED => {
                         let order: Value = response.json().await?;
                         let id = order["id"].as_str().context("the order has no id")?;
@@ -165,10 +220,11 @@ impl Customer {
                 };
                 ensure!(
                     Instant::now() < deadline,
-                    "the order was not accepted within {timeout:?}; last failure: {failure}"
+                    "the order was not accepted within {timeout:?}; last failure: {reason}"
                 );
-                failures.push(failure);
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                let after = began.elapsed();
+                failures.push(Failure { after, reason });
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         }
         .boxed()
@@ -178,7 +234,7 @@ impl Customer {
     pub fn get<'a>(&'a self, path: &'a str) -> BoxFuture<'a, anyhow::Result<Value>> {
         async move {
             let request = self.request("GET", path).timeout(TIMEOUT);
-            let response = request.send().await?;
+            let response = self.send(request).await?;
             let (status, body) = (response.status(), response.text().await?);
             ensure!(status.is_success(), "GET {path}: {status} {body}");
             Ok(serde_json::from_str(&body)?)
@@ -191,10 +247,11 @@ impl Customer {
         self.get(&format!("/api/v1/orders/{id}")).await
     }
 
-    /// Sends one request to cancel an order, and returns the response whatever its status.
+    /// [Sends](Self::send) a request to cancel an order, and returns the response whatever its
+    /// status.
     pub async fn cancel(&self, id: &str) -> anyhow::Result<Response> {
         let request = self.request("POST", &format!("/api/v1/orders/{id}/cancel"));
-        Ok(request.send().await?)
+        self.send(request.timeout(TIMEOUT)).await
     }
 
     /// The live stream of an order: server-sent events, until the gateway ends it.
@@ -203,7 +260,7 @@ impl Customer {
         id: &str,
     ) -> anyhow::Result<BoxStream<'static, anyhow::Result<StreamEvent>>> {
         let request = self.request("GET", &format!("/api/v1/orders/{id}/events"));
-        let response = request.send().await?.error_for_status()?;
+        let response = self.send(request).await?.error_for_status()?;
         Ok(stream::events(response))
     }
 }

@@ -21,6 +21,10 @@ use tokio::time::timeout;
 const PAGE: usize = 500;
 /// How long the broker may take for the next message that it has.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may take, and the response to a request. Generous: a slow machine is no
+/// failure.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// After this time the broker forgets a reader that has ended without saying so.
 const READER_EXPIRES: Duration = Duration::from_secs(60);
 
@@ -51,10 +55,23 @@ pub fn connect(options: ConnectOptions, url: &str) -> BoxFuture<'_, anyhow::Resu
             Some((user, password)) => options.user_and_password(user, password),
             None => options,
         };
+        let options = options.connection_timeout(CONNECT_TIMEOUT);
         let connected = options.connect(&servers).await;
         connected.with_context(|| format!("connect to NATS at {}", servers.join(",")))
     }
     .boxed()
+}
+
+/// The streams of the broker at `url`, as the user in it.
+pub fn open(url: &str) -> BoxFuture<'_, anyhow::Result<jetstream::Context>> {
+    async move { Ok(context(connect(ConnectOptions::new(), url).await?)) }.boxed()
+}
+
+/// The streams of the broker that the client is connected to.
+pub fn context(client: Client) -> jetstream::Context {
+    let mut context = jetstream::new(client);
+    context.set_timeout(REQUEST_TIMEOUT);
+    context
 }
 
 /// `url` without `?tls_dir=`, the directory of the certificate with which the client is known.

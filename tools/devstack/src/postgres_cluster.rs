@@ -121,7 +121,7 @@ impl PostgresCluster {
         }
         let (_, index) = best.context("no standby is left")?;
         let mut standby = self.connect(index).await?;
-        let promoted: bool = sqlx::query_scalar("SELECT pg_promote(true, 30)")
+        let promoted: bool = sqlx::query_scalar("SELECT pg_promote(true, 300)")
             .fetch_one(&mut standby)
             .await?;
         ensure!(promoted, "{} did not become the primary", name(index));

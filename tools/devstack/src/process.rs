@@ -18,12 +18,13 @@ use tokio::{
 use crate::{Reaper, readiness};
 
 /// How long a process may take until it is ready. Migrations run in this time.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(180);
 /// How long a server may take until it answers: one that was killed first reads what it has kept,
 /// gigabytes after a long load, and would begin again if it was killed meanwhile.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long a process may take to stop; services end within `bootstrap::shutdown::GRACE`.
-const STOP: Duration = Duration::from_secs(25);
+/// How long a process may take to stop. Services end within `bootstrap::shutdown::GRACE` by
+/// themselves, on a machine that has time for them.
+const STOP: Duration = Duration::from_secs(60);
 
 /// Where the output of processes goes.
 #[derive(Clone, Debug)]

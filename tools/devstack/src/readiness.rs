@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Succeeds when `/readyz` at `admin` (`http://host:port`) answers 200; else the error holds the
 /// answer.

@@ -1,14 +1,17 @@
 //! API keys: which are refused, when they end, and how often they may be used. What each route
 //! demands of them: `identity`.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use api_keys::{ApiKeySettings, KeyId, Scope};
 use axum::{
     body::{Body, to_bytes},
     http::Request,
 };
-use devstack::{Reaper, TemporaryDirectory, test::eventually};
+use devstack::{
+    Reaper, TemporaryDirectory,
+    test::{self, eventually},
+};
 use futures::future::join_all;
 use secrecy::ExposeSecret as _;
 use time::OffsetDateTime;
@@ -121,7 +124,7 @@ async fn a_live_stream_ends_when_its_api_key_is_revoked() {
     assert_eq!(response.status(), 200);
     keys.revoke(id);
     let stream = to_bytes(response.into_body(), usize::MAX);
-    let stream = tokio::time::timeout(Duration::from_secs(60), stream).await;
+    let stream = tokio::time::timeout(test::TIMEOUT, stream).await;
     stream.expect("the stream ends").unwrap();
     assert_eq!(api.as_bearer(&key).await.status, 401);
 }

@@ -3,14 +3,14 @@
 
 use std::{collections::HashSet, fs, io, path::Path};
 
-use async_nats::{ConnectOptions, jetstream};
+use async_nats::ConnectOptions;
 use contracts::OrderId;
-use devstack::{Logs, NatsCluster, Reaper, TemporaryDirectory};
+use devstack::{Logs, NatsCluster, Reaper, TemporaryDirectory, test::eventually};
 use messaging::{
     Broker, Login, StreamSettings, permissions::OPERATOR, topology::reconcile_streams,
 };
 
-use crate::fixture::{Fixture, Running, eventually};
+use crate::fixture::{Fixture, Running};
 
 /// A publisher and a consumer that run, and the orders of all events so far.
 struct Traffic {
@@ -229,10 +229,13 @@ async fn a_stream_keeps_the_replicas_that_it_has() {
         async || reconcile_streams(&with(3)).await.is_ok(),
     )
     .await;
-    reconcile_streams(&with(1)).await.unwrap();
+    eventually("a replica that knows of one server starts", async || {
+        reconcile_streams(&with(1)).await.is_ok()
+    })
+    .await;
     let options = ConnectOptions::with_user_and_password(OPERATOR.into(), "sagacity".into());
     let client = devstack::jetstream::connect(options, &url);
-    let jetstream = jetstream::new(client.await.unwrap());
+    let jetstream = devstack::jetstream::context(client.await.unwrap());
     let stream = jetstream.get_stream("ORDER").await.unwrap();
     assert_eq!(stream.cached_info().config.num_replicas, 3);
     cluster.stop().await.unwrap();

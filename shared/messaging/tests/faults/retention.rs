@@ -4,10 +4,11 @@
 use std::time::{Duration, SystemTime};
 
 use contracts::OrderId;
+use devstack::test::eventually;
 use sqlx::{AssertSqlSafe, Executor as _, PgPool};
 use uuid::Uuid;
 
-use crate::fixture::{Fixture, eventually};
+use crate::fixture::Fixture;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

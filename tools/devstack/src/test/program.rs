@@ -78,7 +78,7 @@ impl Program {
         self.process.signal(Signal::TERM)
     }
 
-    /// Waits until the process has ended; kills it after 25 seconds, and fails.
+    /// Waits until the process has ended; kills it after a minute, and fails.
     pub async fn wait(&mut self) -> anyhow::Result<ExitStatus> {
         self.process.wait().await
     }

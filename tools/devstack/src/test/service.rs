@@ -1,7 +1,7 @@
 //! Replicas of one service in front of a real database and broker.
 
 use anyhow::Context as _;
-use async_nats::{ConnectOptions, jetstream};
+use async_nats::jetstream;
 use futures::future::try_join_all;
 use sqlx::PgPool;
 
@@ -33,7 +33,6 @@ impl ServiceFixture {
         let broker = broker().await?;
         let database = service_database(program, settings).await?;
         let broker_url = broker.url();
-        let nats = crate::jetstream::connect(ConnectOptions::new(), &broker_url).await?;
         let addresses = [
             ("DATABASE_URL", &*database.url),
             ("MIGRATIONS", "check"),
@@ -47,7 +46,7 @@ impl ServiceFixture {
             broker,
             owner_url: database.owner_url.clone(),
             database: database.pool,
-            jetstream: jetstream::new(nats),
+            jetstream: crate::jetstream::open(&broker_url).await?,
             replicas: Vec::new(),
             program: program.to_owned(),
             settings: settings.collect(),
