@@ -23,7 +23,7 @@ pub use stream::StreamEvent;
 
 /// Longer than the gateway itself waits for a service, so that its problem document arrives.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// How long [`Customer::place`] retries.
+/// How long [`Customer::place`] retries at least.
 const PLACE_FOR: Duration = Duration::from_secs(60);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -35,7 +35,7 @@ pub struct Customer {
     pub id: CustomerId,
     /// Of the development issuer, or an API key.
     token: String,
-    /// How long [`Customer::send`] retries.
+    /// How long requests are repeated.
     patience: Duration,
 }
 
@@ -182,7 +182,8 @@ impl Customer {
     /// a retry is safe, or does not come.
     pub async fn place(&self, lines: Lines<'_>, payment_method: &str) -> anyhow::Result<String> {
         let key = Uuid::now_v7().to_string();
-        let placed = self.place_with_key(lines, payment_method, &key, PLACE_FOR);
+        let timeout = PLACE_FOR.max(self.patience);
+        let placed = self.place_with_key(lines, payment_method, &key, timeout);
         Ok(placed.await?.id)
     }
 
