@@ -2,6 +2,8 @@
 
 use std::{io, time::Duration};
 
+use sqlx::error::{DatabaseError, ErrorKind};
+
 /// How long a transaction may take. PostgreSQL ends a statement by itself; this ends one whose
 /// server does not respond any more.
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,7 +26,9 @@ pub async fn in_time<T>(transaction: impl Future<Output = anyhow::Result<T>>) ->
 /// event is to blame for it.
 pub(crate) fn is_databases_fault(error: &anyhow::Error) -> bool {
     sqlx_errors(error).any(|error| match error {
-        sqlx::Error::Database(error) => !error.code().is_some_and(|code| is_data_code(&code)),
+        sqlx::Error::Database(error) => {
+            is_partition_change(&**error) || !error.code().is_some_and(|code| is_data_code(&code))
+        }
         sqlx::Error::RowNotFound
         | sqlx::Error::Decode(_)
         | sqlx::Error::ColumnDecode { .. }
@@ -53,6 +57,13 @@ fn sqlx_errors(error: &anyhow::Error) -> impl Iterator<Item = &sqlx::Error> {
     error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<sqlx::Error>())
+}
+
+/// Whether a row waited for the default partition while one was made that it belongs to (see
+/// `partitions`). PostgreSQL reports that the default partition's constraint is violated, which has
+/// no name; those of our tables have one.
+fn is_partition_change(error: &dyn DatabaseError) -> bool {
+    error.kind() == ErrorKind::CheckViolation && error.constraint().is_none()
 }
 
 /// SQLSTATE (PostgreSQL manual, appendix A): data exception, integrity constraint violation, and an

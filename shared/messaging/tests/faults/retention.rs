@@ -118,6 +118,39 @@ async fn partitions_are_made_ahead_and_dropped_when_their_events_are_old_and_han
     consumer.stop().await;
 }
 
+/// PostgreSQL refuses a row that has waited for the default partition and does not belong there any
+/// more, with the code of a violated constraint. The event is not to blame.
+#[tokio::test]
+async fn an_event_that_waits_while_its_partition_is_made_is_applied_and_no_attempt_is_counted() {
+    let mut fixture = Fixture::new().await;
+    fixture.consumer.max_attempts = 1;
+    fixture.declare().await;
+    let pool = fixture.consumer.pool.clone();
+    let mut making = pool.begin().await.unwrap();
+    sqlx::query("SELECT make_partition('inbox', (now() AT TIME ZONE 'UTC')::date)")
+        .execute(&mut *making)
+        .await
+        .unwrap();
+    let order = OrderId::new();
+    fixture.publish_copy_of(order).await;
+    let consumer = fixture.run_consumer();
+    eventually("the event waits for the partition", async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+            AND wait_event_type = 'Lock' AND query LIKE '-- inbox_claim%'";
+        let waiting = sqlx::query_scalar::<_, i64>(waiting);
+        waiting.fetch_one(&pool).await.unwrap() == 1
+    })
+    .await;
+    making.commit().await.unwrap();
+    eventually("the event is applied or a dead letter", async || {
+        !fixture.applied().await.is_empty() || !fixture.dead_letters().await.is_empty()
+    })
+    .await;
+    assert_eq!(fixture.applied().await, [order]);
+    consumer.stop().await;
+    assert_eq!(fixture.dead_letters().await.len(), 0);
+}
+
 #[tokio::test]
 async fn what_is_older_than_its_retention_is_pruned_and_nothing_else() {
     let fixture = Fixture::new().await;
