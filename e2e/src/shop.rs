@@ -157,6 +157,17 @@ impl Shop {
         devstack::jetstream::open(&self.endpoints().nats).await
     }
 
+    /// Waits until the admin listener of a service serves `path`.
+    pub async fn until_served(&self, service: &str, path: &str) -> anyhow::Result<()> {
+        let url = format!("{}/{path}", self.endpoints().admin[service]);
+        wait_for(&format!("{path} of {service}"), async || {
+            let response = http_client()?.get(&url).send().await?;
+            response.error_for_status()?;
+            Ok(Some(()))
+        })
+        .await
+    }
+
     /// Waits until the provider was called for an order.
     pub async fn until_charging(&self, order: &str) -> anyhow::Result<()> {
         let mut database = self.database("payment").await?;

@@ -149,12 +149,7 @@ pub async fn operators_need_a_key_for_operations(harness: &Harness) -> Outcome {
         let response = discard.send().await?;
         ensure!(response.status() == 401, "{service}: {response:?}");
         for path in ["livez", "readyz", "metrics"] {
-            wait_for(&format!("{path} of {service}"), async || {
-                let response = client.get(format!("{admin}/{path}")).send().await?;
-                response.error_for_status()?;
-                Ok(Some(()))
-            })
-            .await?;
+            shop.until_served(service.name(), path).await?;
         }
     }
     close(shop).await

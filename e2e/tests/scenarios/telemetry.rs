@@ -235,12 +235,7 @@ pub async fn metrics_and_health_are_served(harness: &Harness) -> Outcome {
     for service in services() {
         let admin = &shop.endpoints().admin[service];
         for path in ["livez", "readyz", "startupz"] {
-            wait_for(&format!("{path} of {service}"), async || {
-                let response = client.get(format!("{admin}/{path}")).send().await?;
-                response.error_for_status()?;
-                Ok(Some(()))
-            })
-            .await?;
+            shop.until_served(service, path).await?;
         }
         let metrics = client
             .get(format!("{admin}/metrics"))

@@ -374,7 +374,7 @@ async fn the_service_ends_in_time_while_mail_server_and_database_are_silent() {
     mailing.mail_server.treat(customer, Treatment::Hold);
     let order = OrderId::new();
     publish_event(&mailing.jetstream, order, confirmed(order, customer)).await;
-    test::eventually("the mail is being sent", async || {
+    eventually("the mail is being sent", async || {
         mailing.mail_server.attempts(customer) == 1
     })
     .await;
@@ -406,7 +406,7 @@ async fn a_mail_that_is_accepted_late_decides_over_no_other() {
     mail_server.treat(refused, Treatment::RefuseMail("451 come back later"));
     let order = OrderId::new();
     publish_event(&jetstream, order, confirmed(order, late)).await;
-    test::eventually("the service has given up waiting", async || {
+    eventually("the service has given up waiting", async || {
         let retried = "SELECT count(*) FROM notifications
             WHERE mail_attempts > 0 AND mail_due_at < now() + interval '15 seconds'
                 AND created_at < now() - interval '5 seconds'";
@@ -423,7 +423,7 @@ async fn a_mail_that_is_accepted_late_decides_over_no_other() {
 
     let order = OrderId::new();
     publish_event(&jetstream, order, confirmed(order, refused)).await;
-    test::eventually("it is refused twice", async || {
+    eventually("it is refused twice", async || {
         mail_server.attempts(refused) >= 2
     })
     .await;
@@ -491,11 +491,11 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
         let to = format!("To: {customer}@");
         mails.iter().any(|mail| mail.contains(&to))
     };
-    test::eventually("the others have their mails", async || {
+    eventually("the others have their mails", async || {
         others.iter().all(&mut mailed)
     })
     .await;
-    test::eventually("two mails are given up", async || {
+    eventually("two mails are given up", async || {
         given_up(&database).await.len() == 2
     })
     .await;
@@ -506,7 +506,7 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
     assert!(refusals[1].2.contains("554"), "{refusals:?}");
 
     // What is refused for now, or because of the session, is tried again.
-    test::eventually("other refusals are tried again", async || {
+    eventually("other refusals are tried again", async || {
         let again = |customer| mail_server.attempts(customer) > 1;
         [greylisted, moody, stranger, outsider]
             .into_iter()
@@ -526,11 +526,11 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
     due.unwrap();
     assert!(!mailed(&held));
     mail_server.released.send_replace(true);
-    test::eventually("they are mailed", async || {
+    eventually("they are mailed", async || {
         [greylisted, stranger, held].iter().all(&mut mailed)
     })
     .await;
-    test::eventually("attempts have an end", async || {
+    eventually("attempts have an end", async || {
         given_up(&database).await.len() == 3
     })
     .await;
@@ -563,7 +563,7 @@ async fn a_mail_that_was_given_up_is_sent_when_it_is_made_due_again() {
     let (order, customer) = (OrderId::new(), CustomerId::new());
     mail_server.treat(customer, Treatment::RefuseRecipient("550 no such mailbox"));
     publish_event(&jetstream, order, confirmed(order, customer)).await;
-    test::eventually("the mail is given up", async || {
+    eventually("the mail is given up", async || {
         !given_up(&database).await.is_empty()
     })
     .await;
@@ -572,7 +572,7 @@ async fn a_mail_that_was_given_up_is_sent_when_it_is_made_due_again() {
         WHERE mail_given_up_at IS NOT NULL";
     sqlx::query(again).execute(&database).await.unwrap();
     kept.recv().await.unwrap();
-    test::eventually("it is not given up any more", async || {
+    eventually("it is not given up any more", async || {
         let sent = "SELECT count(*) FROM notifications WHERE mail_due_at IS NULL
             AND mail_given_up_at IS NULL AND mail_given_up_reason IS NULL";
         let sent = sqlx::query_scalar::<_, i64>(sent).fetch_one(&database);
@@ -595,7 +595,7 @@ async fn a_mail_about_a_cancellation_waits_for_one_about_the_confirmation_that_i
     let (order, customer) = (OrderId::new(), CustomerId::new());
     mail_server.treat(customer, Treatment::Hold);
     publish_event(&jetstream, order, confirmed(order, customer)).await;
-    test::eventually("the confirmation is on its way", async || {
+    eventually("the confirmation is on its way", async || {
         mail_server.attempts(customer) == 1
     })
     .await;
@@ -604,7 +604,7 @@ async fn a_mail_about_a_cancellation_waits_for_one_about_the_confirmation_that_i
         (refunded(order), "payment_refunded"),
     ] {
         publish_event(&jetstream, order, event).await;
-        test::eventually("the notification is recorded", async || {
+        eventually("the notification is recorded", async || {
             let recorded = "SELECT count(*) FROM notifications WHERE kind = $1";
             let recorded = sqlx::query_scalar::<_, i64>(recorded).bind(kind);
             recorded.fetch_one(&database).await.unwrap() == 1
@@ -687,7 +687,7 @@ async fn a_customer_is_not_told_of_a_confirmation_after_the_cancellation() {
     let service = start().await.unwrap();
     let jetstream = devstack::jetstream::open(&broker.url()).await.unwrap();
     let applied = async |events: i64| {
-        test::eventually("the events are applied", async || {
+        eventually("the events are applied", async || {
             let inbox = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM inbox");
             inbox.fetch_one(&database).await.unwrap() == events
         })
