@@ -116,7 +116,8 @@ pub struct Room {
 /// A charge whose deadline has passed is leased only when the provider may know of it already: its
 /// outcome must be found out. Otherwise it waits for the cancellation.
 ///
-/// Reads payments that became due at most `reach` ago.
+/// Reads payments that became due at most `reach` ago. One whose row cannot be read is left out,
+/// and holds up no other.
 pub async fn lease(
     connection: &mut PgConnection,
     room: Room,
@@ -151,14 +152,23 @@ pub async fn lease(
     )
     .fetch_all(connection)
     .await?;
-    let leased = rows.into_iter().map(|row| {
-        Ok(Leased {
-            now: row.now,
-            created_at: row.created_at,
-            payment: row.read()?,
-        })
+    let leased = rows.into_iter().filter_map(|row| {
+        let (now, created_at, order) = (row.now, row.created_at, row.order_id);
+        match row.read() {
+            Ok(payment) => Some(Leased {
+                payment,
+                now,
+                created_at,
+            }),
+            Err(error) => {
+                tracing::error!(order.id = %order, %error,
+                    "the row of a payment that is due cannot be read; the provider is not called \
+                     until somebody corrects it");
+                None
+            }
+        }
     });
-    leased.collect()
+    Ok(leased.collect())
 }
 
 /// Extends the leases of these payments.

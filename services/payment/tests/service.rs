@@ -320,6 +320,28 @@ async fn a_payment_that_is_locked_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn a_payment_that_cannot_be_read_holds_up_no_other() {
+    let fixture = Fixture::new().await;
+    fixture.start().await.kill().await.unwrap();
+    let (unreadable, other) = (OrderId::new(), OrderId::new());
+    for order in [unreadable, other] {
+        fixture.write_asked(order, Uuid::now_v7(), None).await;
+    }
+    let currency = async |currency: &str| {
+        let set = "UPDATE payments SET due_at = now(),
+            currency = CASE order_id WHEN $1 THEN $2 ELSE currency END WHERE status = 'pending'";
+        let set = sqlx::query(set).bind(unreadable.0).bind(currency);
+        set.execute(&fixture.database).await.unwrap();
+    };
+    currency("eur").await;
+    let _payment = fixture.start().await;
+    fixture.assert_charged_once(other).await;
+    assert_eq!(fixture.captures(unreadable).await, 0);
+    currency("EUR").await;
+    fixture.assert_charged_once(unreadable).await;
+}
+
+#[tokio::test]
 async fn an_expired_lease_is_taken_over() {
     let fixture = Fixture::new().await;
     let first = fixture.start().await;
