@@ -48,7 +48,11 @@ impl<H: Handler> Batches<H> {
         messages: &[Message],
         shutdown: &CancellationToken,
     ) -> Option<Vec<Outcome>> {
-        let error = match self.attempt(messages, messages, shutdown).await? {
+        let mut attempted = self.attempt(messages, messages, shutdown).await?;
+        if attempted.as_ref().is_err_and(database::is_lost_race) {
+            attempted = self.attempt(messages, messages, shutdown).await?;
+        }
+        let error = match attempted {
             Ok(outcomes) => return Some(outcomes),
             Err(error) => error,
         };

@@ -37,6 +37,14 @@ pub(crate) fn is_databases_fault(error: &anyhow::Error) -> bool {
     })
 }
 
+/// Whether another transaction has inserted the same row meanwhile. The next attempt finds it.
+pub(crate) fn is_lost_race(error: &anyhow::Error) -> bool {
+    sqlx_errors(error).any(|error| {
+        let error = error.as_database_error();
+        error.is_some_and(|error| error.is_unique_violation())
+    })
+}
+
 /// Whether an error means that the database cannot serve anybody now. A commit that got no answer
 /// may have been carried out: only what may be repeated is safe to retry.
 pub fn is_unavailable(error: &anyhow::Error) -> bool {
@@ -74,12 +82,13 @@ fn is_data_code(code: &str) -> bool {
 
 /// SQLSTATE: connection exceptions, a rotated password, serialization failures and deadlocks,
 /// insufficient resources, a lock or statement that took too long, shutdown and start-up, I/O
-/// errors, and a server that has become a read-only standby.
+/// errors, a server that has become a read-only standby, and a transaction that was ended because
+/// this process was paused.
 fn is_unavailable_code(code: &str) -> bool {
     ["08", "28", "40", "53", "57", "58"]
         .iter()
         .any(|class| code.starts_with(class))
-        || matches!(code, "55P03" | "25006")
+        || matches!(code, "55P03" | "25006" | "25P03")
 }
 
 #[cfg(test)]
@@ -95,7 +104,7 @@ mod tests {
         let own = anyhow::anyhow!("a rule is broken");
         assert!(!is_unavailable(&own) && !is_databases_fault(&own));
         for code in [
-            "08006", "57P01", "53100", "55P03", "57014", "40P01", "28P01", "58030",
+            "08006", "57P01", "53100", "55P03", "57014", "40P01", "28P01", "58030", "25P03",
         ] {
             assert!(is_unavailable_code(code) && !is_data_code(code), "{code}");
         }

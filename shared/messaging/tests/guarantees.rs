@@ -344,6 +344,34 @@ async fn consumption_pauses_while_the_database_is_unavailable_and_no_attempt_is_
     server.stop().await.unwrap();
 }
 
+/// Another transaction has inserted the same row meanwhile; at the second attempt it is found.
+#[tokio::test]
+async fn a_lost_race_between_two_insertions_counts_no_attempt() {
+    let mut fixture = Fixture::new().await;
+    fixture.consumer.max_attempts = 1;
+    let lose_once = "
+        CREATE SEQUENCE races;
+        CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('races') = 1 THEN
+                RAISE EXCEPTION 'it exists' USING ERRCODE = 'unique_violation';
+            END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER lose BEFORE INSERT ON applied FOR EACH ROW EXECUTE FUNCTION lose()";
+    let lose_once = sqlx::raw_sql(lose_once).execute(&fixture.consumer.pool);
+    lose_once.await.unwrap();
+    let order = OrderId::new();
+    fixture.publish(order).await;
+    let (publisher, consumer) = (fixture.run_publisher(), fixture.run_consumer());
+    eventually("the event is applied or a dead letter", async || {
+        !fixture.applied().await.is_empty() || !fixture.dead_letters().await.is_empty()
+    })
+    .await;
+    assert_eq!(fixture.applied().await, [order]);
+    publisher.stop().await;
+    consumer.stop().await;
+}
+
 #[tokio::test]
 async fn the_outbox_is_flushed_at_shutdown() {
     let fixture = Fixture::new().await;
