@@ -2,13 +2,18 @@
 //! all services: they share chassis and messaging.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use std::process::Stdio;
+
 use devstack::{
     Durability, Logs, Postgres, Reaper, TemporaryDirectory, free_port,
     test::{self, Program, ServiceDatabase, eventually},
 };
 use futures::future::try_join_all;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgPool};
-use tokio::io::AsyncBufReadExt as _;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+};
 
 const INVENTORY: &str = env!("CARGO_BIN_EXE_inventory");
 
@@ -152,33 +157,68 @@ async fn several_tasks_may_migrate_and_grant_at_once() {
     assert!(stock.await.unwrap().is_empty());
 }
 
+/// The task `migrate`, and its log.
+struct Migrate {
+    process: Child,
+    log: Lines<BufReader<ChildStdout>>,
+}
+
+impl Migrate {
+    fn start(settings: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(INVENTORY);
+        command.arg("migrate").envs(settings.iter().copied());
+        command.stdout(Stdio::piped()).kill_on_drop(true);
+        let mut process = command.spawn().unwrap();
+        let log = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, log }
+    }
+
+    async fn until_logged(&mut self, text: &str) {
+        let logged = async {
+            while let Some(line) = self.log.next_line().await.unwrap() {
+                if line.contains(text) {
+                    return;
+                }
+            }
+            panic!("the task has ended");
+        };
+        tokio::time::timeout(test::TIMEOUT, logged).await.unwrap();
+    }
+
+    async fn assert_succeeds(mut self) {
+        let ended = tokio::time::timeout(test::TIMEOUT, self.process.wait()).await;
+        assert_eq!(ended.unwrap().unwrap().code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn the_task_migrate_waits_for_a_free_connection() {
+    let url = test::empty_database().await.unwrap();
+    let (_, database) = url.rsplit_once('/').unwrap();
+    let administrator = url.replace("//test:", "//postgres:");
+    let mut administrator = PgConnection::connect(&administrator).await.unwrap();
+    // One for the administrator, one for the pool, and none for the migration.
+    let limit = format!("ALTER DATABASE \"{database}\" CONNECTION LIMIT 2");
+    administrator.execute(AssertSqlSafe(limit)).await.unwrap();
+    let mut migrate = Migrate::start(&[("DATABASE_URL", &url)]);
+    migrate.until_logged("too many connections").await;
+    let limit = format!("ALTER DATABASE \"{database}\" CONNECTION LIMIT -1");
+    administrator.execute(AssertSqlSafe(limit)).await.unwrap();
+    migrate.assert_succeeds().await;
+}
+
 #[tokio::test]
 async fn the_task_migrate_waits_for_the_role_of_the_service() {
     let url = test::empty_database().await.unwrap();
     let (_, role) = url.rsplit_once('/').unwrap();
-    let mut migrate = tokio::process::Command::new(INVENTORY);
-    migrate.arg("migrate").env("DATABASE_URL", &url);
-    migrate.env("DATABASE_ROLE", role);
-    migrate
-        .stdout(std::process::Stdio::piped())
-        .kill_on_drop(true);
-    let mut migrate = migrate.spawn().unwrap();
-    let mut lines = tokio::io::BufReader::new(migrate.stdout.take().unwrap()).lines();
-    let waits = async {
-        while let Some(line) = lines.next_line().await.unwrap() {
-            if line.contains(&format!("role \\\"{role}\\\" does not exist")) {
-                return;
-            }
-        }
-        panic!("the task has ended");
-    };
-    tokio::time::timeout(test::TIMEOUT, waits).await.unwrap();
+    let mut migrate = Migrate::start(&[("DATABASE_URL", &url), ("DATABASE_ROLE", role)]);
+    let missing = format!("role \\\"{role}\\\" does not exist");
+    migrate.until_logged(&missing).await;
     let administrator = url.replace("//test:", "//postgres:");
     let mut administrator = PgConnection::connect(&administrator).await.unwrap();
     let create = format!("CREATE ROLE \"{role}\"");
     administrator.execute(AssertSqlSafe(create)).await.unwrap();
-    let ended = tokio::time::timeout(test::TIMEOUT, migrate.wait()).await;
-    assert_eq!(ended.unwrap().unwrap().code(), Some(0));
+    migrate.assert_succeeds().await;
     let granted = "SELECT has_table_privilege($1, 'stock', 'UPDATE')";
     let granted = sqlx::query_scalar::<_, bool>(granted).bind(role);
     assert!(granted.fetch_one(&mut administrator).await.unwrap());

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use devstack::test::{self, Program};
+use devstack::test::{self, Program, eventually};
 use futures::future::join_all;
 use proto::inventory::v1::{
     GetPricesRequest, GetProductRequest, GetReservationRequest, ListProductsRequest,
@@ -72,6 +72,40 @@ async fn replicas_that_start_at_once_load_the_catalogue_once() {
         .unwrap();
     let _later = start(&url, &broker_url, "9").await;
     assert_eq!(stock(&database).await, (1000, 6994));
+}
+
+#[tokio::test]
+async fn a_replica_waits_while_another_loads_the_catalogue() {
+    let broker = test::broker().await.unwrap();
+    let (database, url) = test::database(&[]).await.unwrap();
+    let settings = [("DATABASE_URL", &*url)];
+    let migrated = Program::run(env!("CARGO_BIN_EXE_inventory"), "migrate", &settings);
+    migrated.await.unwrap();
+    let mut lock = database.begin().await.unwrap();
+    sqlx::query("LOCK TABLE products")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let settings = [
+        ("DATABASE_URL", &*url),
+        ("NATS_URL", &broker.url()),
+        ("INITIAL_STOCK", "7"),
+    ];
+    let mut program = Program::spawn(env!("CARGO_BIN_EXE_inventory"), &settings).unwrap();
+    // PostgreSQL ends a statement that waits for a lock for too long.
+    let mut attempts = BTreeSet::new();
+    eventually("the second attempt waits for the table", async || {
+        let attempt = "SELECT query_start::text FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'
+                AND query LIKE '-- products_seed%'";
+        let attempt = sqlx::query_scalar::<_, String>(attempt);
+        attempts.extend(attempt.fetch_optional(&database).await.unwrap());
+        attempts.len() == 2
+    })
+    .await;
+    lock.rollback().await.unwrap();
+    program.wait_until_ready().await.unwrap();
+    assert_eq!(stock(&database).await, (1000, 7000));
 }
 
 #[tokio::test]

@@ -94,10 +94,11 @@ async fn migrate(pool: &PgPool, migrators: &[Migrator], role: Option<&str>) -> a
         }
         Ok(connection.close().await?)
     };
+    let has_to_wait = |error: &MigrateError| has_to_wait(error) || is_interrupted(error);
     let migrated = migrate.retry(start_delays()).when(has_to_wait);
     let notified = migrated.notify(|error: &MigrateError, delay| {
         tracing::info!(%error,
-            "a migration waits for a lock or for a role; the next attempt is in {delay:?}");
+            "a migration waits for a lock, a role or the server; the next attempt is in {delay:?}");
     });
     Ok(notified.await?)
 }
@@ -160,6 +161,14 @@ fn has_to_wait(error: &MigrateError) -> bool {
         "42704" => !is_migration,
         _ => false,
     })
+}
+
+/// What was applied is found at the next attempt.
+fn is_interrupted(error: &MigrateError) -> bool {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => is_away(error),
+        _ => false,
+    }
 }
 
 fn sqlstate(error: &MigrateError) -> Option<Cow<'_, str>> {
@@ -228,17 +237,24 @@ fn start_delays() -> ExponentialBuilder {
         .without_max_times()
 }
 
+/// The server is away, or the role or the database does not exist yet: an operator of PostgreSQL
+/// makes them after the services have been started, and the server does not tell that from a wrong
+/// password. Or the role has no rights yet: the task `migrate` grants them.
 fn may_come_up(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut => true,
-        // The server is starting. Or the role or the database does not exist: an operator of
-        // PostgreSQL makes them after the services have been started. The server does not tell that
-        // from a wrong password. Or the role has no rights yet: the task `migrate` grants them.
-        sqlx::Error::Database(error) => error
-            .code()
-            .is_some_and(|code| matches!(&*code, "57P03" | "28000" | "28P01" | "3D000" | "42501")),
-        _ => false,
-    }
+    is_away(error) || has_code(error, &["28000", "28P01", "3D000", "42501"])
+}
+
+/// The server does not respond, ends or starts, or has no place for one more connection.
+fn is_away(error: &sqlx::Error) -> bool {
+    matches!(
+        error,
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut
+    ) || has_code(error, &["57P01", "57P02", "57P03", "53300"])
+}
+
+fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| codes.contains(&&*code))
 }
 
 /// For readiness: whether the database answers.
