@@ -1,19 +1,20 @@
 //! Sends the mails that are due. Several replicas share the work.
 //!
-//! A mail is sent at least once: one that the server accepted just before this process died is sent
-//! again, with the same `Message-ID`, so that mail servers and programs recognize it. One that
-//! cannot be sent is given up: at once when it is refused for good, otherwise after
-//! [`LAST_ATTEMPT`].
+//! A mail is sent at least once: one that the server accepted just before this process died, or
+//! while the database was away for longer than [`LEASE`], is sent again, with the same `Message-ID`,
+//! so that mail servers and programs recognize it. One that cannot be sent is given up: at once when
+//! it is refused for good, otherwise after [`LAST_ATTEMPT`].
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
+use backon::Retryable as _;
 use bootstrap::shutdown;
 use lettre::{
     Message,
     message::{Mailbox, header::ContentType},
 };
-use messaging::{Lookback, backoff, in_time};
+use messaging::{Lookback, TRANSACTION_TIMEOUT, backoff, in_time};
 use opentelemetry::{KeyValue, global, metrics::Counter};
 use secrecy::ExposeSecret as _;
 use sqlx::PgPool;
@@ -35,6 +36,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const TIMEOUT: Duration = shutdown::STEP;
 /// Longer than a mail takes, so that no other replica sends it, too.
 pub const LEASE: Duration = Duration::from_secs(30);
+/// The wait before an outcome that could not be recorded is recorded again.
+const FIRST_RECORDING_RETRY: Duration = Duration::from_millis(100);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const SLOWEST_RETRY: Duration = Duration::from_secs(3600);
 /// A mail that could not be sent by then is given up. With the delays above that is after about
@@ -156,8 +159,16 @@ impl Mailer {
             Outcome::GivenUp(_) => "given_up",
         };
         self.mails.add(1, &[KeyValue::new("outcome", label)]);
-        let record = async { Ok(store::record_outcome(&self.pool, mail, outcome).await?) };
-        if let Err(error) = in_time(record).await {
+        // Until it is recorded, the mail is due again at the end of its lease.
+        let record =
+            || in_time(async { Ok(store::record_outcome(&self.pool, mail, &outcome).await?) });
+        let recorded = record.retry(backoff::exponential(FIRST_RECORDING_RETRY, FIRST_RETRY));
+        let recorded = recorded.when(|_| since.elapsed() < LEASE - TRANSACTION_TIMEOUT);
+        let recorded = recorded.notify(|error, delay| {
+            tracing::warn!(order.id = %mail.order_id, error = format!("{error:#}"),
+                "the outcome of a mail cannot be recorded; the next attempt is in {delay:?}");
+        });
+        if let Err(error) = recorded.await {
             tracing::warn!(order.id = %mail.order_id, error = format!("{error:#}"),
                 "the outcome of a mail cannot be recorded; it is sent again when its lease has \
                  expired");

@@ -23,6 +23,10 @@ use url::Url;
 /// How long the server may take to say goodbye; the mail is accepted before.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Enhanced status codes that say nothing about the mail (RFC 3463): the state of the mail system,
+/// the network (some servers say so of a quota), and a policy about this client.
+const NOT_ABOUT_THE_MAIL: [&str; 3] = ["5.3.", "5.4.", "5.7."];
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct SmtpServer {
@@ -94,13 +98,15 @@ impl SmtpServer {
 
     /// Whether the server refuses this very mail for good: 55z. A permanent code with another
     /// second digit is about the session, a wrong password for example (RFC 5321, section 4.2.1),
-    /// and so is 5.7.z, of a server that relays nothing for this client (RFC 3463, section 3.8), and
-    /// 554 instead of a greeting (RFC 5321, section 3.1): they say nothing about the mail.
+    /// and so are 554 instead of a greeting (RFC 5321, section 3.1) and [`NOT_ABOUT_THE_MAIL`]: they
+    /// say nothing about the mail.
     pub async fn has_refused_for_good(&self, error: &Error) -> bool {
         let code = error.status().filter(|_| error.is_permanent());
         let text = error.source().map(ToString::to_string).unwrap_or_default();
-        if code.is_none_or(|code| code.category != Category::MailSystem) || text.starts_with("5.7.")
-        {
+        let is_about_the_mail = !NOT_ABOUT_THE_MAIL
+            .iter()
+            .any(|class| text.starts_with(class));
+        if code.is_none_or(|code| code.category != Category::MailSystem) || !is_about_the_mail {
             return false;
         }
         match self.connect().await {

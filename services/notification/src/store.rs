@@ -165,6 +165,7 @@ pub enum Outcome {
 
 /// Leases mails that are due, oldest first: other replicas do not get them for as long as `lease`.
 /// Those that were due longer ago than `reach` are left out: see [`Lookback`](messaging::Lookback).
+/// So are those of a kind that only a newer replica knows.
 pub async fn lease(
     pool: &PgPool,
     limit: usize,
@@ -177,6 +178,7 @@ pub async fn lease(
             SELECT notification_id FROM notifications
             WHERE mail_due_at <= now()
                 AND mail_due_at > now() - make_interval(secs => $3)
+                AND kind = ANY($4)
             ORDER BY mail_due_at LIMIT $1 FOR UPDATE SKIP LOCKED)
         UPDATE notifications
         SET mail_due_at = now() + make_interval(secs => $2), mail_attempts = mail_attempts + 1
@@ -184,7 +186,8 @@ pub async fn lease(
         RETURNING notification_id, order_id, customer_id, kind, mail_attempts"#,
         i64::try_from(limit).unwrap_or(i64::MAX),
         lease.as_secs_f64(),
-        reach.as_secs_f64()
+        reach.as_secs_f64(),
+        &Kind::ALL.map(Kind::as_str) as &[&str]
     )
     .fetch_all(pool)
     .await?;
@@ -202,11 +205,11 @@ pub async fn lease(
 }
 
 /// Records what came of a mail, unless it was withdrawn meanwhile.
-pub async fn record_outcome(pool: &PgPool, mail: &Mail, outcome: Outcome) -> sqlx::Result<()> {
+pub async fn record_outcome(pool: &PgPool, mail: &Mail, outcome: &Outcome) -> sqlx::Result<()> {
     let (delay, reason) = match outcome {
         Outcome::Sent => (None, None),
         Outcome::Retry(delay) => (Some(delay.as_secs_f64()), None),
-        Outcome::GivenUp(reason) => (None, Some(reason)),
+        Outcome::GivenUp(reason) => (None, Some(reason.as_str())),
     };
     sqlx::query!(
         r#"-- mails_record_outcome
@@ -217,7 +220,7 @@ pub async fn record_outcome(pool: &PgPool, mail: &Mail, outcome: Outcome) -> sql
         WHERE notification_id = $1 AND mail_due_at IS NOT NULL"#,
         mail.notification_id.0,
         delay as Option<f64>,
-        reason as Option<String>
+        reason as Option<&str>
     )
     .execute(pool)
     .await?;

@@ -431,6 +431,66 @@ async fn a_mail_that_is_accepted_late_decides_over_no_other() {
     while !next_mail(&mut kept).await.contains(&order.to_string()) {}
 }
 
+#[tokio::test]
+async fn a_mail_whose_outcome_cannot_be_recorded_at_once_is_sent_once() {
+    let Mailing {
+        service: _service,
+        mail_server,
+        kept: _kept,
+        database,
+        jetstream,
+        installation: _installation,
+    } = Mailing::start().await;
+    mail_server.busy.store(false, Ordering::Relaxed);
+    let fail_twice = "
+        CREATE SEQUENCE records;
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('records') <= 2 THEN RAISE EXCEPTION 'injected failure'; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER fail BEFORE UPDATE ON notifications FOR EACH ROW
+            WHEN (NEW.mail_due_at IS NULL) EXECUTE FUNCTION fail()";
+    sqlx::raw_sql(fail_twice).execute(&database).await.unwrap();
+    let customer = CustomerId::new();
+    let order = OrderId::new();
+    publish_event(&jetstream, order, confirmed(order, customer)).await;
+    eventually("the outcome is recorded", async || {
+        let recorded = "SELECT count(*) FROM notifications
+            WHERE mail_attempts > 0 AND mail_due_at IS NULL";
+        let recorded = sqlx::query_scalar::<_, i64>(recorded);
+        recorded.fetch_one(&database).await.unwrap() == 1
+    })
+    .await;
+    assert_eq!(mail_server.attempts(customer), 1);
+}
+
+/// A newer replica has written it.
+#[tokio::test]
+async fn a_notification_of_an_unknown_kind_holds_up_no_other_mail() {
+    let Mailing {
+        service: _service,
+        mail_server: _mail_server,
+        mut kept,
+        database,
+        jetstream: _jetstream,
+        installation: _installation,
+    } = Mailing::start().await;
+    let drop = "ALTER TABLE notifications DROP CONSTRAINT notifications_kind_known";
+    sqlx::query(drop).execute(&database).await.unwrap();
+    let order = OrderId::new();
+    // Both are due at once.
+    let insert = "INSERT INTO notifications
+            (notification_id, order_id, customer_id, kind, created_at, mail_due_at)
+        SELECT gen_random_uuid(), $1, $1, kind, now(), now()
+        FROM unnest(ARRAY['order_shipped', 'order_confirmed']) AS n (kind)";
+    let insert = sqlx::query(insert).bind(order.0).execute(&database);
+    insert.await.unwrap();
+    assert!(next_mail(&mut kept).await.contains(&order.to_string()));
+    let attempts = "SELECT mail_attempts FROM notifications WHERE kind = 'order_shipped'";
+    let attempts = sqlx::query_scalar::<_, i32>(attempts).fetch_one(&database);
+    assert_eq!(attempts.await.unwrap(), 0, "a newer replica sends it");
+}
+
 /// The customers whose mails were given up, with attempts and reason, ordered by reason.
 async fn given_up(database: &PgPool) -> Vec<(CustomerId, i32, String)> {
     let given_up = "SELECT customer_id, mail_attempts, mail_given_up_reason FROM notifications
@@ -469,6 +529,7 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
         Treatment::RefuseRecipient("451 never in the mood"),
         Treatment::RefuseRecipient("535 who are you"),
         Treatment::RefuseRecipient("554 5.7.1 nothing is relayed for you"),
+        Treatment::RefuseRecipient("550 5.4.5 that is enough for today"),
         Treatment::Hold,
     ]
     .map(|treatment| {
@@ -476,7 +537,16 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
         mail_server.treat(customer, treatment);
         customer
     });
-    let [unknown, spam, greylisted, moody, stranger, outsider, held] = treated;
+    let [
+        unknown,
+        spam,
+        greylisted,
+        moody,
+        stranger,
+        outsider,
+        limited,
+        held,
+    ] = treated;
     let others: Vec<_> = (0..20).map(|_| CustomerId::new()).collect();
     for customer in treated.iter().chain(&others) {
         let order = OrderId::new();
@@ -508,7 +578,7 @@ async fn a_mail_that_is_refused_for_good_is_given_up_and_holds_up_no_other() {
     // What is refused for now, or because of the session, is tried again.
     eventually("other refusals are tried again", async || {
         let again = |customer| mail_server.attempts(customer) > 1;
-        [greylisted, moody, stranger, outsider]
+        [greylisted, moody, stranger, outsider, limited]
             .into_iter()
             .all(again)
     })
@@ -702,8 +772,8 @@ async fn a_customer_is_not_told_of_a_confirmation_after_the_cancellation() {
     publish(&jetstream, refund_first).await;
     applied(4).await;
     service.kill().await.unwrap();
-    publish(&jetstream, together).await;
     publish_event(&jetstream, together, cancelled(together)).await;
+    publish(&jetstream, together).await;
     let service = start().await.unwrap();
     applied(6).await;
     let mut client = Client::connect(service.url.clone()).await.unwrap();
