@@ -6,6 +6,7 @@ use contracts::{
     Cause, CorrelationId, Currency, CustomerId, EventId, InvalidValue, Money, OrderId, OrderLine,
     PaymentId, PaymentMethod,
 };
+use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgPool, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -20,7 +21,8 @@ struct Row {
     amount: Option<i64>,
     currency: Option<String>,
     method: Option<String>,
-    lines: Option<Json<Vec<OrderLine>>>,
+    /// Read with the row, so that one that cannot be read fails no other.
+    lines: Option<Json<Box<RawValue>>>,
     deadline: Option<OffsetDateTime>,
     request: Option<String>,
     charge_correlation_id: Option<Uuid>,
@@ -51,6 +53,14 @@ pub struct Leased {
     pub created_at: Option<OffsetDateTime>,
 }
 
+/// What was leased together.
+#[derive(Debug)]
+pub struct Leases {
+    pub payments: Vec<Leased>,
+    /// No row was left out because it cannot be read.
+    pub are_complete: bool,
+}
+
 /// Locks payments by order, in key order, so that batches cannot deadlock. Payments that do not
 /// exist are left out.
 pub async fn lock(
@@ -62,7 +72,7 @@ pub async fn lock(
         Row,
         r#"-- payments_lock
         SELECT order_id, payment_id, customer_id, status, amount, currency, method,
-               lines AS "lines: Json<Vec<OrderLine>>", deadline, request,
+               lines AS "lines: Json<Box<RawValue>>", deadline, request,
                charge_correlation_id, charge_causation_id, charge_traceparent,
                cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, answered, key_number,
                refund_id, reference, failure_code, updated_at, created_at, now() AS "now!"
@@ -82,7 +92,7 @@ pub async fn find(pool: &PgPool, order: OrderId) -> sqlx::Result<Option<Payment>
         Row,
         r#"-- payment_find
         SELECT order_id, payment_id, customer_id, status, amount, currency, method,
-               lines AS "lines: Json<Vec<OrderLine>>", deadline, request,
+               lines AS "lines: Json<Box<RawValue>>", deadline, request,
                charge_correlation_id, charge_causation_id, charge_traceparent,
                cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, answered, key_number,
                refund_id, reference, failure_code, updated_at, created_at, now() AS "now!"
@@ -123,7 +133,7 @@ pub async fn lease(
     room: Room,
     lease: Duration,
     reach: Reach,
-) -> sqlx::Result<Vec<Leased>> {
+) -> sqlx::Result<Leases> {
     let rows = sqlx::query_as!(
         Row,
         r#"-- payments_lease
@@ -139,7 +149,7 @@ pub async fn lease(
         UPDATE payments SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
         WHERE order_id IN (SELECT order_id FROM refunds UNION ALL SELECT order_id FROM charges)
         RETURNING order_id, payment_id, customer_id, status, amount, currency, method,
-                  lines AS "lines: Json<Vec<OrderLine>>", deadline, request,
+                  lines AS "lines: Json<Box<RawValue>>", deadline, request,
                   charge_correlation_id, charge_causation_id, charge_traceparent,
                   cancel_correlation_id, cancel_causation_id, cancel_traceparent, attempts, answered, key_number,
                   refund_id, reference, failure_code, updated_at, created_at, now() AS "now!" "#,
@@ -152,7 +162,8 @@ pub async fn lease(
     )
     .fetch_all(connection)
     .await?;
-    let leased = rows.into_iter().filter_map(|row| {
+    let leased = rows.len();
+    let payments = rows.into_iter().filter_map(|row| {
         let (now, created_at, order) = (row.now, row.created_at, row.order_id);
         match row.read() {
             Ok(payment) => Some(Leased {
@@ -168,7 +179,11 @@ pub async fn lease(
             }
         }
     });
-    Ok(leased.collect())
+    let payments: Vec<Leased> = payments.collect();
+    Ok(Leases {
+        are_complete: payments.len() == leased,
+        payments,
+    })
 }
 
 /// Extends the leases of these payments.
@@ -456,7 +471,8 @@ impl Row {
                         true => Some(PaymentMethod::try_from(method).map_err(decode)?),
                         false => None,
                     },
-                    lines,
+                    lines: serde_json::from_str(lines.get())
+                        .map_err(|error| sqlx::Error::Decode(error.into()))?,
                     deadline: self.deadline,
                     request: self.request.filter(|_| is_open),
                     cause,

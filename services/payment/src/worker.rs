@@ -29,7 +29,7 @@ use crate::{
     domain::{Call, Command, Payment, Status},
     provider::{CALL_TIMEOUT, Provider, ProviderOutcome},
     refund,
-    store::{self, Leased, NextCall, Reach, Room},
+    store::{self, Leased, Leases, NextCall, Reach, Room},
 };
 
 /// Most calls in flight. Bounds what a slow provider can hold in memory.
@@ -226,19 +226,20 @@ impl Worker {
             }
         };
         let is_refund = |leased: &&Leased| leased.payment.status == Status::Refunding;
-        let refunds = leased.iter().filter(is_refund).count();
-        let charges = leased.len() - refunds;
+        let refunds = leased.payments.iter().filter(is_refund).count();
+        let charges = leased.payments.len() - refunds;
         let room_for_charges = room.charges.min(free - refunds);
-        if refunds < room.refunds {
+        if refunds < room.refunds && leased.are_complete {
             lookback.refunds.found_all(reach.refunds);
         }
-        if charges < room_for_charges {
+        if charges < room_for_charges && leased.are_complete {
             lookback.charges.found_all(reach.charges);
         }
         // Of a kind without room none is leased now, however many are due.
-        let may_be_more = (refunds > 0 && refunds == room.refunds)
+        let may_be_more = !leased.are_complete
+            || (refunds > 0 && refunds == room.refunds)
             || (charges > 0 && charges == room_for_charges);
-        for leased in leased {
+        for leased in leased.payments {
             calls.spawn(self.provider.clone(), leased, since);
         }
         may_be_more
@@ -246,11 +247,11 @@ impl Worker {
 
     /// Committed before the calls: `attempts` counts calls that may have reached the provider, and
     /// a body that is sent is stored.
-    async fn lease_up_to(&self, room: Room, reach: Reach) -> anyhow::Result<Vec<Leased>> {
+    async fn lease_up_to(&self, room: Room, reach: Reach) -> anyhow::Result<Leases> {
         let mut connection = self.connection.take().await.context("connect")?;
         let leased = store::lease(&mut connection, room, LEASE, reach).await?;
         // Only payments that a replica of the version before this one has written lack a body.
-        let without = leased.iter().map(|leased| &leased.payment);
+        let without = leased.payments.iter().map(|leased| &leased.payment);
         let bodies: Vec<_> = without.filter_map(charge::missing_body).collect();
         if !bodies.is_empty() {
             store::store_bodies(&mut connection, &bodies).await?;

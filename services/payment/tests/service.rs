@@ -323,22 +323,30 @@ async fn a_payment_that_is_locked_holds_up_no_other() {
 async fn a_payment_that_cannot_be_read_holds_up_no_other() {
     let fixture = Fixture::new().await;
     fixture.start().await.kill().await.unwrap();
-    let (unreadable, other) = (OrderId::new(), OrderId::new());
-    for order in [unreadable, other] {
+    let (currency, lines, other) = (OrderId::new(), OrderId::new(), OrderId::new());
+    for order in [currency, lines, other] {
         fixture.write_asked(order, Uuid::now_v7(), None).await;
     }
-    let currency = async |currency: &str| {
+    // They are due together.
+    let set = async |of_one: &str, of_the_other: &str| {
         let set = "UPDATE payments SET due_at = now(),
-            currency = CASE order_id WHEN $1 THEN $2 ELSE currency END WHERE status = 'pending'";
-        let set = sqlx::query(set).bind(unreadable.0).bind(currency);
+                currency = CASE order_id WHEN $1 THEN $3 ELSE currency END,
+                lines = CASE order_id WHEN $2 THEN $4::jsonb ELSE lines END
+            WHERE status = 'pending'";
+        let set = sqlx::query(set).bind(currency.0).bind(lines.0);
+        let set = set.bind(of_one).bind(of_the_other);
         set.execute(&fixture.database).await.unwrap();
     };
-    currency("eur").await;
+    set("eur", "[{}]").await;
     let _payment = fixture.start().await;
     fixture.assert_charged_once(other).await;
-    assert_eq!(fixture.captures(unreadable).await, 0);
-    currency("EUR").await;
-    fixture.assert_charged_once(unreadable).await;
+    for unreadable in [currency, lines] {
+        assert_eq!(fixture.captures(unreadable).await, 0);
+    }
+    set("EUR", "[]").await;
+    for repaired in [currency, lines] {
+        fixture.assert_charged_once(repaired).await;
+    }
 }
 
 #[tokio::test]
