@@ -40,14 +40,7 @@ pub fn connect<'a>(
 ) -> BoxFuture<'a, anyhow::Result<PgPool>> {
     Box::pin(async move {
         let pool = pool(settings, service)?;
-        let open = || open_all(&pool, settings.pool_size);
-        open.retry(start_delays())
-            .when(may_come_up)
-            .notify(|error, delay| {
-                tracing::warn!(%error, "PostgreSQL is unavailable; the next attempt is in {delay:?}");
-            })
-            .await
-            .context("connect to the database that DATABASE_URL names")?;
+        open(&pool, 1).await?;
         for migrator in &mut migrators {
             // A newer version may have migrated before: its migrations only add, and this version
             // can still restart, and run after a roll-back.
@@ -58,19 +51,31 @@ pub fn connect<'a>(
             Migrations::Check => wait_until_migrated(&pool, &migrators).await,
         };
         migrated.context("migrate the database")?;
+        // Not before: replicas that have all connections would wait for each other for the one of
+        // the migration.
+        open(&pool, settings.pool_size).await?;
         Ok(pool)
     })
 }
 
-/// Opens every connection of the pool. To open one takes a process of the server and thousands of
-/// hashes of the password: a service whose first load found an empty pool would let requests time
-/// out.
-async fn open_all(pool: &PgPool, size: u32) -> sqlx::Result<()> {
-    let mut open = Vec::new();
-    for _ in 0..size {
-        open.push(pool.acquire().await?);
-    }
-    Ok(())
+/// Opens connections of the pool, or waits for the server. To open one takes a process of the server
+/// and thousands of hashes of the password: a service whose first load found an empty pool would
+/// let requests time out.
+async fn open(pool: &PgPool, size: u32) -> anyhow::Result<()> {
+    let open = || async {
+        let mut connections = Vec::new();
+        for _ in 0..size {
+            connections.push(pool.acquire().await?);
+        }
+        Ok(())
+    };
+    open.retry(start_delays())
+        .when(may_come_up)
+        .notify(|error, delay| {
+            tracing::warn!(%error, "PostgreSQL is unavailable; the next attempt is in {delay:?}");
+        })
+        .await
+        .context("connect to the database that DATABASE_URL names")
 }
 
 /// Migrates on a connection with time limits of its own, and grants `role` what a service needs. A
@@ -94,11 +99,10 @@ async fn migrate(pool: &PgPool, migrators: &[Migrator], role: Option<&str>) -> a
         }
         Ok(connection.close().await?)
     };
-    let has_to_wait = |error: &MigrateError| has_to_wait(error) || is_interrupted(error);
     let migrated = migrate.retry(start_delays()).when(has_to_wait);
     let notified = migrated.notify(|error: &MigrateError, delay| {
         tracing::info!(%error,
-            "a migration waits for a lock, a role or the server; the next attempt is in {delay:?}");
+            "a migration waits for a lock, a role or a connection; the next attempt is in {delay:?}");
     });
     Ok(notified.await?)
 }
@@ -153,22 +157,20 @@ fn is_without_table(error: &MigrateError) -> bool {
 
 /// Another replica migrates, or a transaction uses the table (lock_not_available,
 /// deadlock_detected). Or an operator of PostgreSQL has not made the role yet that is granted its
-/// rights (undefined_object).
+/// rights (undefined_object). Or there is no connection yet; one that is lost during a migration may
+/// have been ended by an operator.
 fn has_to_wait(error: &MigrateError) -> bool {
+    if let MigrateError::Execute(error) = error
+        && is_away(error)
+    {
+        return true;
+    }
     let is_migration = matches!(error, MigrateError::ExecuteMigration(..));
     sqlstate(error).is_some_and(|code| match &*code {
         "55P03" | "40P01" => true,
         "42704" => !is_migration,
         _ => false,
     })
-}
-
-/// What was applied is found at the next attempt.
-fn is_interrupted(error: &MigrateError) -> bool {
-    match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => is_away(error),
-        _ => false,
-    }
 }
 
 fn sqlstate(error: &MigrateError) -> Option<Cow<'_, str>> {

@@ -1,6 +1,7 @@
 //! One batch of messages: decode, claim, handle, commit.
 //!
-//! A batch is all or nothing, because it is one transaction. When the transaction fails, its
+//! A batch is all or nothing, because it is one transaction. One that another transaction has
+//! overtaken with a row is attempted once more. When the transaction fails otherwise, its
 //! messages are tried one by one, so that one poison message neither blocks nor fails its
 //! neighbours. An error that is not the data's (see `database`) is no message's fault: the whole
 //! batch waits, and is not taken apart.
