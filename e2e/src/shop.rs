@@ -160,8 +160,9 @@ impl Shop {
     /// Waits until the admin listener of a service serves `path`.
     pub async fn until_served(&self, service: &str, path: &str) -> anyhow::Result<()> {
         let url = format!("{}/{path}", self.endpoints().admin[service]);
+        let client = http_client()?;
         wait_for(&format!("{path} of {service}"), async || {
-            let response = http_client()?.get(&url).send().await?;
+            let response = client.get(&url).send().await?;
             response.error_for_status()?;
             Ok(Some(()))
         })

@@ -1,9 +1,9 @@
 //! Sends the mails that are due. Several replicas share the work.
 //!
 //! A mail is sent at least once: one that the server accepted just before this process died, or
-//! while the database was away for longer than [`LEASE`], is sent again, with the same `Message-ID`,
-//! so that mail servers and programs recognize it. One that cannot be sent is given up: at once when
-//! it is refused for good, otherwise after [`LAST_ATTEMPT`].
+//! that could not be recorded as sent before the end of its lease, is sent again, with the same
+//! `Message-ID`, so that mail servers and programs recognize it. One that cannot be sent is given
+//! up: at once when it is refused for good, otherwise after [`LAST_ATTEMPT`].
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use lettre::{
     Message,
     message::{Mailbox, header::ContentType},
 };
-use messaging::{Lookback, TRANSACTION_TIMEOUT, backoff, in_time};
+use messaging::{Lookback, backoff, in_time};
 use opentelemetry::{KeyValue, global, metrics::Counter};
 use secrecy::ExposeSecret as _;
 use sqlx::PgPool;
@@ -163,7 +163,7 @@ impl Mailer {
         let record =
             || in_time(async { Ok(store::record_outcome(&self.pool, mail, &outcome).await?) });
         let recorded = record.retry(backoff::exponential(FIRST_RECORDING_RETRY, FIRST_RETRY));
-        let recorded = recorded.when(|_| since.elapsed() < LEASE - TRANSACTION_TIMEOUT);
+        let recorded = recorded.when(|_| since.elapsed() < LEASE);
         let recorded = recorded.notify(|error, delay| {
             tracing::warn!(order.id = %mail.order_id, error = format!("{error:#}"),
                 "the outcome of a mail cannot be recorded; the next attempt is in {delay:?}");

@@ -23,9 +23,10 @@ use url::Url;
 /// How long the server may take to say goodbye; the mail is accepted before.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Enhanced status codes that say nothing about the mail (RFC 3463): the state of the mail system,
-/// the network (some servers say so of a quota), and a policy about this client.
-const NOT_ABOUT_THE_MAIL: [&str; 3] = ["5.3.", "5.4.", "5.7."];
+/// Enhanced status codes that say nothing about the mail (RFC 3463): the mail system is full, takes
+/// no mails, has no network, cannot look addresses up or is congested (some servers use the last one
+/// for a quota), or has a policy about this client.
+const NOT_ABOUT_THE_MAIL: [&str; 6] = ["5.3.1", "5.3.2", "5.4.2", "5.4.3", "5.4.5", "5.7."];
 
 /// Cheap to clone.
 #[derive(Clone)]

@@ -121,7 +121,8 @@ pub struct Notification {
     pub created_at: OffsetDateTime,
 }
 
-/// The notifications about one order, oldest first.
+/// The notifications about one order, oldest first, but those of a kind that only a newer replica
+/// knows.
 pub async fn list(pool: &PgPool, order: OrderId) -> sqlx::Result<Vec<Notification>> {
     let rows = sqlx::query!(
         r#"-- notifications_list
@@ -131,15 +132,14 @@ pub async fn list(pool: &PgPool, order: OrderId) -> sqlx::Result<Vec<Notificatio
     )
     .fetch_all(pool)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Notification {
-                notification_id: NotificationId(row.notification_id),
-                kind: read_kind(&row.kind)?,
-                created_at: row.created_at,
-            })
+    let notifications = rows.into_iter().filter_map(|row| {
+        Some(Notification {
+            notification_id: NotificationId(row.notification_id),
+            kind: read_kind(&row.kind)?,
+            created_at: row.created_at,
         })
-        .collect()
+    });
+    Ok(notifications.collect())
 }
 
 /// A mail that is due.
@@ -191,20 +191,20 @@ pub async fn lease(
     )
     .fetch_all(pool)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Mail {
-                notification_id: NotificationId(row.notification_id),
-                order_id: OrderId(row.order_id),
-                customer_id: CustomerId(row.customer_id),
-                kind: read_kind(&row.kind)?,
-                attempts: row.mail_attempts,
-            })
+    let mails = rows.into_iter().filter_map(|row| {
+        Some(Mail {
+            notification_id: NotificationId(row.notification_id),
+            order_id: OrderId(row.order_id),
+            customer_id: CustomerId(row.customer_id),
+            kind: read_kind(&row.kind)?,
+            attempts: row.mail_attempts,
         })
-        .collect()
+    });
+    Ok(mails.collect())
 }
 
-/// Records what came of a mail, unless it was withdrawn meanwhile.
+/// Records what came of a mail, unless it was withdrawn meanwhile. That it was sent counts for
+/// whoever has leased it by now; anything else only for the caller's own lease.
 pub async fn record_outcome(pool: &PgPool, mail: &Mail, outcome: &Outcome) -> sqlx::Result<()> {
     let (delay, reason) = match outcome {
         Outcome::Sent => (None, None),
@@ -217,19 +217,19 @@ pub async fn record_outcome(pool: &PgPool, mail: &Mail, outcome: &Outcome) -> sq
         SET mail_due_at = now() + make_interval(secs => $2),
             mail_given_up_at = CASE WHEN $3::text IS NOT NULL THEN now() END,
             mail_given_up_reason = $3
-        WHERE notification_id = $1 AND mail_due_at IS NOT NULL"#,
+        WHERE notification_id = $1 AND mail_due_at IS NOT NULL
+            AND (mail_attempts = $4 OR ($2::double precision IS NULL AND $3::text IS NULL))"#,
         mail.notification_id.0,
         delay as Option<f64>,
-        reason as Option<&str>
+        reason as Option<&str>,
+        mail.attempts
     )
     .execute(pool)
     .await?;
     Ok(())
 }
 
-fn read_kind(text: &str) -> sqlx::Result<Kind> {
-    let mut all = Kind::ALL.into_iter();
-    let known = all.find(|kind| kind.as_str() == text);
-    // The table's constraint excludes any other.
-    known.ok_or_else(|| sqlx::Error::Decode(format!("a notification cannot be {text:?}").into()))
+/// `None` for a kind that only a newer replica knows.
+fn read_kind(text: &str) -> Option<Kind> {
+    Kind::ALL.into_iter().find(|kind| kind.as_str() == text)
 }
