@@ -3,7 +3,8 @@
 //! A lost response is an unknown outcome, never a failure. The provider is asked again with the
 //! same key: it executes what it has not executed, and otherwise sends the stored response again.
 //! That response may be a 500, and then the provider is searched for the charge. Only when there is
-//! none is it asked for under the next key.
+//! none is it asked for under the next key. So is a refusal that is not about the charge, such as
+//! that of an account that may make no charges: no customer is to blame for it.
 //!
 //! **Why this cannot charge twice.** A charge found is recorded. "None found" proves nothing while
 //! an earlier call may still be executed: one that timed out may be waiting in a queue there. So
@@ -96,9 +97,17 @@ pub async fn call(provider: &Provider, leased: &Leased, charge: &Charge) -> Prov
     };
     match provider.create_intent(&key(payment), body).await {
         Ok(intent) => intent.outcome(),
-        Err(CallError::Rejected(error)) => ProviderOutcome::Declined {
-            code: error.most_specific_code(),
-        },
+        Err(CallError::Rejected(error))
+            if error.is_of_the_card() || (error.is_of_the_charge() && calls.others_are_over) =>
+        {
+            ProviderOutcome::Declined {
+                code: error.most_specific_code(),
+            }
+        }
+        // An earlier call may have charged, before something has changed at the account.
+        Err(CallError::Rejected(error)) if error.is_of_the_charge() => {
+            search(provider, &calls, false).await
+        }
         Err(CallError::Stored(_)) => search(provider, &calls, true).await,
         // Stripe compares bodies also while the first request is being executed.
         Err(CallError::OtherBody(_)) => search(provider, &calls, calls.others_are_over).await,
@@ -120,6 +129,7 @@ pub async fn call(provider: &Provider, leased: &Leased, charge: &Charge) -> Prov
 async fn search(provider: &Provider, calls: &Calls<'_>, is_final: bool) -> ProviderOutcome {
     let order = calls.payment.identity.order_id;
     match provider.find_intent(order, calls.age).await {
+        Ok(Some(intent)) if is_final && intent.is_unconfirmed() => ProviderOutcome::NotCharged,
         Ok(Some(intent)) if is_final || intent.is_settled() => intent.outcome(),
         Ok(None) if is_final => ProviderOutcome::NotCharged,
         Ok(_) => ProviderOutcome::Unknown {
@@ -178,7 +188,12 @@ pub fn missing_body(payment: &Payment) -> Option<(OrderId, String)> {
 #[cfg(test)]
 mod tests {
     use contracts::{Cause, CorrelationId, CustomerId, EventId, Money, PaymentId};
+    use serde_json::{Value, json};
     use time::OffsetDateTime;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
 
     use super::*;
     use crate::domain::Identity;
@@ -264,6 +279,102 @@ mod tests {
         let mut much_later = leased(HOUR, -time::Duration::HOUR);
         much_later.payment.attempts = 2;
         assert_eq!(known(&much_later), (true, true), "the lost call has ended");
+    }
+
+    /// A provider that answers every request to charge with `charge`, and every list with `list`.
+    async fn provider(charge: (&'static str, Value), list: Value) -> Provider {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let mut request = [0; 4096];
+                let read = socket.read(&mut request).await.unwrap();
+                let (head, body) = match request[..read].starts_with(b"POST") {
+                    true => (charge.0, charge.1.to_string()),
+                    false => ("200 OK", list.to_string()),
+                };
+                let date = "date: Fri, 27 Nov 2026 00:00:00 GMT";
+                let length = body.len();
+                let answer = format!(
+                    "HTTP/1.1 {head}\r\n{date}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+                );
+                let _hung_up = socket.write_all(answer.as_bytes()).await;
+            }
+        });
+        let _by_another_test = rustls::crypto::ring::default_provider().install_default();
+        Provider::new(&url, "sk_test_x".into()).unwrap()
+    }
+
+    async fn outcome(provider: &Provider, leased: &Leased) -> ProviderOutcome {
+        let charge = leased.payment.charge.as_ref().unwrap();
+        call(provider, leased, charge).await
+    }
+
+    fn refusal(error: Value) -> (&'static str, Value) {
+        ("400 Bad Request", json!({ "error": error }))
+    }
+
+    #[tokio::test]
+    async fn a_refusal_declines_a_charge_only_if_it_is_about_the_charge() {
+        let nothing = json!({ "data": [], "has_more": false });
+        let first = leased(Duration::ZERO, time::Duration::HOUR);
+        let of_the_charge = json!({ "type": "invalid_request_error", "code": "resource_missing",
+            "param": "payment_method_data[card][token]" });
+        let about_it = provider(refusal(of_the_charge), nothing.clone()).await;
+        let declined = outcome(&about_it, &first).await;
+        assert!(
+            matches!(declined, ProviderOutcome::Declined { .. }),
+            "{declined:?}"
+        );
+        let mut after_a_lost_call = first;
+        after_a_lost_call.payment.attempts = 2;
+        let open = outcome(&about_it, &after_a_lost_call).await;
+        assert!(matches!(open, ProviderOutcome::Unknown { .. }), "{open:?}");
+
+        let first = leased(Duration::ZERO, time::Duration::HOUR);
+        for error in [
+            json!({ "type": "invalid_request_error", "message": "Unrecognized request URL" }),
+            json!({ "type": "invalid_request_error", "code": "parameter_unknown", "param": "confirm" }),
+        ] {
+            let about_another_thing = provider(refusal(error), nothing.clone()).await;
+            let open = outcome(&about_another_thing, &first).await;
+            let is_over = matches!(open, ProviderOutcome::Unknown { is_over: true, .. });
+            assert!(is_over, "{open:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_call_that_charged_is_found_although_the_next_one_is_refused() {
+        let mut payment = leased(Duration::ZERO, time::Duration::HOUR);
+        payment.payment.attempts = 2;
+        let order = payment.payment.identity.order_id.to_string();
+        let intent =
+            json!({ "id": "pi_1", "status": "succeeded", "metadata": { "order_id": order } });
+        let error = json!({ "type": "invalid_request_error", "param": "payment_method" });
+        let found = json!({ "data": [intent], "has_more": false });
+        let provider = provider(refusal(error), found).await;
+        let reference = "pi_1".to_owned();
+        assert_eq!(
+            outcome(&provider, &payment).await,
+            ProviderOutcome::Captured { reference }
+        );
+    }
+
+    /// The provider failed after it had made the intent.
+    #[tokio::test]
+    async fn an_intent_that_was_never_confirmed_declines_nothing() {
+        let payment = leased(Duration::ZERO, time::Duration::HOUR);
+        let order = payment.payment.identity.order_id.to_string();
+        let intent = json!({ "id": "pi_1", "status": "requires_confirmation",
+            "metadata": { "order_id": order } });
+        let stored = "500 Internal Server Error\r\nidempotent-replayed: true";
+        let failure = json!({ "error": { "type": "api_error" } });
+        let found = json!({ "data": [intent], "has_more": false });
+        let provider = provider((stored, failure), found).await;
+        assert_eq!(
+            outcome(&provider, &payment).await,
+            ProviderOutcome::NotCharged
+        );
     }
 
     #[test]

@@ -77,7 +77,8 @@ pub struct Intent {
 pub struct Refund {
     #[serde(deserialize_with = "id")]
     pub id: String,
-    pub status: String,
+    /// Stripe may leave it out.
+    pub status: Option<String>,
     #[serde(default)]
     pub amount: i64,
 }
@@ -100,13 +101,15 @@ pub struct ApiError {
     r#type: String,
     pub code: Option<String>,
     decline_code: Option<String>,
+    /// The parameter of the request that is wrong.
+    param: Option<String>,
     message: Option<String>,
 }
 
 /// Why a request has no result.
 #[derive(Debug)]
 pub enum CallError {
-    /// The provider refuses: nothing was done and nothing will be.
+    /// The provider refuses this request, and does nothing.
     Rejected(ApiError),
     /// The stored failure of an earlier request with this key. The key executes nothing any more,
     /// and what it has executed can be looked up.
@@ -338,6 +341,15 @@ impl Intent {
         }
     }
 
+    /// The provider has failed after it had made the intent and before it confirmed it. Nobody else
+    /// confirms it.
+    pub fn is_unconfirmed(&self) -> bool {
+        matches!(
+            self.status.as_str(),
+            "requires_confirmation" | "requires_payment_method"
+        ) && self.last_payment_error.is_none()
+    }
+
     /// What this charge means for the payment.
     pub fn outcome(self) -> ProviderOutcome {
         match self.status.as_str() {
@@ -381,6 +393,29 @@ impl std::fmt::Display for CallError {
 }
 
 impl ApiError {
+    /// The card is declined. That is stored under the key: no call with it charges the card.
+    pub fn is_of_the_card(&self) -> bool {
+        self.r#type == "card_error"
+    }
+
+    /// The charge cannot be made as it is: its method or its amount is wrong
+    /// (<https://docs.stripe.com/error-codes>). Other refusals are about the account, its settings
+    /// or the address of the API, and say nothing about the charge.
+    pub fn is_of_the_charge(&self) -> bool {
+        let is_of_the_method = |param: &String| param.starts_with("payment_method");
+        self.is_of_the_card()
+            || self.param.as_ref().is_some_and(is_of_the_method)
+            || matches!(
+                self.code.as_deref(),
+                Some(
+                    "amount_too_small"
+                        | "amount_too_large"
+                        | "resource_missing"
+                        | "token_already_used"
+                )
+            )
+    }
+
     pub fn most_specific_code(self) -> String {
         let Self {
             r#type,
@@ -445,6 +480,13 @@ mod tests {
             matches!(error, CallError::Unknown { is_over: false, .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_refund_without_a_status_is_read() {
+        let refund = json!({ "id": "re_1", "status": null }).to_string();
+        let refund = read::<Refund>(refund.into_bytes()).unwrap();
+        assert_eq!(refund.status, None);
     }
 
     #[test]

@@ -63,7 +63,9 @@ async fn search(
         Ok(refunds) => refunds,
         Err(error) => return error.unknown(),
     };
-    let succeeded = refunds.iter().filter(|refund| refund.status == "succeeded");
+    let succeeded = refunds
+        .iter()
+        .filter(|refund| refund.status.as_deref() == Some("succeeded"));
     if succeeded.map(|refund| refund.amount).sum::<i64>() >= amount.amount() {
         return ProviderOutcome::Refunded;
     }
@@ -77,11 +79,11 @@ async fn search(
 }
 
 fn outcome(refund: Refund) -> ProviderOutcome {
-    match refund.status.as_str() {
-        "succeeded" => ProviderOutcome::Refunded,
+    match refund.status.as_deref() {
+        Some("succeeded") => ProviderOutcome::Refunded,
         _ if refund.is_pending() => ProviderOutcome::RefundPending { id: refund.id },
         status => ProviderOutcome::NotRefunded {
-            reason: format!("the refund {} is {status}", refund.id),
+            reason: format!("the refund {} is {}", refund.id, status.unwrap_or_default()),
         },
     }
 }
@@ -96,6 +98,9 @@ fn key(payment: &Payment) -> String {
 
 impl Refund {
     fn is_pending(&self) -> bool {
-        matches!(self.status.as_str(), "pending" | "requires_action")
+        matches!(
+            self.status.as_deref(),
+            None | Some("pending" | "requires_action")
+        )
     }
 }

@@ -320,6 +320,23 @@ async fn a_payment_that_is_locked_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn a_refusal_that_is_not_about_the_charge_declines_nothing() {
+    let fixture = Fixture::new().await;
+    let _payment = fixture.start().await;
+    fixture.inject(json!({ "refused_rate": 1.0 })).await;
+    let order = fixture.publish_order().await;
+    // From the third attempt on the charge is also searched for.
+    eventually("four attempts, or the end", async || {
+        let (status, attempts) = fixture.status(order).await;
+        attempts >= 4 || status == "failed"
+    })
+    .await;
+    assert_eq!(fixture.status(order).await.0, "pending");
+    fixture.inject(json!({})).await;
+    fixture.assert_charged_once(order).await;
+}
+
+#[tokio::test]
 async fn a_payment_that_cannot_be_read_holds_up_no_other() {
     let fixture = Fixture::new().await;
     fixture.start().await.kill().await.unwrap();

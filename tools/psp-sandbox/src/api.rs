@@ -48,8 +48,8 @@ async fn create_intent(
     Form(parameters): Form<Parameters>,
 ) -> Response {
     let fault = sandbox.faults.get(charges::token(&parameters));
-    if fault.inject().await {
-        return response::injected_fault().into_response();
+    if let Some(injected) = fault.inject().await {
+        return injected.into_response();
     }
     if let Some(unauthorized) = response::unauthorized(&headers) {
         return unauthorized;
@@ -88,8 +88,8 @@ async fn create_refund(
     Form(parameters): Form<Parameters>,
 ) -> Response {
     let fault = sandbox.faults.get("refund");
-    if fault.inject().await {
-        return response::injected_fault().into_response();
+    if let Some(injected) = fault.inject().await {
+        return injected.into_response();
     }
     if let Some(unauthorized) = response::unauthorized(&headers) {
         return unauthorized;

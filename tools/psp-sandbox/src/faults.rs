@@ -6,6 +6,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::{ledger::StoredResponse, response};
+
 /// What goes wrong with requests for one token. Rates are shares of requests, 0 to 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -15,6 +17,9 @@ pub(crate) struct Fault {
     latency_ms: u64,
     /// Rate of 500s before execution: nothing happens, and nothing is stored under the key.
     unavailable_rate: f64,
+    /// Rate of 400s before execution that are about the account, and not about the charge. Nothing
+    /// is stored under the key.
+    refused_rate: f64,
     /// Rate of 500s in place of execution, stored under the key.
     error_rate: f64,
     /// Rate of 500s after execution, stored under the key.
@@ -54,10 +59,13 @@ async fn wait(milliseconds: u64) {
 }
 
 impl Fault {
-    /// Delays the request. Returns whether it must fail before it is executed.
-    pub(crate) async fn inject(&self) -> bool {
+    /// Delays the request. Returns the response that it gets in place of execution, if any.
+    pub(crate) async fn inject(&self) -> Option<StoredResponse> {
         wait(self.latency_ms).await;
-        happens(self.unavailable_rate)
+        if happens(self.unavailable_rate) {
+            return Some(response::injected_fault());
+        }
+        happens(self.refused_rate).then(response::injected_refusal)
     }
 
     /// The error of a request with a new key, if any.

@@ -151,8 +151,8 @@ async fn list_objects(
     headers: &HeaderMap,
     read: impl FnOnce(&ReadTables) -> anyhow::Result<Value> + Send + 'static,
 ) -> Response {
-    if sandbox.faults.of_lists().inject().await {
-        return response::injected_fault().into_response();
+    if let Some(injected) = sandbox.faults.of_lists().inject().await {
+        return injected.into_response();
     }
     let read = |tables: &ReadTables| read(tables).map(Some);
     one(sandbox, headers, "list", "", read).await

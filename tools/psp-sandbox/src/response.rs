@@ -33,6 +33,12 @@ pub(crate) fn injected_fault() -> StoredResponse {
     StoredResponse { status: 500, body }
 }
 
+pub(crate) fn injected_refusal() -> StoredResponse {
+    let message = "Your account cannot currently make charges.";
+    let body = json!({ "error": { "type": "invalid_request_error", "message": message } });
+    StoredResponse { status: 400, body }
+}
+
 pub(crate) fn unreadable(cause: &anyhow::Error) -> Response {
     tracing::error!(
         error = format!("{cause:#}"),
