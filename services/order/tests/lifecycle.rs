@@ -378,6 +378,35 @@ async fn a_service_waits_for_a_database_that_is_made_later() {
     assert_ends_well(program).await;
 }
 
+/// A password is changed at the services first.
+#[tokio::test]
+async fn a_service_waits_for_a_broker_that_does_not_know_it_yet() {
+    let reaper = Reaper::new().unwrap();
+    let directory = TemporaryDirectory::new(&reaper).unwrap();
+    // A new log each time: it is read below.
+    let logs = directory.path().join("logs");
+    let log = logs.join("nats.log");
+    let logs = Logs::Directory(logs);
+    let place = directory.path().join("nats");
+    let port = free_port().unwrap();
+    let others = "authorization { users: [ { user: somebody, password: else } ] }";
+    let server = NatsServer::start_with(&place, port, others, &logs, &reaper);
+    let server = server.await.unwrap();
+    let (_, url) = test::database(&[]).await.unwrap();
+    let mut program = spawn(&url, &server.url(), "0");
+    eventually("the broker has refused it", async || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.contains("authentication error")
+    })
+    .await;
+    server.stop().await.unwrap();
+    let server = NatsServer::start_with(&place, port, "", &logs, &reaper);
+    let server = server.await.unwrap();
+    program.wait_until_ready().await.unwrap();
+    assert_ends_well(program).await;
+    server.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_service_waits_for_a_broker_without_a_leader() {
     let reaper = Reaper::new().unwrap();

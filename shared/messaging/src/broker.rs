@@ -64,8 +64,8 @@ impl Default for StreamSettings {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// The address is wrong, or the server refuses the connection.
-    #[error("cannot connect to NATS at {url}: check the address and the credentials")]
+    /// The address is wrong, or there is no encrypted connection.
+    #[error("cannot connect to NATS at {url}: check the address and the certificates")]
     Connect {
         /// The address.
         url: String,
@@ -87,7 +87,8 @@ pub enum BrokerError {
 
 impl Broker {
     /// Connects to a server, or to one of several that commas separate, and checks its version.
-    /// Waits for a server that is not up yet: services and servers start in any order.
+    /// Waits for a server that is not up yet, or does not know the user yet: services and servers
+    /// start in any order.
     ///
     /// # Errors
     /// [`BrokerError`].
@@ -233,11 +234,18 @@ fn options(login: Login<'_>, connected: watch::Sender<u64>) -> ConnectOptions {
         })
 }
 
+/// The server is away. Or it does not know the user or the password yet: they may be changed at the
+/// services first, and a service that is connected waits, too.
 fn may_come_up(error: &async_nats::ConnectError) -> bool {
     use async_nats::ConnectErrorKind as Kind;
     matches!(
         error.kind(),
-        Kind::Io | Kind::TimedOut | Kind::Dns | Kind::MaxReconnects
+        Kind::Io
+            | Kind::TimedOut
+            | Kind::Dns
+            | Kind::MaxReconnects
+            | Kind::Authentication
+            | Kind::AuthorizationViolation
     )
 }
 
