@@ -3,8 +3,8 @@
 //! A lost response is an unknown outcome, never a failure. The provider is asked again with the
 //! same key: it executes what it has not executed, and otherwise sends the stored response again.
 //! That response may be a 500, and then the provider is searched for the charge. Only when there is
-//! none is it asked for under the next key. So is a refusal that is not about the charge, such as
-//! that of an account that may make no charges: no customer is to blame for it.
+//! none is it asked for under the next key. A refusal that is not about the charge, such as that of
+//! an account that may make no charges, is an unknown outcome, too: no customer is to blame for it.
 //!
 //! **Why this cannot charge twice.** A charge found is recorded. "None found" proves nothing while
 //! an earlier call may still be executed: one that timed out may be waiting in a queue there. So
@@ -98,15 +98,15 @@ pub async fn call(provider: &Provider, leased: &Leased, charge: &Charge) -> Prov
     match provider.create_intent(&key(payment), body).await {
         Ok(intent) => intent.outcome(),
         Err(CallError::Rejected(error))
-            if error.is_of_the_card() || (error.is_of_the_charge() && calls.others_are_over) =>
+            if error.is_of_the_card() || (error.is_of_the_charge() && payment.attempts == 1) =>
         {
             ProviderOutcome::Declined {
                 code: error.most_specific_code(),
             }
         }
-        // An earlier call may have charged, before something has changed at the account.
+        // An earlier call may have charged. If there is no charge, the next key declines.
         Err(CallError::Rejected(error)) if error.is_of_the_charge() => {
-            search(provider, &calls, false).await
+            search(provider, &calls, calls.others_are_over).await
         }
         Err(CallError::Stored(_)) => search(provider, &calls, true).await,
         // Stripe compares bodies also while the first request is being executed.
@@ -129,7 +129,6 @@ pub async fn call(provider: &Provider, leased: &Leased, charge: &Charge) -> Prov
 async fn search(provider: &Provider, calls: &Calls<'_>, is_final: bool) -> ProviderOutcome {
     let order = calls.payment.identity.order_id;
     match provider.find_intent(order, calls.age).await {
-        Ok(Some(intent)) if is_final && intent.is_unconfirmed() => ProviderOutcome::NotCharged,
         Ok(Some(intent)) if is_final || intent.is_settled() => intent.outcome(),
         Ok(None) if is_final => ProviderOutcome::NotCharged,
         Ok(_) => ProviderOutcome::Unknown {
@@ -329,7 +328,12 @@ mod tests {
         let mut after_a_lost_call = first;
         after_a_lost_call.payment.attempts = 2;
         let open = outcome(&about_it, &after_a_lost_call).await;
-        assert!(matches!(open, ProviderOutcome::Unknown { .. }), "{open:?}");
+        let is_over = matches!(open, ProviderOutcome::Unknown { is_over: true, .. });
+        assert!(is_over, "{open:?}");
+        let mut after_an_answered_call = after_a_lost_call;
+        after_an_answered_call.payment.answered = 1;
+        let next_key = outcome(&about_it, &after_an_answered_call).await;
+        assert_eq!(next_key, ProviderOutcome::NotCharged);
 
         let first = leased(Duration::ZERO, time::Duration::HOUR);
         for error in [
@@ -343,8 +347,20 @@ mod tests {
         }
     }
 
+    /// It is stored under the key, and stays when its cause is gone.
     #[tokio::test]
-    async fn a_lost_call_that_charged_is_found_although_the_next_one_is_refused() {
+    async fn after_a_refusal_that_is_stored_the_next_key_is_used() {
+        let nothing = json!({ "data": [], "has_more": false });
+        let payment = leased(Duration::ZERO, time::Duration::HOUR);
+        let (_, refusal) = refusal(json!({ "type": "invalid_request_error" }));
+        let stored = "400 Bad Request\r\nidempotent-replayed: true";
+        let provider = provider((stored, refusal), nothing).await;
+        let next_key = outcome(&provider, &payment).await;
+        assert_eq!(next_key, ProviderOutcome::NotCharged);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_charged_is_found_although_the_next_one_is_refused() {
         let mut payment = leased(Duration::ZERO, time::Duration::HOUR);
         payment.payment.attempts = 2;
         let order = payment.payment.identity.order_id.to_string();
@@ -353,28 +369,15 @@ mod tests {
         let error = json!({ "type": "invalid_request_error", "param": "payment_method" });
         let found = json!({ "data": [intent], "has_more": false });
         let provider = provider(refusal(error), found).await;
-        let reference = "pi_1".to_owned();
-        assert_eq!(
-            outcome(&provider, &payment).await,
-            ProviderOutcome::Captured { reference }
-        );
-    }
-
-    /// The provider failed after it had made the intent.
-    #[tokio::test]
-    async fn an_intent_that_was_never_confirmed_declines_nothing() {
-        let payment = leased(Duration::ZERO, time::Duration::HOUR);
-        let order = payment.payment.identity.order_id.to_string();
-        let intent = json!({ "id": "pi_1", "status": "requires_confirmation",
-            "metadata": { "order_id": order } });
-        let stored = "500 Internal Server Error\r\nidempotent-replayed: true";
-        let failure = json!({ "error": { "type": "api_error" } });
-        let found = json!({ "data": [intent], "has_more": false });
-        let provider = provider((stored, failure), found).await;
-        assert_eq!(
-            outcome(&provider, &payment).await,
-            ProviderOutcome::NotCharged
-        );
+        // The call was lost, or answered with a 500.
+        for answered in [0, 1] {
+            payment.payment.answered = answered;
+            let reference = "pi_1".to_owned();
+            assert_eq!(
+                outcome(&provider, &payment).await,
+                ProviderOutcome::Captured { reference }
+            );
+        }
     }
 
     #[test]

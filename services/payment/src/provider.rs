@@ -283,11 +283,15 @@ impl Provider {
 fn classify(status: StatusCode, is_replayed: bool, error: ApiError) -> CallError {
     let reason = format!("{status}: {error}");
     match (status, error.r#type.as_str()) {
-        // The card is declined, or the request is wrong.
+        // The card is declined, or the request is wrong. That a request was wrong when the key was
+        // used first says nothing about now.
+        (StatusCode::BAD_REQUEST | StatusCode::PAYMENT_REQUIRED, "card_error") => {
+            CallError::Rejected(error)
+        }
         (
             StatusCode::BAD_REQUEST | StatusCode::PAYMENT_REQUIRED | StatusCode::NOT_FOUND,
-            "invalid_request_error" | "card_error",
-        ) => CallError::Rejected(error),
+            "invalid_request_error",
+        ) if !is_replayed => CallError::Rejected(error),
         (StatusCode::BAD_REQUEST, "idempotency_error") => CallError::OtherBody(reason),
         _ if is_replayed => CallError::Stored(reason),
         // An error of the API itself has a type; without one a proxy has answered, and the API may
@@ -339,15 +343,6 @@ impl Intent {
             "succeeded" | "canceled" => true,
             _ => self.last_payment_error.is_some(),
         }
-    }
-
-    /// The provider has failed after it had made the intent and before it confirmed it. Nobody else
-    /// confirms it.
-    pub fn is_unconfirmed(&self) -> bool {
-        matches!(
-            self.status.as_str(),
-            "requires_confirmation" | "requires_payment_method"
-        ) && self.last_payment_error.is_none()
     }
 
     /// What this charge means for the payment.
@@ -402,18 +397,19 @@ impl ApiError {
     /// (<https://docs.stripe.com/error-codes>). Other refusals are about the account, its settings
     /// or the address of the API, and say nothing about the charge.
     pub fn is_of_the_charge(&self) -> bool {
-        let is_of_the_method = |param: &String| param.starts_with("payment_method");
-        self.is_of_the_card()
-            || self.param.as_ref().is_some_and(is_of_the_method)
-            || matches!(
-                self.code.as_deref(),
-                Some(
-                    "amount_too_small"
-                        | "amount_too_large"
-                        | "resource_missing"
-                        | "token_already_used"
-                )
+        let code = self.code.as_deref();
+        let param = self.param.as_deref().unwrap_or_default();
+        let is_of_the_method =
+            param == "payment_method" || param.starts_with("payment_method_data[");
+        let is_of_the_charge = matches!(
+            code,
+            Some(
+                "amount_too_small" | "amount_too_large" | "resource_missing" | "token_already_used"
             )
+        );
+        self.is_of_the_card()
+            || is_of_the_charge
+            || (is_of_the_method && code != Some("parameter_unknown"))
     }
 
     pub fn most_specific_code(self) -> String {
