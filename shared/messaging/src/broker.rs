@@ -107,7 +107,7 @@ impl Broker {
             .when(may_come_up)
             .notify(|error, delay| {
                 tracing::warn!(broker.url = url, %error,
-                    "NATS is unavailable; the next attempt is in {delay:?}");
+                    "there is no connection to NATS; the next attempt is in {delay:?}");
             })
             .await
             .map_err(|source| BrokerError::Connect {
