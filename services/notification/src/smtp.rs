@@ -24,8 +24,8 @@ use url::Url;
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Enhanced status codes that say nothing about the mail (RFC 3463): the mail system is full, takes
-/// no mails, has no network, cannot look addresses up or is congested (some servers use the last one
-/// for a quota), or has a policy about this client.
+/// no mails, has no network, cannot look addresses up or is congested (some servers use the last
+/// one for a quota), or has a policy about this client.
 const NOT_ABOUT_THE_MAIL: [&str; 6] = ["5.3.1", "5.3.2", "5.4.2", "5.4.3", "5.4.5", "5.7."];
 
 /// Cheap to clone.
@@ -99,8 +99,7 @@ impl SmtpServer {
 
     /// Whether the server refuses this very mail for good: 55z. A permanent code with another
     /// second digit is about the session, a wrong password for example (RFC 5321, section 4.2.1),
-    /// and so are 554 instead of a greeting (RFC 5321, section 3.1) and [`NOT_ABOUT_THE_MAIL`]: they
-    /// say nothing about the mail.
+    /// and so are 554 instead of a greeting (RFC 5321, section 3.1) and [`NOT_ABOUT_THE_MAIL`].
     pub async fn has_refused_for_good(&self, error: &Error) -> bool {
         let code = error.status().filter(|_| error.is_permanent());
         let text = error.source().map(ToString::to_string).unwrap_or_default();

@@ -203,8 +203,8 @@ pub async fn lease(
     Ok(mails.collect())
 }
 
-/// Records what came of a mail, unless it was withdrawn meanwhile. That it was sent counts for
-/// whoever has leased it by now; anything else only for the caller's own lease.
+/// Records what came of a mail, unless it was withdrawn meanwhile. That it was sent is
+/// recorded also when another replica has leased it by now; anything else only in the own lease.
 pub async fn record_outcome(pool: &PgPool, mail: &Mail, outcome: &Outcome) -> sqlx::Result<()> {
     let (delay, reason) = match outcome {
         Outcome::Sent => (None, None),

@@ -437,15 +437,8 @@ async fn a_mail_that_is_accepted_late_decides_over_no_other() {
 
 #[tokio::test]
 async fn a_mail_whose_outcome_cannot_be_recorded_at_once_is_sent_once() {
-    let Mailing {
-        service: _service,
-        mail_server,
-        kept: _kept,
-        database,
-        jetstream,
-        installation: _installation,
-    } = Mailing::start().await;
-    mail_server.busy.store(false, Ordering::Relaxed);
+    let mailing = Mailing::start().await;
+    mailing.mail_server.busy.store(false, Ordering::Relaxed);
     let fail_twice = "
         CREATE SEQUENCE records;
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -454,20 +447,23 @@ async fn a_mail_whose_outcome_cannot_be_recorded_at_once_is_sent_once() {
         END $$;
         CREATE TRIGGER fail BEFORE UPDATE ON notifications FOR EACH ROW
             WHEN (NEW.mail_due_at IS NULL) EXECUTE FUNCTION fail()";
-    sqlx::raw_sql(fail_twice).execute(&database).await.unwrap();
+    sqlx::raw_sql(fail_twice)
+        .execute(&mailing.database)
+        .await
+        .unwrap();
     // On a machine that pauses the lease may end before.
     for nth in 1..=5 {
         let customer = CustomerId::new();
         let order = OrderId::new();
-        publish_event(&jetstream, order, confirmed(order, customer)).await;
+        publish_event(&mailing.jetstream, order, confirmed(order, customer)).await;
         eventually("the outcome is recorded", async || {
             let recorded = "SELECT count(*) FROM notifications
                 WHERE mail_attempts > 0 AND mail_due_at IS NULL";
             let recorded = sqlx::query_scalar::<_, i64>(recorded);
-            recorded.fetch_one(&database).await.unwrap() == nth
+            recorded.fetch_one(&mailing.database).await.unwrap() == nth
         })
         .await;
-        if mail_server.attempts(customer) == 1 {
+        if mailing.mail_server.attempts(customer) == 1 {
             return;
         }
     }
@@ -476,14 +472,7 @@ async fn a_mail_whose_outcome_cannot_be_recorded_at_once_is_sent_once() {
 
 #[tokio::test]
 async fn an_outcome_that_is_recorded_late_leaves_the_lease_of_another_replica_alone() {
-    let Mailing {
-        service: _service,
-        mail_server,
-        kept: _kept,
-        database,
-        jetstream,
-        installation: _installation,
-    } = Mailing::start().await;
+    let mailing = Mailing::start().await;
     let hold_back = "
         CREATE TABLE released ();
         CREATE SEQUENCE failed;
@@ -499,21 +488,26 @@ async fn an_outcome_that_is_recorded_late_leaves_the_lease_of_another_replica_al
         END $$;
         CREATE TRIGGER hold_back BEFORE UPDATE ON notifications
             FOR EACH STATEMENT EXECUTE FUNCTION hold_back()";
-    sqlx::raw_sql(hold_back).execute(&database).await.unwrap();
+    sqlx::raw_sql(hold_back)
+        .execute(&mailing.database)
+        .await
+        .unwrap();
     let called = async |sequence: &'static str| {
         let called = sqlx::query_scalar::<_, bool>(sequence);
-        called.fetch_one(&database).await.unwrap()
+        called.fetch_one(&mailing.database).await.unwrap()
     };
     // On a machine that pauses the lease may end before.
     for _ in 0..5 {
         sqlx::raw_sql("TRUNCATE released; ALTER SEQUENCE failed RESTART")
-            .execute(&database)
+            .execute(&mailing.database)
             .await
             .unwrap();
         let customer = CustomerId::new();
-        mail_server.treat(customer, Treatment::RefuseRecipient("451 come back later"));
+        mailing
+            .mail_server
+            .treat(customer, Treatment::RefuseRecipient("451 come back later"));
         let (order, began) = (OrderId::new(), Instant::now());
-        publish_event(&jetstream, order, confirmed(order, customer)).await;
+        publish_event(&mailing.jetstream, order, confirmed(order, customer)).await;
         eventually("the first attempt to record it fails", async || {
             called("SELECT is_called FROM failed").await
         })
@@ -521,10 +515,10 @@ async fn an_outcome_that_is_recorded_late_leaves_the_lease_of_another_replica_al
         let lease = "UPDATE notifications
             SET mail_attempts = mail_attempts + 1, mail_due_at = now() + interval '1 hour'
             WHERE order_id = $1";
-        let lease = sqlx::query(lease).bind(order.0).execute(&database);
+        let lease = sqlx::query(lease).bind(order.0).execute(&mailing.database);
         lease.await.unwrap();
         sqlx::query("INSERT INTO released DEFAULT VALUES")
-            .execute(&database)
+            .execute(&mailing.database)
             .await
             .unwrap();
         eventually("a later attempt succeeds, or is too late", async || {
@@ -535,7 +529,7 @@ async fn an_outcome_that_is_recorded_late_leaves_the_lease_of_another_replica_al
             let left = "SELECT mail_due_at > now() + interval '30 minutes' FROM notifications
                 WHERE order_id = $1";
             let left = sqlx::query_scalar::<_, bool>(left).bind(order.0);
-            assert!(left.fetch_one(&database).await.unwrap());
+            assert!(left.fetch_one(&mailing.database).await.unwrap());
             return;
         }
     }
@@ -545,29 +539,26 @@ async fn an_outcome_that_is_recorded_late_leaves_the_lease_of_another_replica_al
 /// A newer replica has written it.
 #[tokio::test]
 async fn a_notification_of_an_unknown_kind_holds_up_no_other() {
-    let Mailing {
-        service,
-        mail_server: _mail_server,
-        mut kept,
-        database,
-        jetstream: _jetstream,
-        installation: _installation,
-    } = Mailing::start().await;
+    let mut mailing = Mailing::start().await;
     let drop = "ALTER TABLE notifications DROP CONSTRAINT notifications_kind_known";
-    sqlx::query(drop).execute(&database).await.unwrap();
+    sqlx::query(drop).execute(&mailing.database).await.unwrap();
     let order = OrderId::new();
     // Both are due at once.
     let insert = "INSERT INTO notifications
             (notification_id, order_id, customer_id, kind, created_at, mail_due_at)
         SELECT gen_random_uuid(), $1, $1, kind, now(), now()
         FROM unnest(ARRAY['order_shipped', 'order_confirmed']) AS n (kind)";
-    let insert = sqlx::query(insert).bind(order.0).execute(&database);
+    let insert = sqlx::query(insert).bind(order.0).execute(&mailing.database);
     insert.await.unwrap();
-    assert!(next_mail(&mut kept).await.contains(&order.to_string()));
+    assert!(
+        next_mail(&mut mailing.kept)
+            .await
+            .contains(&order.to_string())
+    );
     let attempts = "SELECT mail_attempts FROM notifications WHERE kind = 'order_shipped'";
-    let attempts = sqlx::query_scalar::<_, i32>(attempts).fetch_one(&database);
+    let attempts = sqlx::query_scalar::<_, i32>(attempts).fetch_one(&mailing.database);
     assert_eq!(attempts.await.unwrap(), 0, "a newer replica sends it");
-    let mut client = Client::connect(service.url.clone()).await.unwrap();
+    let mut client = Client::connect(mailing.service.url.clone()).await.unwrap();
     let known = notifications(&mut client, order).await;
     assert_eq!(known, [NotificationKind::OrderConfirmed]);
 }

@@ -292,11 +292,9 @@ mod tests {
                     true => (charge.0, charge.1.to_string()),
                     false => ("200 OK", list.to_string()),
                 };
-                let date = "date: Fri, 27 Nov 2026 00:00:00 GMT";
-                let length = body.len();
-                let answer = format!(
-                    "HTTP/1.1 {head}\r\n{date}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-                );
+                let headers = "date: Fri, 27 Nov 2026 00:00:00 GMT\r\nconnection: close";
+                let length = format!("content-length: {}", body.len());
+                let answer = format!("HTTP/1.1 {head}\r\n{headers}\r\n{length}\r\n\r\n{body}");
                 let _hung_up = socket.write_all(answer.as_bytes()).await;
             }
         });
@@ -338,7 +336,8 @@ mod tests {
         let first = leased(Duration::ZERO, time::Duration::HOUR);
         for error in [
             json!({ "type": "invalid_request_error", "message": "Unrecognized request URL" }),
-            json!({ "type": "invalid_request_error", "code": "parameter_unknown", "param": "confirm" }),
+            json!({ "type": "invalid_request_error", "code": "parameter_unknown",
+                "param": "confirm" }),
         ] {
             let about_another_thing = provider(refusal(error), nothing.clone()).await;
             let open = outcome(&about_another_thing, &first).await;

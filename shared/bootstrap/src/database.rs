@@ -58,9 +58,9 @@ pub fn connect<'a>(
     })
 }
 
-/// Opens connections of the pool, or waits for the server. To open one takes a process of the server
-/// and thousands of hashes of the password: a service whose first load found an empty pool would
-/// let requests time out.
+/// Opens connections of the pool, or waits for the server. To open one takes a process of the
+/// server and thousands of hashes of the password: a service whose first load found an empty pool
+/// would let requests time out.
 async fn open(pool: &PgPool, size: u32) -> anyhow::Result<()> {
     let open = || async {
         let mut connections = Vec::new();
@@ -102,7 +102,8 @@ async fn migrate(pool: &PgPool, migrators: &[Migrator], role: Option<&str>) -> a
     let migrated = migrate.retry(start_delays()).when(has_to_wait);
     let notified = migrated.notify(|error: &MigrateError, delay| {
         tracing::info!(%error,
-            "a migration waits for a lock, a role or a connection; the next attempt is in {delay:?}");
+            "a migration waits for a lock, a role or a connection; \
+             the next attempt is in {delay:?}");
     });
     Ok(notified.await?)
 }
@@ -157,8 +158,8 @@ fn is_without_table(error: &MigrateError) -> bool {
 
 /// Another replica migrates, or a transaction uses the table (lock_not_available,
 /// deadlock_detected). Or an operator of PostgreSQL has not made the role yet that is granted its
-/// rights (undefined_object). Or there is no connection yet; one that is lost during a migration may
-/// have been ended by an operator.
+/// rights (undefined_object). Or there is no connection yet; one that is lost during a migration
+/// may have been ended by an operator.
 fn has_to_wait(error: &MigrateError) -> bool {
     if let MigrateError::Execute(error) = error
         && is_away(error)

@@ -115,8 +115,8 @@ impl ServiceContext {
     /// for what is not up yet.
     ///
     /// # Errors
-    /// When the broker's address is wrong or it is too old, a migration fails, or the API keys cannot
-    /// be read.
+    /// When the broker's address is wrong or it is too old, a migration fails, or the API keys
+    /// cannot be read.
     pub async fn join_saga<const PORT: u16, const ADMIN_PORT: u16>(
         &mut self,
         settings: &ServiceSettings<PORT, ADMIN_PORT>,
